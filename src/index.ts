@@ -1,0 +1,1 @@
+export { EXIT, InvariantError, MambacError } from "./support/errors.js";

@@ -1,0 +1,128 @@
+/** The only importer of onnxruntime-node: plain sessions for proofs, calibration and evaluation. */
+
+import * as ort from "onnxruntime-node";
+import { asBytes, type Tensor, tensorFromBytes } from "../ir/tensor.js";
+import type { DType } from "../ir/types.js";
+import { MambacError } from "../support/errors.js";
+
+export interface SessionOptions {
+  /** Graph optimisation level; proofs run the graph as written, so the default is 'disabled'. */
+  readonly optimization?: "disabled" | "basic" | "extended" | "all";
+  readonly threads?: number;
+}
+
+/** A loaded model. `run` takes and gives tensors by name; outputs default to all. */
+export interface Session {
+  readonly inputNames: readonly string[];
+  readonly outputNames: readonly string[];
+  run(feeds: ReadonlyMap<string, Tensor>, outputs?: readonly string[]): Promise<Map<string, Tensor>>;
+  release(): Promise<void>;
+}
+
+/** Loads a model from a path, or from bytes (which must not refer to external files). */
+export async function openSession(model: string | Uint8Array, options: SessionOptions = {}): Promise<Session> {
+  const settings: ort.InferenceSession.SessionOptions = {
+    graphOptimizationLevel: options.optimization ?? "disabled",
+    intraOpNumThreads: options.threads ?? 1,
+    interOpNumThreads: 1,
+    executionMode: "sequential",
+    logSeverityLevel: 4,
+    extra: { session: { intra_op: { allow_spinning: "0" } } },
+  };
+  let inner: ort.InferenceSession;
+  try {
+    inner =
+      typeof model === "string"
+        ? await ort.InferenceSession.create(model, settings)
+        : await ort.InferenceSession.create(model, settings);
+  } catch (cause) {
+    throw new MambacError("session/load", `ONNX Runtime cannot load the model: ${messageOf(cause)}`, undefined, {
+      cause,
+    });
+  }
+  return {
+    inputNames: inner.inputNames,
+    outputNames: inner.outputNames,
+    async run(feeds, outputs) {
+      const inputs: Record<string, ort.Tensor> = {};
+      for (const [name, tensor] of feeds) inputs[name] = toOrt(tensor);
+      let results: ort.InferenceSession.OnnxValueMapType;
+      try {
+        results = outputs === undefined ? await inner.run(inputs) : await inner.run(inputs, [...outputs]);
+      } catch (cause) {
+        throw new MambacError("session/run", `ONNX Runtime cannot run the model: ${messageOf(cause)}`, undefined, {
+          cause,
+        });
+      }
+      const out = new Map<string, Tensor>();
+      for (const [name, value] of Object.entries(results)) out.set(name, fromOrt(name, value));
+      return out;
+    },
+    release: () => inner.release(),
+  };
+}
+
+function messageOf(cause: unknown): string {
+  return cause instanceof Error ? cause.message : String(cause);
+}
+
+const TO_ORT: Partial<Record<DType, ort.Tensor.Type>> = {
+  f32: "float32",
+  f64: "float64",
+  f16: "float16",
+  i64: "int64",
+  i32: "int32",
+  i16: "int16",
+  i8: "int8",
+  u8: "uint8",
+  u16: "uint16",
+  u32: "uint32",
+  u64: "uint64",
+  bool: "bool",
+};
+
+const FROM_ORT: ReadonlyMap<string, DType> = new Map(
+  Object.entries(TO_ORT).map(([dtype, name]) => [name, dtype as DType]),
+);
+
+function toOrt(tensor: Tensor): ort.Tensor {
+  const type = TO_ORT[tensor.dtype];
+  if (type === undefined) throw new MambacError("session/dtype", `cannot feed a tensor of type ${tensor.dtype}`);
+  const bytes = tensor.bytes();
+  const buffer = bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength) as ArrayBuffer;
+  return new ort.Tensor(type, typedArray(tensor.dtype, buffer), [...tensor.shape]);
+}
+
+function typedArray(dtype: DType, buffer: ArrayBuffer): ort.Tensor.DataType {
+  switch (dtype) {
+    case "f32":
+      return new Float32Array(buffer);
+    case "f64":
+      return new Float64Array(buffer);
+    case "i64":
+      return new BigInt64Array(buffer);
+    case "u64":
+      return new BigUint64Array(buffer);
+    case "i32":
+      return new Int32Array(buffer);
+    case "u32":
+      return new Uint32Array(buffer);
+    case "i16":
+      return new Int16Array(buffer);
+    case "f16":
+    case "u16":
+      return new Uint16Array(buffer);
+    case "i8":
+      return new Int8Array(buffer);
+    default:
+      return new Uint8Array(buffer);
+  }
+}
+
+function fromOrt(name: string, value: ort.OnnxValue): Tensor {
+  const dtype = FROM_ORT.get(value.type);
+  if (dtype === undefined || !ArrayBuffer.isView(value.data)) {
+    throw new MambacError("session/dtype", `output ${name} has type ${value.type}, which mambac cannot read`);
+  }
+  return tensorFromBytes(dtype, value.dims, asBytes(value.data));
+}
