@@ -8,11 +8,17 @@
 import type { Tensor } from "./tensor.js";
 import type { ValueType } from "./types.js";
 
-export type Attribute =
+/** Wire bytes of ONNX fields the IR does not model; the reader reports them, the writer writes them back as they were. */
+export interface WithExtras {
+  readonly extras?: Uint8Array;
+}
+
+export type Attribute = (
   | { readonly kind: "float"; readonly value: number }
   | { readonly kind: "int"; readonly value: bigint }
   | { readonly kind: "string"; readonly value: Uint8Array }
-  | { readonly kind: "tensor"; readonly value: Tensor }
+  /** `name` is the name ONNX tensors carry themselves; it means nothing. */
+  | { readonly kind: "tensor"; readonly value: Tensor; readonly name?: string }
   | { readonly kind: "graph"; readonly value: Graph }
   | { readonly kind: "type"; readonly value: ValueType | null }
   | { readonly kind: "floats"; readonly value: readonly number[] }
@@ -22,11 +28,13 @@ export type Attribute =
   | { readonly kind: "graphs"; readonly value: readonly Graph[] }
   | { readonly kind: "types"; readonly value: readonly (ValueType | null)[] }
   /** Inside a function body: the value of the caller's attribute `name`. */
-  | { readonly kind: "ref"; readonly name: string; readonly type: AttributeKind };
+  | { readonly kind: "ref"; readonly name: string; readonly type: AttributeKind }
+) &
+  WithExtras;
 
 export type AttributeKind = Exclude<Attribute["kind"], "ref">;
 
-export interface Node {
+export interface Node extends WithExtras {
   readonly name: string;
   /** '' is the main ONNX domain ('ai.onnx' is read as ''). */
   readonly domain: string;
@@ -39,14 +47,14 @@ export interface Node {
   readonly metadata: ReadonlyMap<string, string>;
 }
 
-export interface ValueInfo {
+export interface ValueInfo extends WithExtras {
   readonly name: string;
   readonly type: ValueType | null;
   readonly doc: string;
   readonly metadata: ReadonlyMap<string, string>;
 }
 
-export interface Graph {
+export interface Graph extends WithExtras {
   readonly name: string;
   readonly doc: string;
   readonly inputs: readonly ValueInfo[];
@@ -59,7 +67,7 @@ export interface Graph {
   readonly metadata: ReadonlyMap<string, string>;
 }
 
-export interface FunctionDef {
+export interface FunctionDef extends WithExtras {
   readonly domain: string;
   readonly name: string;
   readonly overload: string;
@@ -75,7 +83,7 @@ export interface FunctionDef {
   readonly metadata: ReadonlyMap<string, string>;
 }
 
-export interface Model {
+export interface Model extends WithExtras {
   readonly irVersion: number;
   readonly producerName: string;
   readonly producerVersion: string;
