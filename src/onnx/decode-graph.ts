@@ -2,6 +2,7 @@
 
 import type { Attribute, AttributeKind, FunctionDef, Graph, Node, ValueInfo } from "../ir/graph.js";
 import type { Tensor } from "../ir/tensor.js";
+import { topologicalOrder } from "../ir/topological-order.js";
 import { EXIT, MambacError } from "../support/errors.js";
 import { decodeEntries, decodeSparse, decodeTensor, type ReadContext } from "./decode-tensor.js";
 import { decodeType } from "./decode-type.js";
@@ -84,7 +85,7 @@ export function decodeGraph(proto: Message<"GraphProto">, where: string, context
     doc: proto.doc_string ?? "",
     inputs: proto.input.map((value) => decodeValue(value, where, context)),
     outputs: proto.output.map((value) => decodeValue(value, where, context)),
-    nodes: proto.node.map((node, at) => decodeNode(node, at, where, context)),
+    nodes: decodeNodes(proto.node, where, context),
     initializers,
     valueInfo: decodeValues(proto.value_info, where, context),
     metadata: decodeEntries(proto.metadata_props, `the metadata of ${where}`, context.log),
@@ -118,6 +119,14 @@ function decodeValues(
     out.set(value.name, value);
   }
   return out;
+}
+
+/** Nodes in topological order; a file in another order is sorted, a circle is left for the verifier to name. */
+function decodeNodes(protos: readonly Message<"NodeProto">[], where: string, context: ReadContext): readonly Node[] {
+  const nodes = protos.map((node, at) => decodeNode(node, at, where, context));
+  const sorted = topologicalOrder(nodes) ?? nodes;
+  if (sorted !== nodes) context.log.note(`the nodes of ${where} are not in topological order; sorted`);
+  return sorted;
 }
 
 function decodeNode(proto: Message<"NodeProto">, at: number, where: string, context: ReadContext): Node {
@@ -286,7 +295,7 @@ export function decodeFunction(proto: Message<"FunctionProto">, context: ReadCon
     outputs: proto.output,
     attributes: proto.attribute,
     attributeDefaults,
-    nodes: proto.node.map((node, at) => decodeNode(node, at, where, context)),
+    nodes: decodeNodes(proto.node, where, context),
     opsets: decodeOpsets(proto.opset_import, where, context),
     valueInfo: decodeValues(proto.value_info, where, context),
     doc: proto.doc_string ?? "",

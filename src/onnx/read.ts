@@ -3,6 +3,7 @@
 import { readFileSync, statSync } from "node:fs";
 import { dirname } from "node:path";
 import type { Model } from "../ir/graph.js";
+import { formatDiagnostic, verifyModel } from "../ir/verify.js";
 import { EXIT, MambacError } from "../support/errors.js";
 import { decodeDomain, decodeFunction, decodeGraph, decodeOpsets, extrasOf } from "./decode-graph.js";
 import { decodeEntries, type ReadContext } from "./decode-tensor.js";
@@ -107,7 +108,21 @@ function decodeModel(bytes: Uint8Array, external: ExternalFiles | null): ReadRes
     metadata: decodeEntries(proto.metadata_props, "the metadata of the model", log),
     ...extrasOf("ModelProto", proto, { configuration: proto.configuration }, context),
   };
+  checkStructure(model, log);
   return { model, warnings: log.warnings() };
+}
+
+/** Diagnostics told in one message; a damaged file may have thousands. */
+const MAX_TOLD = 5;
+
+function checkStructure(model: Model, log: ReadLog): void {
+  const found = verifyModel(model);
+  const errors = found.filter((diagnostic) => diagnostic.severity === "error");
+  for (const diagnostic of found) if (diagnostic.severity === "warning") log.note(formatDiagnostic(diagnostic));
+  if (errors.length === 0) return;
+  const told = errors.slice(0, MAX_TOLD).map(formatDiagnostic);
+  const rest = errors.length > MAX_TOLD ? `; and ${errors.length - MAX_TOLD} more` : "";
+  throw new MambacError("onnx/invalid", `the model is not sound: ${told.join("; ")}${rest}`);
 }
 
 function checkMainOpset(opsets: ReadonlyMap<string, number>, where: string): void {
