@@ -25,6 +25,7 @@ import { INDEX_RULES } from "./infer-index.js";
 import { MOVEMENT_RULES } from "./infer-movement.js";
 import { NN_RULES } from "./infer-nn.js";
 import { REDUCE_RULES } from "./infer-reduce.js";
+import { SEMANTIC_RULES } from "./infer-semantic.js";
 import type { DType, ValueType } from "./types.js";
 
 /**
@@ -75,6 +76,7 @@ const RULES: ReadonlyMap<string, Rule> = new Map([
   ...MOVEMENT_RULES,
   ...NN_RULES,
   ...REDUCE_RULES,
+  ...SEMANTIC_RULES,
 ]);
 
 /** Functions may not recurse in ONNX; a file that does so anyway stops being inferred here. */

@@ -1,0 +1,127 @@
+/**
+ * raise-scan: replaces every proved selective-scan region by one `SelectiveScan`.
+ *
+ * Purpose: no later pass needs to know which exporter wrote the graph, and a scan that was unrolled or chunked for one
+ * length becomes a scan of any length.
+ * Method: find candidates loosely, run each against the float64 recurrence, replace only what agrees (see
+ * `src/rewrite/scan-region.ts` and `scan-proof.ts`).
+ * Algebra: h_t = exp(d_t A) h_{t-1} + d_t x_t outer B_t, y_t = h_t C_t + D x_t, d_t = clip(softplus(dt_t + dt_bias)).
+ * Refuses: regions that no assignment of roles reproduces to 1e-4; the remark names layer, anchor and smallest error.
+ *
+ *     before   Softplus, Exp, Mul, Add, Gather x L, MatMul x L, Concat ...
+ *     after    SelectiveScan(x, dt, A, B, C, D, dt_bias, past) -> (y, present)
+ */
+
+import { GraphBuilder } from "../src/ir/builder.js";
+import type { Graph, Node } from "../src/ir/graph.js";
+import { f32Tensor } from "../src/ir/tensor.js";
+import { dtypeNumber } from "../src/ir/types.js";
+import { concrete } from "../src/rewrite/axes.js";
+import { GraphEdit } from "../src/rewrite/edit.js";
+import { emitCast, emitFromCanonical, emitToCanonical } from "../src/rewrite/layout.js";
+import { definePass, type Pass, type PassContext } from "../src/rewrite/pass.js";
+import { type ProvedScan, proveScan, type Trial } from "../src/rewrite/scan-proof.js";
+import { findScanRegions } from "../src/rewrite/scan-region.js";
+import { layerLabel, scanNode } from "../src/rewrite/semantic.js";
+import type { Tracer } from "../src/rewrite/trace.js";
+import { proofTrials } from "../src/rewrite/trials.js";
+
+export const raiseScan: Pass<Record<string, never>> = definePass({
+  name: "raise-scan",
+  summary: "replace proved selective-scan regions by one SelectiveScan each",
+  exactness: "real-exact",
+  requires: ["normalised"],
+  establishes: ["scan-raised"],
+  invalidates: [],
+  async run(model, _options, context) {
+    const { tracer, trials } = proofTrials(model);
+    const proved: { scan: ProvedScan; layer: string }[] = [];
+    for (const [at, region] of findScanRegions(tracer).entries()) {
+      const layer = layerLabel(
+        [...region.exits, ...region.weights, ...region.nodes.map((node) => node.name), region.dt],
+        at,
+      );
+      const result = await proveScan(tracer, region, trials, (graph, feeds) =>
+        context.execute({ ...model, graph }, feeds),
+      );
+      if (result.kind === "proved") proved.push({ scan: result.scan, layer });
+      else refuse(context, layer, region.anchor, result.refused.reason, result.refused.error);
+    }
+    return { model: { ...model, graph: replaceAll(tracer, proved, trials) }, changed: proved.length };
+  },
+});
+
+function refuse(context: PassContext, layer: string, anchor: Node, reason: string, error: number | null): void {
+  const measured = error === null ? "" : `; smallest relative error ${error.toExponential(1)}`;
+  context.report({
+    kind: "missed",
+    code: "raise-scan/not-proved",
+    where: `${layer}: ${anchor.name || anchor.outputs[0]}`,
+    message: `looks like a selective scan but is left as it is: ${reason}${measured}`,
+  });
+}
+
+function replaceAll(
+  tracer: Tracer,
+  proved: readonly { scan: ProvedScan; layer: string }[],
+  _trials: readonly Trial[],
+): Graph {
+  const edit = new GraphEdit(tracer.graph);
+  for (const [at, { scan, layer }] of proved.entries()) {
+    const { parameters } = scan;
+    const builder = new GraphBuilder(`mambac.scan${at}.`);
+    const target = parameters.family === "mamba2" ? [parameters.heads, parameters.headDim] : [parameters.heads];
+    const read = (part: ProvedScan["x"], sizes: readonly number[]): string =>
+      emitCast(
+        builder,
+        emitToCanonical(builder, part.layout, part.name, sizes),
+        dtypeNumber(concrete(tracer.view, part.name)?.dtype ?? "f32"),
+        dtypeNumber("f32"),
+      );
+    const weight = (hint: string, shape: readonly number[], values: Float64Array | null): string =>
+      builder.initializer(f32Tensor(shape, values ?? new Float64Array(shape.reduce((a, b) => a * b, 1))), hint);
+    const inputs = [
+      read(scan.x, target),
+      read(scan.dt, [parameters.heads]),
+      weight(
+        "A",
+        parameters.family === "mamba2" ? [parameters.heads] : [parameters.heads, parameters.dState],
+        parameters.A,
+      ),
+      read(scan.B, [parameters.groups, parameters.dState]),
+      read(scan.C, [parameters.groups, parameters.dState]),
+      weight("D", target, parameters.D),
+      weight("dt_bias", [parameters.heads], parameters.dtBias),
+      scan.region.pastState ?? "",
+    ];
+    const y = builder.fresh("y");
+    const present = scan.presentState === null ? "" : builder.fresh("present");
+    builder.nodes.push(
+      scanNode(
+        {
+          layer,
+          form: scan.region.form,
+          family: parameters.family,
+          heads: parameters.heads,
+          headDim: parameters.headDim,
+          dState: parameters.dState,
+          groups: parameters.groups,
+          dtMin: parameters.dtMin,
+          dtMax: parameters.dtMax,
+          stateLayout: scan.stateLayout,
+          error: scan.error,
+          state: { format: "f32", scale: "dsq", requantize: "call" },
+        },
+        inputs,
+        [y, present],
+      ),
+    );
+    const dtype = dtypeNumber(concrete(tracer.view, scan.y.name)?.dtype ?? "f32");
+    const result = emitFromCanonical(builder, scan.y.layout, emitCast(builder, y, dtypeNumber("f32"), dtype), target);
+    edit.addNodes(builder.nodes);
+    edit.addInitializers(builder.initializers);
+    edit.replaceValue(scan.y.name, result);
+    if (scan.presentState !== null) edit.replaceValue(scan.presentState, present);
+  }
+  return edit.commit();
+}

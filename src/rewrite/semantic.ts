@@ -1,0 +1,198 @@
+/**
+ * The semantic operators every pass between raise and lower sees, whatever exporter wrote the source (domain `mambac.ir`,
+ * never written to a file):
+ *
+ * - `SelectiveScan` (x, dt, A, B, C, D, dt_bias, past) -> (y, present), shapes as in `runtime-ops/README.md`;
+ * - `CausalConv` (x, weight, bias, past) -> (y, present);
+ * - `CausalAttention` (q, k, v, past_k, past_v) -> (y, present_k, present_v), only in hybrids merged from a pair.
+ *
+ * `past` and `present` are graph inputs and outputs in their public layout, or '' while the graph has none.
+ */
+
+import { type Attribute, attr, attrFloat, attrInt, attrString, makeNode, type Node } from "../ir/graph.js";
+import type { Family, Requantize, StateFormat, StateScale } from "../ops/names.js";
+import type { ConvForm } from "./conv-region.js";
+import type { StateLayout } from "./scan-proof.js";
+import type { ScanForm } from "./scan-region.js";
+
+export const SEMANTIC_DOMAIN = "mambac.ir";
+
+/** How a scan keeps its state between calls. */
+export interface StateChoice {
+  readonly format: StateFormat;
+  readonly scale: StateScale;
+  readonly requantize: Requantize;
+}
+
+export interface ScanOp {
+  readonly kind: "scan";
+  readonly node: Node;
+  readonly layer: string;
+  readonly form: ScanForm;
+  readonly family: Family;
+  readonly heads: number;
+  readonly headDim: number;
+  readonly dState: number;
+  readonly groups: number;
+  readonly dtMin: number;
+  readonly dtMax: number;
+  readonly stateLayout: StateLayout;
+  readonly error: number;
+  readonly state: StateChoice;
+}
+
+export interface ConvOp {
+  readonly kind: "conv";
+  readonly node: Node;
+  readonly layer: string;
+  readonly form: ConvForm;
+  readonly channels: number;
+  readonly kernelSize: number;
+  readonly stateWidth: number;
+  readonly activation: "none" | "silu";
+  readonly error: number;
+}
+
+export interface AttentionOp {
+  readonly kind: "attention";
+  readonly node: Node;
+  readonly layer: string;
+  readonly heads: number;
+  readonly kvHeads: number;
+  readonly headDim: number;
+  readonly scale: number;
+  readonly error: number;
+}
+
+export type SemanticOp = ScanOp | ConvOp | AttentionOp;
+
+/** Input and output positions, so that passes do not count. */
+export const SCAN_INPUT = { x: 0, dt: 1, A: 2, B: 3, C: 4, D: 5, dtBias: 6, past: 7 } as const;
+export const CONV_INPUT = { x: 0, weight: 1, bias: 2, past: 3 } as const;
+export const ATTENTION_INPUT = { q: 0, k: 1, v: 2, pastK: 3, pastV: 4 } as const;
+
+export function scanNode(
+  op: Omit<ScanOp, "kind" | "node">,
+  inputs: readonly string[],
+  outputs: readonly string[],
+): Node {
+  return semanticNode("SelectiveScan", op.layer, inputs, outputs, {
+    form: attr.string(op.form),
+    family: attr.string(op.family),
+    num_heads: attr.int(op.heads),
+    head_dim: attr.int(op.headDim),
+    d_state: attr.int(op.dState),
+    num_groups: attr.int(op.groups),
+    dt_min: attr.float(op.dtMin),
+    dt_max: attr.float(op.dtMax),
+    state_layout: attr.string(op.stateLayout),
+    state_format: attr.string(op.state.format),
+    state_scale: attr.string(op.state.scale),
+    requantize: attr.string(op.state.requantize),
+    error: attr.float(op.error),
+  });
+}
+
+export function convNode(
+  op: Omit<ConvOp, "kind" | "node">,
+  inputs: readonly string[],
+  outputs: readonly string[],
+): Node {
+  return semanticNode("CausalConv", op.layer, inputs, outputs, {
+    form: attr.string(op.form),
+    channels: attr.int(op.channels),
+    kernel_size: attr.int(op.kernelSize),
+    state_width: attr.int(op.stateWidth),
+    activation: attr.string(op.activation),
+    error: attr.float(op.error),
+  });
+}
+
+export function attentionNode(
+  op: Omit<AttentionOp, "kind" | "node">,
+  inputs: readonly string[],
+  outputs: readonly string[],
+): Node {
+  return semanticNode("CausalAttention", op.layer, inputs, outputs, {
+    num_heads: attr.int(op.heads),
+    kv_num_heads: attr.int(op.kvHeads),
+    head_dim: attr.int(op.headDim),
+    scale: attr.float(op.scale),
+    error: attr.float(op.error),
+  });
+}
+
+function semanticNode(
+  op: string,
+  layer: string,
+  inputs: readonly string[],
+  outputs: readonly string[],
+  attributes: Readonly<Record<string, Attribute>>,
+): Node {
+  const all = new Map<string, Attribute>([["layer", attr.string(layer)], ...Object.entries(attributes)]);
+  return makeNode(op, inputs, outputs, all, { domain: SEMANTIC_DOMAIN, name: `${layer}.${op}` });
+}
+
+/** Reads a semantic node; null for any other node. */
+export function readSemantic(node: Node): SemanticOp | null {
+  if (node.domain !== SEMANTIC_DOMAIN) return null;
+  const base = { node, layer: attrString(node, "layer", ""), error: attrFloat(node, "error", 0) };
+  switch (node.op) {
+    case "SelectiveScan":
+      return {
+        kind: "scan",
+        ...base,
+        form: attrString(node, "form", "") as ScanForm,
+        family: attrString(node, "family", "") as Family,
+        heads: attrInt(node, "num_heads", 0),
+        headDim: attrInt(node, "head_dim", 0),
+        dState: attrInt(node, "d_state", 0),
+        groups: attrInt(node, "num_groups", 0),
+        dtMin: attrFloat(node, "dt_min", Number.NEGATIVE_INFINITY),
+        dtMax: attrFloat(node, "dt_max", Number.POSITIVE_INFINITY),
+        stateLayout: attrString(node, "state_layout", "PN") as StateLayout,
+        state: {
+          format: attrString(node, "state_format", "f32") as StateFormat,
+          scale: attrString(node, "state_scale", "dsq") as StateScale,
+          requantize: attrString(node, "requantize", "call") as Requantize,
+        },
+      };
+    case "CausalConv":
+      return {
+        kind: "conv",
+        ...base,
+        form: attrString(node, "form", "") as ConvForm,
+        channels: attrInt(node, "channels", 0),
+        kernelSize: attrInt(node, "kernel_size", 0),
+        stateWidth: attrInt(node, "state_width", 0),
+        activation: attrString(node, "activation", "none") === "silu" ? "silu" : "none",
+      };
+    case "CausalAttention":
+      return {
+        kind: "attention",
+        ...base,
+        heads: attrInt(node, "num_heads", 0),
+        kvHeads: attrInt(node, "kv_num_heads", 0),
+        headDim: attrInt(node, "head_dim", 0),
+        scale: attrFloat(node, "scale", 1),
+      };
+    default:
+      return null;
+  }
+}
+
+/** The semantic operators of a graph, in graph order. */
+export function semanticOps(nodes: readonly Node[]): SemanticOp[] {
+  return nodes.flatMap((node) => readSemantic(node) ?? []);
+}
+
+/**
+ * A name for the layer a region belongs to: the layer number in the names around it when they tell, else its position.
+ */
+export function layerLabel(names: readonly string[], fallback: number): string {
+  for (const name of names) {
+    const found = /(?:layers?|blocks?|backbone|present_(?:conv|ssm)|present|past)[._/](\d+)/.exec(name);
+    if (found?.[1] !== undefined) return `layers.${found[1]}`;
+  }
+  return `layers.${fallback}`;
+}
