@@ -1,0 +1,40 @@
+/** Scores of the next token, and where they lie. */
+
+import { float16ToNumber, type Tensor, toNumbers } from "../ir/tensor.js";
+import { invariant } from "../support/errors.js";
+
+/** Scores of the next token: `data` is [batch, length, vocabulary], row-major. */
+export interface Logits {
+  readonly batch: number;
+  readonly length: number;
+  readonly vocabulary: number;
+  readonly data: Float32Array;
+}
+
+/** The row of one slot and position (default: the last). A view, not a copy. */
+export function logitsRow(logits: Logits, slot: number = 0, position: number = logits.length - 1): Float32Array {
+  const start = (slot * logits.length + position) * logits.vocabulary;
+  return logits.data.subarray(start, start + logits.vocabulary);
+}
+
+/** Elements of a float tensor as float32. */
+export function toFloats(tensor: Tensor): Float32Array {
+  if (tensor.dtype === "f32") return new Float32Array(tensor.bytes().slice().buffer);
+  if (tensor.dtype === "f16") {
+    const bits = new Uint16Array(tensor.bytes().slice().buffer);
+    return Float32Array.from(bits, float16ToNumber);
+  }
+  return Float32Array.from(toNumbers(tensor));
+}
+
+/** Joins logits of consecutive single tokens. */
+export function concatenate(parts: readonly Logits[]): Logits {
+  const [first] = parts;
+  invariant(first, "nothing to join");
+  const { batch, vocabulary } = first;
+  const data = new Float32Array(batch * parts.length * vocabulary);
+  parts.forEach((part, t) => {
+    for (let b = 0; b < batch; b++) data.set(logitsRow(part, b, 0), (b * parts.length + t) * vocabulary);
+  });
+  return { batch, length: parts.length, vocabulary, data };
+}
