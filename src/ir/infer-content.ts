@@ -31,14 +31,14 @@ export function stridedOffsets(shape: readonly number[], strides: readonly numbe
 }
 
 /** `[f(0), ..., f(n-1)]`. */
-export function count(n: number, f: (index: number) => number): number[] {
+export function count<T>(n: number, f: (index: number) => T): T[] {
   return Array.from({ length: n }, (_, index) => f(index));
 }
 
 /** numpy broadcasting of any number of shapes. Throws `Contradiction` when they do not fit. */
 export function broadcastShapes(shapes: readonly (readonly number[])[]): number[] {
   const rank = Math.max(0, ...shapes.map((shape) => shape.length));
-  const out: number[] = new Array<number>(rank).fill(1);
+  const out = count(rank, () => 1);
   for (const shape of shapes) {
     const shift = rank - shape.length;
     for (const [axis, dim] of shape.entries()) {
