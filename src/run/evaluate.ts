@@ -101,7 +101,7 @@ export async function evaluate(options: EvaluateOptions): Promise<Evaluation> {
   }
   model.reset();
   reference?.reset();
-  const bytes = tokenizer === null ? null : parts.reduce((sum, part) => sum + byteLength(tokenizer, part.slice(1)), 0);
+  const bytes = tokenizer === null ? null : byteLength(tokenizer, ids.slice(1, needed));
   return { mode, window, windows, ...score.result(bytes, reference !== undefined) };
 }
 
