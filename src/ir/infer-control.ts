@@ -46,7 +46,9 @@ const branch: Rule = (call) => {
 /** A body run at its fixed point: facts that hold in every iteration. */
 interface Repeated {
   readonly entries: readonly (symbol | null)[];
-  readonly result: BodyResult;
+  readonly outputs: readonly Fact[];
+  /** Contradictions of the first iteration, which starts from the initial values. */
+  readonly problems: readonly string[];
 }
 
 /**
@@ -62,12 +64,15 @@ function repeat(
 ): Repeated {
   const entries = initial.map((fact) => (fact.kind === "sequence" ? Symbol("entry") : null));
   let state: readonly Fact[] = initial.map((fact, i) => enter(fact, entries[i] ?? null));
+  let problems: readonly string[] | null = null;
   for (;;) {
-    const result = call.body(body, arrange(state));
+    const result: BodyResult = call.body(body, arrange(state));
+    problems ??= result.problems;
     const current = state;
     const next = current.map((fact, i) => carry(fact, carriedOut(result.outputs, i) ?? UNKNOWN));
     // Joining only forgets, and each value has little to forget, so this ends.
-    if (next.every((fact, i) => sameFact(fact, current[i] ?? UNKNOWN))) return { entries, result };
+    const settled = next.every((fact, i) => sameFact(fact, current[i] ?? UNKNOWN));
+    if (settled) return { entries, outputs: result.outputs, problems };
     state = next;
   }
 }
@@ -105,21 +110,19 @@ const loop: Rule = (call) => {
   const never = (limit !== null && limit <= 0) || start === 0;
   const index = tensorFact("i64", [], limit === 1 ? [0] : null);
   const condition = tensorFact("bool", [], [1]);
-  const { entries, result } = repeat(
+  const { entries, outputs, problems } = repeat(
     call,
     body,
     initial,
     (carried) => [index, condition, ...carried],
-    (outputs, i) => outputs[i + 1],
+    (made, i) => made[i + 1],
   );
   const certain = !never && limit !== null && start !== null;
-  if (certain) for (const problem of result.problems) call.report(problem);
-  const again = tensorContent(result.outputs[0]);
+  if (certain) for (const problem of problems) call.report(problem);
+  const again = tensorContent(outputs[0]);
   const trips = never ? 0 : certain ? tripCount(limit, again) : null;
-  const carried = initial.map((fact, i) =>
-    finalFact(fact, result.outputs[i + 1] ?? UNKNOWN, entries[i] ?? null, trips),
-  );
-  const scanned = result.outputs.slice(initial.length + 1).map((fact) => stacked(fact, trips, 0));
+  const carried = initial.map((fact, i) => finalFact(fact, outputs[i + 1] ?? UNKNOWN, entries[i] ?? null, trips));
+  const scanned = outputs.slice(initial.length + 1).map((fact) => stacked(fact, trips, 0));
   return [...carried, ...scanned];
 };
 
@@ -151,17 +154,17 @@ const scan: Rule = (call) => {
   const sequences = count(slices, (i) => tensorInput(call, states + i));
   const trips = scanLength(sequences, axes);
   const elements = sequences.map((fact, i) => withoutAxis(fact, axes[i] ?? 0));
-  const { entries, result } = repeat(
+  const { entries, outputs, problems } = repeat(
     call,
     body,
     initial,
     (carried) => [...carried, ...elements],
-    (outputs, i) => outputs[i],
+    (made, i) => made[i],
   );
-  if (trips !== null && trips > 0) for (const problem of result.problems) call.report(problem);
-  const carried = initial.map((fact, i) => finalFact(fact, result.outputs[i] ?? UNKNOWN, entries[i] ?? null, trips));
+  if (trips !== null && trips > 0) for (const problem of problems) call.report(problem);
+  const carried = initial.map((fact, i) => finalFact(fact, outputs[i] ?? UNKNOWN, entries[i] ?? null, trips));
   const outAxes = attrInts(call.node, "scan_output_axes") ?? [];
-  const scanned = result.outputs.slice(states).map((fact, i) => stacked(fact, trips, outAxes[i] ?? 0));
+  const scanned = outputs.slice(states).map((fact, i) => stacked(fact, trips, outAxes[i] ?? 0));
   return [...carried, ...scanned];
 };
 

@@ -304,7 +304,8 @@ function sliceRange(start: number, end: number, step: number, dim: number): { st
     Math.min(high, Math.max(least, value < 0 ? value + dim : value));
   // Unlike numpy, ONNX moves a start before the axis to its first element even for negative steps.
   const first = bound(start, 0);
-  const last = bound(end, low);
+  // ONNX Runtime reads the largest integers as "to the end", also when the end is the front.
+  const last = end === 2 ** 63 || end === 2 ** 31 - 1 ? (step > 0 ? dim : -1) : bound(end, low);
   return { start: first, size: Math.max(0, Math.ceil((last - first) / step)) };
 }
 

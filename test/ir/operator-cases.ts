@@ -1,28 +1,8 @@
 /** One node on constant inputs for every operator that inference has a rule for. */
 
-import type { AttributeInput } from "../../src/ir/builder.js";
 import { attr } from "../../src/ir/graph.js";
 import { boolTensor, f32Tensor, i64Tensor, type Tensor, tensorFromBytes } from "../../src/ir/tensor.js";
-
-/** A node; null is an omitted input. */
-export interface Case {
-  readonly op: string;
-  readonly inputs: readonly (Tensor | null)[];
-  readonly attributes?: Readonly<Record<string, AttributeInput>>;
-  /** How many outputs, or which ones by index. */
-  readonly outputs?: number | readonly number[];
-  readonly domain?: string;
-}
-
-function node(
-  op: string,
-  inputs: readonly (Tensor | null)[],
-  attributes: Readonly<Record<string, AttributeInput>> = {},
-  outputs: number | readonly number[] = 1,
-  domain: string = "",
-): Case {
-  return { op, inputs, attributes, outputs, domain };
-}
+import { type Case, node } from "../support/operator-run.js";
 
 const f = (shape: readonly number[], ...values: number[]): Tensor => f32Tensor(shape, filled(shape, values));
 const i = (shape: readonly number[], ...values: (number | bigint)[]): Tensor => i64Tensor(shape, filled(shape, values));
