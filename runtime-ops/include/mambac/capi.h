@@ -1,0 +1,45 @@
+/* The kernels without ONNX Runtime, for tests, benchmarks and other hosts. Plain C. */
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define MAMBAC_EXPORT __declspec(dllexport)
+#else
+#define MAMBAC_EXPORT __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Sizes and buffers of one call; shapes as in runtime-ops/README.md. Mamba-1: heads * head_dim channels. */
+typedef struct {
+  int64_t batch, length, heads, head_dim, d_state, groups;
+  float dt_min, dt_max;
+  const float *x, *dt, *A, *B, *C, *D, *dt_bias;
+  const void* past;
+  float* y;
+  void* present;
+} mambac_scan;
+
+typedef struct {
+  int64_t batch, channels, length, kernel, width;
+  const float *x, *weight, *bias, *past;
+  float *y, *present;
+} mambac_conv;
+
+/* Runs one operator on the calling thread. `isa` is "portable", "avx2" or "avx512", or null for the best one.
+   Returns 0; or 1 with a message in `error` (always terminated when room > 0). */
+MAMBAC_EXPORT int mambac_scan_run(const char* op, const char* isa, const mambac_scan* call, char* error, size_t room);
+MAMBAC_EXPORT int mambac_conv_run(const char* op, const char* isa, const mambac_conv* call, char* error, size_t room);
+
+/* Bytes of past and of present for one batch row; 0 for an unknown operator or sizes out of range. */
+MAMBAC_EXPORT int64_t mambac_state_bytes(const char* op, int64_t heads, int64_t head_dim, int64_t d_state);
+
+/* The instruction set in use. */
+MAMBAC_EXPORT const char* mambac_isa(void);
+
+#ifdef __cplusplus
+}
+#endif

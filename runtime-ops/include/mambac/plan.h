@@ -1,0 +1,55 @@
+// Operator names, attributes and shapes, checked without ONNX Runtime. Meanings: runtime-ops/README.md.
+#pragma once
+#include "mambac/scan.h"
+
+namespace mambac {
+
+struct ScanOp {
+  char name[32];
+  Family family;
+  Format format;
+  bool max_norm, per_token;
+};
+constexpr int kScanOps = 22;
+const ScanOp* scan_ops();                     // kScanOps of them
+const ScanOp* find_scan_op(const char* name);  // null where there is none
+
+struct ConvOp {
+  const char* name;
+  bool silu;
+};
+constexpr int kConvOps = 2;
+const ConvOp* conv_ops();
+
+constexpr int kScanInputs = 8, kConvInputs = 4;
+constexpr size_t kMaxRank = 8;
+
+struct Shape {
+  int64_t dims[kMaxRank];
+  size_t rank;
+};
+
+struct Message {
+  char text[320];
+};
+
+// Attributes of a node. Mamba-2: num_heads H, groups divide it. Mamba-1: channels E, head_dim and groups divide it.
+struct ScanAttributes {
+  int64_t num_heads, channels, head_dim, d_state, num_groups, chunk_size;
+  float dt_min, dt_max;
+};
+struct ConvAttributes {
+  int64_t channels, kernel_size, state_width;
+};
+
+// False, with a message that names the operator, what is wrong and what was expected.
+bool check_scan_attributes(const ScanOp& op, const ScanAttributes& attributes, Message* message);
+bool check_conv_attributes(const ConvOp& op, const ConvAttributes& attributes, Message* message);
+
+// Checks the input shapes against checked attributes and fills in every size of `args` (no pointers).
+bool plan_scan(const ScanOp& op, const ScanAttributes& attributes, const Shape inputs[kScanInputs], ScanArgs* args,
+               Message* message);
+bool plan_conv(const ConvOp& op, const ConvAttributes& attributes, const Shape inputs[kConvInputs], ConvArgs* args,
+               Message* message);
+
+}  // namespace mambac

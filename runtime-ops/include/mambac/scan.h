@@ -1,0 +1,84 @@
+// What a scan or conv kernel is called with: raw pointers, sizes and nothing of ONNX Runtime.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+namespace mambac {
+
+enum class Family : int { kMamba1, kMamba2 };
+enum class Format : int { kF32, kF16, kH8, kH4 };
+
+// Meaning and layouts: runtime-ops/README.md. Sizes are checked by plan.h; kernels trust them.
+// Mamba-1: heads = channels / head_dim pseudo-heads, so both families have heads * head_dim channels.
+struct ScanArgs {
+  Family family;
+  Format format;
+  bool max_norm;   // channel scale is max |h| instead of sqrt(mean |h|)
+  bool per_token;  // the state is rounded to its format after every token
+  int64_t batch, length, heads, head_dim, d_state, groups;
+  float dt_min, dt_max;
+  const float* x;        // [batch, length, heads, head_dim]
+  const float* dt;       // [batch, length, heads]; Mamba-1 [batch, length, channels]
+  const float* A;        // [heads]; Mamba-1 [channels, d_state]
+  const float* B;        // [batch, length, groups, d_state]
+  const float* C;        // [batch, length, groups, d_state]
+  const float* D;        // [channels]
+  const float* dt_bias;  // [heads]; Mamba-1 [channels]
+  const void* past;
+  float* y;       // [batch, length, channels]
+  void* present;  // may be the same buffer as past; must not overlap it otherwise
+};
+
+struct ConvArgs {
+  bool silu;
+  int64_t batch, channels, length, kernel, width;
+  const float* x;       // [batch, channels, length]
+  const float* weight;  // [channels, kernel]
+  const float* bias;    // [channels]
+  const float* past;    // [batch, channels, width]
+  float* y;             // [batch, channels, length]
+  float* present;       // [batch, channels, width]; may be the same buffer as past
+};
+
+// Bytes of one head of recurrent state: P x N values, for the packed formats followed by P + N half scales.
+inline int64_t head_bytes(Format format, int64_t p, int64_t n) {
+  switch (format) {
+    case Format::kF32:
+      return p * n * 4;
+    case Format::kF16:
+      return p * n * 2;
+    case Format::kH8:
+      return p * n + 2 * p + 2 * n;
+    case Format::kH4:
+      return p * n / 2 + 2 * p + 2 * n;
+  }
+  return 0;
+}
+
+// One instruction set's kernels. A scan task is one (batch, head); a conv task is one batch row and kConvBlock channels.
+struct Kernels {
+  const char* name;
+  void (*mamba2)(const ScanArgs& args, int64_t task, void* scratch);
+  void (*mamba1)(const ScanArgs& args, int64_t task, void* scratch);
+  void (*conv)(const ConvArgs& args, int64_t task);
+};
+
+constexpr int64_t kConvBlock = 64;
+constexpr size_t kScratchAlign = 64;
+
+// Scratch bytes one scan task needs; the start must be aligned to kScratchAlign.
+size_t scan_scratch_bytes(const ScanArgs& args);
+
+// The kernels of an instruction set ("portable", "avx2", "avx512"), null where this machine cannot run it.
+const Kernels* kernels_named(const char* name);
+
+// The kernels this process uses: the best the CPU has, or what MAMBAC_ISA names when the CPU has it. Chosen once.
+const Kernels& kernels();
+
+// Runs one scan task with scratch on the stack, or from the heap where it is large. False: out of memory.
+bool run_scan_task(const Kernels& kernels, const ScanArgs& args, int64_t task);
+
+inline int64_t scan_tasks(const ScanArgs& a) { return a.batch * a.heads; }
+inline int64_t conv_tasks(const ConvArgs& a) { return a.batch * ((a.channels + kConvBlock - 1) / kConvBlock); }
+
+}  // namespace mambac

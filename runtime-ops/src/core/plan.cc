@@ -1,0 +1,178 @@
+#include "mambac/plan.h"
+
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+namespace mambac {
+namespace {
+
+// Constant data: nothing here needs a guard, a destructor or the C++ runtime.
+#define MAMBAC_PACKED(digit, family, suffix, format)                                   \
+  {"Mamba" digit "Scan" suffix, family, format, false, false},                         \
+      {"Mamba" digit "Scan" suffix "Token", family, format, false, true},              \
+      {"Mamba" digit "Scan" suffix "Max", family, format, true, false},                \
+      {"Mamba" digit "Scan" suffix "MaxToken", family, format, true, true}
+#define MAMBAC_FAMILY(digit, family)                                                   \
+  {"Mamba" digit "ScanF32", family, Format::kF32, false, false},                       \
+      {"Mamba" digit "ScanF16", family, Format::kF16, false, false},                   \
+      {"Mamba" digit "ScanF16Token", family, Format::kF16, false, true},               \
+      MAMBAC_PACKED(digit, family, "H8", Format::kH8), MAMBAC_PACKED(digit, family, "H4", Format::kH4)
+
+constexpr ScanOp kScanTable[] = {MAMBAC_FAMILY("1", Family::kMamba1), MAMBAC_FAMILY("2", Family::kMamba2)};
+static_assert(sizeof kScanTable == kScanOps * sizeof(ScanOp), "kScanOps");
+
+#if defined(__GNUC__)
+__attribute__((format(printf, 2, 3)))
+#endif
+bool fail(Message* message, const char* format, ...) {
+  va_list list;
+  va_start(list, format);
+  vsnprintf(message->text, sizeof message->text, format, list);
+  va_end(list);
+  return false;
+}
+
+constexpr int64_t kLargest = 1 << 30;  // of one attribute; products of two stay far inside 64 bits
+
+bool positive(const char* op, const char* name, int64_t value, Message* m) {
+  if (value >= 1 && value <= kLargest) return true;
+  return fail(m, "%s: attribute %s is %lld; it must be between 1 and 2^30", op, name, (long long)value);
+}
+
+void show(const Shape& s, char* out, size_t room) {
+  size_t used = (size_t)snprintf(out, room, "[");
+  for (size_t i = 0; i < s.rank && i < kMaxRank && used < room; i++)
+    used += (size_t)snprintf(out + used, room - used, "%s%lld", i ? ", " : "", (long long)s.dims[i]);
+  if (used < room) snprintf(out + used, room - used, "]");
+}
+
+// Compares an input's shape with what it must be; -1 in `wanted` is any length and names `letters` the dimensions.
+bool shaped(const char* op, const char* input, const Shape& got, size_t rank, const int64_t* wanted, const char* letters,
+            Message* m) {
+  bool same = got.rank == rank;
+  for (size_t i = 0; same && i < rank; i++) same = wanted[i] < 0 ? got.dims[i] >= 0 : got.dims[i] == wanted[i];
+  if (same) return true;
+  char actual[96], expected[96];
+  show(got, actual, sizeof actual);
+  Shape e = {{0}, rank};
+  for (size_t i = 0; i < rank; i++) e.dims[i] = wanted[i];
+  show(e, expected, sizeof expected);
+  return fail(m, "%s: input %s has shape %s; expected %s = %s (-1: any)", op, input, actual, letters, expected);
+}
+
+// Elements of a tensor of this shape with `bytes` each must be addressable.
+bool addressable(const char* op, const char* what, const int64_t* dims, size_t rank, int64_t bytes, Message* m) {
+  double total = (double)bytes;
+  for (size_t i = 0; i < rank; i++) total *= (double)dims[i];
+  return total < 4e18 ? true : fail(m, "%s: %s is too large", op, what);
+}
+
+const char* const kScanInputNames[kScanInputs] = {"x", "dt", "A", "B", "C", "D", "dt_bias", "past"};
+
+}  // namespace
+
+const ScanOp* scan_ops() { return kScanTable; }
+
+const ScanOp* find_scan_op(const char* name) {
+  const ScanOp* ops = scan_ops();
+  for (int i = 0; i < kScanOps; i++)
+    if (strcmp(ops[i].name, name) == 0) return &ops[i];
+  return nullptr;
+}
+
+const ConvOp* conv_ops() {
+  static constexpr ConvOp ops[kConvOps] = {{"CausalConv", false}, {"CausalConvSilu", true}};
+  return ops;
+}
+
+bool check_scan_attributes(const ScanOp& op, const ScanAttributes& a, Message* m) {
+  const bool two = op.family == Family::kMamba2;
+  if (!positive(op.name, two ? "num_heads" : "channels", two ? a.num_heads : a.channels, m)) return false;
+  if (!positive(op.name, "head_dim", a.head_dim, m) || !positive(op.name, "d_state", a.d_state, m)) return false;
+  if (!positive(op.name, "num_groups", a.num_groups, m)) return false;
+  if (two && !positive(op.name, "chunk_size", a.chunk_size, m)) return false;
+  const int64_t divided = two ? a.num_heads : a.channels;
+  if (divided % a.num_groups != 0)
+    return fail(m, "%s: attribute num_groups is %lld; it must divide %s = %lld", op.name, (long long)a.num_groups,
+                two ? "num_heads" : "channels", (long long)divided);
+  if (!two && a.channels % a.head_dim != 0)
+    return fail(m, "%s: attribute head_dim is %lld; it must divide channels = %lld", op.name, (long long)a.head_dim,
+                (long long)a.channels);
+  if (op.format == Format::kH4 && a.d_state % 2 != 0)
+    return fail(m, "%s: attribute d_state is %lld; 4-bit states need an even one", op.name, (long long)a.d_state);
+  if (isnan(a.dt_min) || isnan(a.dt_max) || a.dt_min > a.dt_max)
+    return fail(m, "%s: attributes dt_min = %g and dt_max = %g are no interval", op.name, (double)a.dt_min,
+                (double)a.dt_max);
+  const int64_t head[] = {a.head_dim, a.d_state};
+  return addressable(op.name, "the state of one head", head, 2, 64, m);
+}
+
+bool check_conv_attributes(const ConvOp& op, const ConvAttributes& a, Message* m) {
+  if (!positive(op.name, "channels", a.channels, m) || !positive(op.name, "kernel_size", a.kernel_size, m)) return false;
+  if (a.state_width < a.kernel_size - 1 || a.state_width > kLargest)
+    return fail(m, "%s: attribute state_width is %lld; it must be at least kernel_size - 1 = %lld", op.name,
+                (long long)a.state_width, (long long)(a.kernel_size - 1));
+  return true;
+}
+
+bool plan_scan(const ScanOp& op, const ScanAttributes& a, const Shape in[kScanInputs], ScanArgs* args, Message* m) {
+  const bool two = op.family == Family::kMamba2;
+  const int64_t p = a.head_dim, n = a.d_state, g = a.num_groups;
+  const int64_t h = two ? a.num_heads : a.channels / p, e = h * p;
+  const char* const* names = kScanInputNames;
+  const int64_t any[] = {-1, -1, h, p}, any1[] = {-1, -1, e};
+  if (!shaped(op.name, names[0], in[0], two ? 4 : 3, two ? any : any1, two ? "[B, L, H, P]" : "[B, L, E]", m)) return false;
+  const int64_t b = in[0].dims[0], l = in[0].dims[1];
+  const int64_t per_dt = two ? h : e;
+  const int64_t dt[] = {b, l, per_dt}, bc[] = {b, l, g, n}, decay[] = {per_dt, n}, skip[] = {h, p}, one[] = {per_dt}, all[] = {e};
+  const bool rows = op.format == Format::kF32 || op.format == Format::kF16;
+  const int64_t state2[] = {b, h, p, n}, state1[] = {b, e, n}, packed[] = {b, h, head_bytes(op.format, p, n)};
+  if (!shaped(op.name, names[1], in[1], 3, dt, two ? "[B, L, H]" : "[B, L, E]", m)) return false;
+  if (!shaped(op.name, names[2], in[2], two ? 1 : 2, decay, two ? "[H]" : "[E, N]", m)) return false;
+  if (!shaped(op.name, names[3], in[3], 4, bc, "[B, L, G, N]", m)) return false;
+  if (!shaped(op.name, names[4], in[4], 4, bc, "[B, L, G, N]", m)) return false;
+  if (!shaped(op.name, names[5], in[5], two ? 2 : 1, two ? skip : all, two ? "[H, P]" : "[E]", m)) return false;
+  if (!shaped(op.name, names[6], in[6], 1, one, two ? "[H]" : "[E]", m)) return false;
+  if (!shaped(op.name, names[7], in[7], rows && two ? 4 : 3, rows ? (two ? state2 : state1) : packed,
+              rows ? (two ? "[B, H, P, N]" : "[B, E, N]") : "[B, heads, bytes]", m))
+    return false;
+  const int64_t large_y[] = {b, l, e}, large_state[] = {b, e, n}, large_bc[] = {b, l, g, n};
+  if (!addressable(op.name, "x", large_y, 3, 4, m) || !addressable(op.name, "past", large_state, 3, 4, m) ||
+      !addressable(op.name, "B", large_bc, 4, 4, m))
+    return false;
+  args->family = op.family;
+  args->format = op.format;
+  args->max_norm = op.max_norm;
+  args->per_token = op.per_token;
+  args->batch = b;
+  args->length = l;
+  args->heads = h;
+  args->head_dim = p;
+  args->d_state = n;
+  args->groups = g;
+  args->dt_min = a.dt_min;
+  args->dt_max = a.dt_max;
+  return true;
+}
+
+bool plan_conv(const ConvOp& op, const ConvAttributes& a, const Shape in[kConvInputs], ConvArgs* args, Message* m) {
+  const int64_t e = a.channels, k = a.kernel_size, w = a.state_width;
+  const int64_t x[] = {-1, e, -1}, weight[] = {e, 1, k}, bias[] = {e};
+  if (!shaped(op.name, "x", in[0], 3, x, "[B, E, L]", m)) return false;
+  const int64_t past[] = {in[0].dims[0], e, w};
+  if (!shaped(op.name, "weight", in[1], 3, weight, "[E, 1, K]", m)) return false;
+  if (!shaped(op.name, "bias", in[2], 1, bias, "[E]", m)) return false;
+  if (!shaped(op.name, "past", in[3], 3, past, "[B, E, W]", m)) return false;
+  if (!addressable(op.name, "x", in[0].dims, 3, 4, m) || !addressable(op.name, "past", past, 3, 4, m)) return false;
+  args->silu = op.silu;
+  args->batch = in[0].dims[0];
+  args->channels = e;
+  args->length = in[0].dims[2];
+  args->kernel = k;
+  args->width = w;
+  return true;
+}
+
+}  // namespace mambac

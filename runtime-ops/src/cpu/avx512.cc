@@ -1,0 +1,24 @@
+#include "isa.h"
+
+#ifdef MAMBAC_X64
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), apply_to = function)
+#elif defined(__GNUC__)
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+#endif
+
+namespace mambac {
+namespace {
+#include "vec_avx512.h"
+#include "kernel_bodies.h"
+}  // namespace
+extern const Kernels kAvx512Kernels = {"avx512", mamba2_task, mamba1_task, conv_task};
+}  // namespace mambac
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#elif defined(__GNUC__)
+#pragma GCC pop_options
+#endif
+#endif

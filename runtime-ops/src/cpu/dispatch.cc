@@ -1,0 +1,115 @@
+// Which kernels this machine can run, and how a task gets its scratch.
+#include <stdlib.h>
+
+#include <atomic>
+
+#include "isa.h"
+
+#ifdef MAMBAC_X64
+#if defined(_MSC_VER)
+#include <intrin.h>
+#else
+#include <cpuid.h>
+#endif
+#endif
+
+namespace mambac {
+namespace {
+
+#ifdef MAMBAC_X64
+struct CpuId {
+  unsigned eax, ebx, ecx, edx;
+};
+CpuId cpuid(unsigned leaf) {
+  CpuId r = {0, 0, 0, 0};
+#if defined(_MSC_VER)
+  int t[4];
+  __cpuidex(t, (int)leaf, 0);
+  r = {(unsigned)t[0], (unsigned)t[1], (unsigned)t[2], (unsigned)t[3]};
+#else
+  __cpuid_count(leaf, 0, r.eax, r.ebx, r.ecx, r.edx);
+#endif
+  return r;
+}
+uint64_t enabled_state() {  // XCR0: the register sets the operating system saves
+#if defined(_MSC_VER)
+  return _xgetbv(0);
+#else
+  uint32_t low, high;
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (uint64_t)high << 32 | low;
+#endif
+}
+bool has(unsigned word, int bit) { return (word >> bit & 1u) != 0; }
+
+int x64_level() {  // 0: neither, 1: AVX2 + FMA + F16C, 2: and AVX-512 F, BW, DQ, VL
+  if (cpuid(0).eax < 7) return 0;
+  const CpuId one = cpuid(1), seven = cpuid(7);
+  if (!has(one.ecx, 27)) return 0;  // OSXSAVE
+  const uint64_t state = enabled_state();
+  if ((state & 0x6) != 0x6 || !has(one.ecx, 28) || !has(one.ecx, 12) || !has(one.ecx, 29) || !has(seven.ebx, 5)) return 0;
+  const bool wide = (state & 0xe6) == 0xe6 && has(seven.ebx, 16) && has(seven.ebx, 17) && has(seven.ebx, 30) && has(seven.ebx, 31);
+  return wide ? 2 : 1;
+}
+#endif
+
+const Kernels& choose() {
+  const char* asked = getenv("MAMBAC_ISA");
+  if (asked != nullptr)
+    if (const Kernels* k = kernels_named(asked)) return *k;
+  const char* best_first[] = {"avx512", "avx2"};
+  for (const char* name : best_first)
+    if (const Kernels* k = kernels_named(name)) return *k;
+  return kPortableKernels;
+}
+
+size_t round16(size_t n) { return (n + 15) & ~(size_t)15; }
+
+constexpr size_t kStackScratch = 96 * 1024;
+
+}  // namespace
+
+const Kernels* kernels_named(const char* name) {
+  if (strcmp(name, "portable") == 0) return &kPortableKernels;
+#ifdef MAMBAC_X64
+  static std::atomic<int> known{-1};
+  int level = known.load(std::memory_order_relaxed);
+  if (level < 0) known.store(level = x64_level(), std::memory_order_relaxed);
+  if (level >= 1 && strcmp(name, "avx2") == 0) return &kAvx2Kernels;
+  if (level >= 2 && strcmp(name, "avx512") == 0) return &kAvx512Kernels;
+#endif
+  return nullptr;
+}
+
+const Kernels& kernels() {
+  static std::atomic<const Kernels*> chosen{nullptr};
+  const Kernels* k = chosen.load(std::memory_order_relaxed);
+  if (k == nullptr) chosen.store(k = &choose(), std::memory_order_relaxed);
+  return *k;
+}
+
+// An upper bound over all paths of all instruction sets, piece by piece as the kernels take them.
+size_t scan_scratch_bytes(const ScanArgs& a) {
+  const size_t p = round16((size_t)a.head_dim), n = round16((size_t)a.d_state);
+  const size_t packing = p * n + 3 * n + p + (p / 2 + 16) + (n / 2 + 16) + 32;
+  const size_t ordered = 2 * n;                     // B and C of one token
+  const size_t prefill = n * p + 2 * 32 * p;        // transposed state, inputs and sums of a block
+  const size_t lanes = 2 * 16 * n;                  // Mamba-1: state and rates of 16 channels
+  return sizeof(float) * (packing + ordered + prefill + lanes + 64);
+}
+
+bool run_scan_task(const Kernels& k, const ScanArgs& a, int64_t task) {
+  alignas(kScratchAlign) unsigned char local[kStackScratch];
+  const size_t bytes = scan_scratch_bytes(a);
+  void *block = nullptr, *scratch = local;
+  if (bytes > sizeof local) {
+    block = malloc(bytes + kScratchAlign);
+    if (block == nullptr) return false;
+    scratch = (void*)(((uintptr_t)block + kScratchAlign - 1) & ~(uintptr_t)(kScratchAlign - 1));
+  }
+  (a.family == Family::kMamba2 ? k.mamba2 : k.mamba1)(a, task, scratch);
+  free(block);
+  return true;
+}
+
+}  // namespace mambac

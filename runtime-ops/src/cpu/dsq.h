@@ -1,0 +1,232 @@
+// Packed states: exact dynamic scales per channel and per state, int8 or int4 codes (layout and rule: README.md).
+#pragma once
+
+// How codes of a row map to vectors. Columns of a row keep their order in `Plain`; in `Strided` (4 bit, whole blocks of
+// 128 columns) vector k of a block holds columns 8 d + k, because that is what one shift of a register of nibbles gives.
+struct PlainI8 {
+  typedef I8 Decoder;
+  enum { kGroup = 1, kLimit = 127 };
+  static MAMBAC_MEMBER Int row_bytes(Int n) { return n; }
+  static MAMBAC_MEMBER Vec load(const Decoder& d, const uint8_t* row, Int k) { return d.load(row + 16 * k); }
+  static MAMBAC_MEMBER void store(uint8_t* row, Int k, const Vec* v) { i8_store(row + 16 * k, v[0]); }
+};
+struct PlainI4 {
+  typedef I4 Decoder;
+  enum { kGroup = 1, kLimit = 7 };
+  static MAMBAC_MEMBER Int row_bytes(Int n) { return n / 2; }
+  static MAMBAC_MEMBER Vec load(const Decoder& d, const uint8_t* row, Int k) { return d.load(row + 8 * k); }
+  static MAMBAC_MEMBER void store(uint8_t* row, Int k, const Vec* v) { i4_store(row + 8 * k, v[0]); }
+};
+struct StridedI4 {
+  typedef I4 Decoder;
+  enum { kGroup = 8, kLimit = 7 };
+  static MAMBAC_MEMBER Int row_bytes(Int n) { return n / 2; }
+  static MAMBAC_MEMBER Vec load(const Decoder& d, const uint8_t* row, Int k) {
+    return d.load_strided(row + 64 * (k / 8), (int)(k % 8));
+  }
+  static MAMBAC_MEMBER void store(uint8_t* row, Int k, const Vec* v) { i4_store_strided(row + 8 * k, v); }
+};
+
+// Copies n floats into vector order, zeros behind them.
+template <class Codec>
+MAMBAC_INLINE void to_vector_order(float* out, const float* in, Int n) {
+  if (Codec::kGroup == 8) {
+    for (Int block = 0; block < n; block += 128) {
+      Vec v[8][2];  // lanes are columns; transposed below 8 x 16
+      for (int k = 0; k < 8; k++)
+        for (int d = 0; d < 16; d++) ((float*)v)[k * 16 + d] = in[block + 8 * d + k];
+      for (int k = 0; k < 8; k++) v_store(out + block + 16 * k, v_load((const float*)v + k * 16));
+    }
+    return;
+  }
+  Int whole = n & ~(Int)15;
+  for (Int i = 0; i < whole; i += 16) v_store(out + i, v_load(in + i));
+  if (whole < n) v_store(out + whole, v_load_n(in + whole, (int)(n - whole)));
+}
+
+// The last, partial vector of a row (n not a multiple of 16) through a whole one.
+template <class Codec>
+MAMBAC_INLINE Vec load_tail(const typename Codec::Decoder& d, const uint8_t* row, Int k, Int n) {
+  uint8_t t[16] = {0};
+  memcpy(t, row + Codec::row_bytes(16 * k), (size_t)(Codec::row_bytes(n) - Codec::row_bytes(16 * k)));
+  return Codec::load(d, t, 0);
+}
+template <class Codec>
+MAMBAC_INLINE void store_tail(uint8_t* row, Int k, Int n, const Vec* v) {
+  uint8_t t[16 * Codec::kGroup];
+  Codec::store(t, 0, v);
+  memcpy(row + Codec::row_bytes(16 * k), t, (size_t)(Codec::row_bytes(n) - Codec::row_bytes(16 * k)));
+}
+
+// Scratch of packing one head. `columns` and `step` are in vector order.
+struct Packing {
+  float* rows;      // [round16(P), np]: the new state
+  float* columns;   // [np]: max over rows of |h| / Sc
+  float* ratio;     // [np]: qmax / Ss
+  float* inverse;   // [round16(P)]: 1 / Sc
+  uint16_t* sc;     // [round16(P)]
+  uint16_t* ss;     // [np], state order
+  float* step;      // [np]: old Ss / qmax
+  bool wild;        // some scale met its upper bound: codes must be clamped before they are converted
+  MAMBAC_MEMBER Packing(Carve& c, Int p, Int np)
+      : rows(c.take(round16(p) * np)), columns(c.take(np)), ratio(c.take(np)), inverse(c.take(round16(p))),
+        sc((uint16_t*)c.take(round16(p) / 2 + 8)), ss((uint16_t*)c.take(np / 2 + 8)), step(c.take(np)), wild(false) {}
+};
+
+// Channel scales of 16 rows from their statistic (sum or max of |h|), of which `count` rows are real.
+template <bool kMax>
+MAMBAC_INLINE void channel_scales(Packing& k, Int p0, int count, Vec statistic, float n) {
+  Vec raw = kMax ? statistic : v_sqrt(v_div(statistic, v_set(n)));
+  const Vec top = v_set(65504.0f);
+  k.wild |= v_any_above(raw, top, count);
+  HalfVec h = h_round(v_max(v_min(raw, top), v_set(0x1p-14f)));  // NaN becomes 65504
+  h_store(k.sc + p0, h);
+  v_store(k.inverse + p0, v_div(v_set(1.0f), h_widen(h)));
+}
+
+// Folds 16 rows into the column maxima. kVectors: vectors a row when known at compile time, else 0.
+template <int kVectors>
+MAMBAC_INLINE void column_maxima(Packing& k, Int p0, int count, Int vectors) {
+  const Int np = 16 * vectors;
+  if (kVectors > 0 && kVectors <= 8) {
+    Vec m[kVectors > 0 ? kVectors : 1];
+    for (int v = 0; v < kVectors; v++) m[v] = v_load(k.columns + 16 * v);
+    for (int r = 0; r < count; r++) {
+      const float* row = k.rows + (p0 + r) * np;
+      Vec inverse = v_set(k.inverse[p0 + r]);
+      for (int v = 0; v < kVectors; v++) m[v] = v_max(m[v], v_mul(v_abs(v_load(row + 16 * v)), inverse));
+    }
+    for (int v = 0; v < kVectors; v++) v_store(k.columns + 16 * v, m[v]);
+    return;
+  }
+  for (Int v = 0; v < vectors; v++) {
+    Vec m = v_load(k.columns + 16 * v);
+    for (int r = 0; r < count; r++)
+      m = v_max(m, v_mul(v_abs(v_load(k.rows + (p0 + r) * np + 16 * v)), v_set(k.inverse[p0 + r])));
+    v_store(k.columns + 16 * v, m);
+  }
+}
+
+// State scales from the column maxima.
+template <class Codec>
+MAMBAC_INLINE void state_scales(Packing& k, Int n, Int vectors) {
+  const Vec top = v_set(65504.0f), limit = v_set((float)Codec::kLimit);
+  for (Int v = 0; v < vectors; v++) {
+    Vec raw = v_load(k.columns + 16 * v);
+    k.wild |= v_any_above(raw, top, 16);
+    HalfVec h = h_round(v_min(raw, top));
+    h_store(k.ss + 16 * v, h);
+    Vec ss = h_widen(h);
+    v_store(k.ratio + 16 * v, v_if_gt0(ss, v_div(limit, ss)));
+  }
+  if (Codec::kGroup == 8) {  // back to state order
+    uint16_t t[128];
+    for (Int block = 0; block < n; block += 128) {
+      memcpy(t, k.ss + block, sizeof t);
+      for (int i = 0; i < 128; i++) k.ss[block + i] = t[16 * (i % 8) + i / 8];
+    }
+  }
+}
+
+template <class Codec, bool kWild>
+MAMBAC_INLINE Vec code_vector(const Packing& k, const float* row, Vec inverse, Int v) {
+  Vec c = v_mul(v_mul(v_load(row + 16 * v), inverse), v_load(k.ratio + 16 * v));
+  if (kWild) c = v_min(v_set((float)Codec::kLimit), v_max(v_set(-(float)Codec::kLimit), c));
+  return c;
+}
+
+// Writes codes, then both scales.
+template <class Codec, int kVectors, bool kWild>
+static void write_codes(const Packing& k, uint8_t* out, Int p, Int n, Int some_vectors) {
+  const Int vectors = kVectors > 0 ? kVectors : some_vectors, np = 16 * vectors, bytes = Codec::row_bytes(n);
+  const Int whole = n / 16;
+  for (Int r = 0; r < p; r++) {
+    const float* row = k.rows + r * np;
+    uint8_t* codes = out + r * bytes;
+    Vec inverse = v_set(k.inverse[r]);
+    for (Int v = 0; v < (kVectors > 0 ? vectors : whole); v += Codec::kGroup) {
+      Vec c[Codec::kGroup];
+      for (int g = 0; g < Codec::kGroup; g++) c[g] = code_vector<Codec, kWild>(k, row, inverse, v + g);
+      Codec::store(codes, v, c);
+    }
+    if (Codec::kGroup == 1 && kVectors == 0 && whole < vectors) {
+      Vec c[Codec::kGroup];
+      c[0] = code_vector<Codec, kWild>(k, row, inverse, whole);
+      store_tail<Codec>(codes, whole, n, c);
+    }
+  }
+  memcpy(out + p * bytes, k.sc, (size_t)(2 * p));
+  memcpy(out + p * bytes + 2 * p, k.ss, (size_t)(2 * n));
+}
+template <class Codec, int kVectors>
+MAMBAC_INLINE void finish_packing(Packing& k, uint8_t* out, Int p, Int n, Int vectors) {
+  state_scales<Codec>(k, n, vectors);
+  if (k.wild)
+    write_codes<Codec, kVectors, true>(k, out, p, n, vectors);
+  else
+    write_codes<Codec, kVectors, false>(k, out, p, n, vectors);
+}
+MAMBAC_INLINE void start_packing(Packing& k, Int vectors) {
+  k.wild = false;
+  for (Int v = 0; v < vectors; v++) v_store(k.columns + 16 * v, v_zero());
+}
+
+// Old scales: Sc of row r as a float, and Ss / qmax of every column into k.step.
+MAMBAC_INLINE float one_half(const uint8_t* p) {
+  uint16_t t[16] = {0};
+  memcpy(t, p, 2);
+  float f[16];
+  v_store(f, h_widen(h_load(t)));
+  return f[0];
+}
+MAMBAC_INLINE Vec halves_at(const uint8_t* p, int count) {
+  uint16_t t[16] = {0};
+  memcpy(t, p, (size_t)(2 * count));
+  return h_widen(h_load(t));
+}
+template <class Codec>
+MAMBAC_INLINE void old_steps(Packing& k, const uint8_t* ss, Int n) {
+  float* plain = Codec::kGroup == 8 ? k.ratio : k.step;  // ratio is free until the new scales are known
+  for (Int i = 0; i < n; i += 16)
+    v_store(plain + i, v_div(halves_at(ss + 2 * i, rows_left(i, n)), v_set((float)Codec::kLimit)));
+  if (Codec::kGroup == 8) to_vector_order<Codec>(k.step, plain, n);
+}
+
+// A packed head into k.rows ([P, np], columns in their order, zeros behind them).
+template <class Codec>
+static void unpack_head(Packing& k, const uint8_t* in, Int p, Int n) {
+  const Int vectors = round16(n) / 16, whole = n / 16, bytes = Codec::row_bytes(n);
+  const uint8_t* sc = in + p * bytes;
+  old_steps<Codec>(k, sc + 2 * p, n);
+  for (Int r = 0; r < p; r++) {
+    typename Codec::Decoder decoder(one_half(sc + 2 * r));
+    float* row = k.rows + r * 16 * vectors;
+    for (Int v = 0; v < whole; v++)
+      v_store(row + 16 * v, v_mul(Codec::load(decoder, in + r * bytes, v), v_load(k.step + 16 * v)));
+    if (whole < vectors)
+      v_store(row + 16 * whole, v_mul(load_tail<Codec>(decoder, in + r * bytes, whole, n), v_load(k.step + 16 * whole)));
+  }
+}
+
+// k.rows (columns in their order, zeros behind them) into a packed head.
+template <class Codec, bool kMax>
+static void pack_head(Packing& k, uint8_t* out, Int p, Int n) {
+  const Int vectors = round16(n) / 16;
+  start_packing(k, vectors);
+  for (Int p0 = 0; p0 < p; p0 += 16) {
+    const int count = rows_left(p0, p);
+    Vec statistic[16];
+    for (int r = 0; r < 16; r++) {
+      Vec s = v_zero();
+      const float* row = k.rows + (p0 + r) * 16 * vectors;
+      for (Int v = 0; r < count && v < vectors; v++) {
+        Vec a = v_abs(v_load(row + 16 * v));
+        s = kMax ? v_max(s, a) : v_add(s, a);
+      }
+      statistic[r] = s;
+    }
+    channel_scales<kMax>(k, p0, count, v_reduce16 < kMax ? v_max : v_add > (statistic), (float)n);
+    column_maxima<0>(k, p0, count, vectors);
+  }
+  finish_packing<Codec, 0>(k, out, p, n, vectors);
+}

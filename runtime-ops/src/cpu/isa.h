@@ -1,0 +1,31 @@
+// What every instruction set's file includes before it opens its target: C headers only. Nothing that is compiled for a
+// wider target may be an inline function with external linkage, or the linker could hand it to the narrower code.
+#pragma once
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "mambac/scan.h"
+
+#if defined(_MSC_VER) && !defined(__clang__)
+#define MAMBAC_INLINE static __forceinline
+#define MAMBAC_MEMBER __forceinline
+#define MAMBAC_PREFETCH(p) ((void)(p))
+#else
+#define MAMBAC_INLINE static inline __attribute__((always_inline))
+#define MAMBAC_MEMBER inline __attribute__((always_inline))
+#define MAMBAC_PREFETCH(p) __builtin_prefetch((p), 1, 3)
+#endif
+
+#if defined(__x86_64__) || defined(_M_X64)
+#define MAMBAC_X64 1
+#include <immintrin.h>
+#endif
+
+namespace mambac {
+extern const Kernels kPortableKernels;
+#ifdef MAMBAC_X64
+extern const Kernels kAvx2Kernels;
+extern const Kernels kAvx512Kernels;
+#endif
+}  // namespace mambac

@@ -1,0 +1,9 @@
+// The kernels, written once over Vec; each instruction set includes them in its own anonymous namespace.
+#pragma once
+#include "vec_math.h"
+#include "tile.h"
+#include "dsq.h"
+#include "mamba2_decode.h"
+#include "mamba2_prefill.h"
+#include "mamba1.h"
+#include "conv.h"

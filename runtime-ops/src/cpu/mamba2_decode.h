@@ -1,0 +1,150 @@
+// Mamba-2, one token of one head in one pass over its state: h = a h + (d x) outer B, y = h C + D x.
+#pragma once
+
+// What one token of one head reads and writes. B and C hold whole vectors, zero behind column n.
+struct Token {
+  float decay, delta;
+  const float *x, *D, *B, *C;
+  float* y;
+};
+
+MAMBAC_INLINE void finish_rows(const Token& t, Int p0, int count, Vec sums) {
+  Vec x = v_load_n(t.x + p0, count), d = v_load_n(t.D + p0, count);
+  v_store_n(t.y + p0, v_fma(d, x, sums), count);
+}
+MAMBAC_INLINE void scaled_inputs(const Token& t, Int p0, int count, float* out) {
+  v_store(out, v_mul(v_set(t.delta), v_load_n(t.x + p0, count)));
+}
+
+// States stored as floats or halves; y comes from the value before it is rounded to its storage type.
+template <class Rows, int kVectors, bool kTail>
+static void step_rows(const Token& t, const typename Rows::Element* past, typename Rows::Element* present, Int p, Int n) {
+  const Int vectors = kVectors > 0 ? kVectors : round16(n) / 16, whole = kTail ? vectors - 1 : vectors;
+  const int tail = (int)(n - 16 * whole);
+  const Vec a = v_set(t.decay);
+  for (Int p0 = 0; p0 < p; p0 += 16) {
+    const int count = rows_left(p0, p);
+    float xd[16];
+    Vec sums[16];
+    scaled_inputs(t, p0, count, xd);
+    for (int r = 0; r < count; r++) {
+      const typename Rows::Element* in = past + (p0 + r) * n;
+      typename Rows::Element* out = present + (p0 + r) * n;
+      const Vec x = v_set(xd[r]);
+      Vec sum = v_zero();
+      for (Int v = 0; v < whole; v++) {
+        Vec h = v_fma(Rows::load(in + 16 * v), a, v_mul(x, v_load(t.B + 16 * v)));
+        Rows::store(out + 16 * v, h);
+        sum = v_fma(h, v_load(t.C + 16 * v), sum);
+      }
+      if (kTail) {
+        Vec h = v_fma(Rows::load_n(in + 16 * whole, tail), a, v_mul(x, v_load(t.B + 16 * whole)));
+        Rows::store_n(out + 16 * whole, h, tail);
+        sum = v_fma(h, v_load(t.C + 16 * whole), sum);
+      }
+      sums[r] = sum;
+    }
+    for (int r = count; r < 16; r++) sums[r] = v_zero();
+    finish_rows(t, p0, count, v_reduce16<v_add>(sums));
+  }
+}
+template <class Rows>
+static void step_rows_any(const Token& t, const void* past, void* present, Int p, Int n) {
+  typedef typename Rows::Element E;
+  const E* in = (const E*)past;
+  E* out = (E*)present;
+  if (n == 128)
+    step_rows<Rows, 8, false>(t, in, out, p, n);
+  else if (n == 64)
+    step_rows<Rows, 4, false>(t, in, out, p, n);
+  else if (n % 16 == 0)
+    step_rows<Rows, 0, false>(t, in, out, p, n);
+  else
+    step_rows<Rows, 0, true>(t, in, out, p, n);
+}
+
+// Packed states: unpack, update and read out 16 rows at a time, then their scales, then all codes.
+template <class Codec, bool kMax, int kVectors, bool kTail>
+static void step_packed(Packing& k, const Token& t, const uint8_t* past, uint8_t* present, Int p, Int n) {
+  const Int vectors = kVectors > 0 ? kVectors : round16(n) / 16, whole = kTail ? vectors - 1 : vectors;
+  const Int np = 16 * vectors, bytes = Codec::row_bytes(n), ahead = head_bytes(Codec::kLimit == 127 ? Format::kH8 : Format::kH4, p, n);
+  const uint8_t* sc = past + p * bytes;
+  old_steps<Codec>(k, sc + 2 * p, n);
+  start_packing(k, vectors);
+  for (Int p0 = 0; p0 < p; p0 += 16) {
+    const int count = rows_left(p0, p);
+    float xd[16], scale[16];
+    Vec sums[16], statistic[16];
+    scaled_inputs(t, p0, count, xd);
+    v_store(scale, v_mul(v_set(t.decay), halves_at(sc + 2 * p0, count)));
+    for (int r = 0; r < count; r++) {
+      const uint8_t* codes = past + (p0 + r) * bytes;
+      float* row = k.rows + (p0 + r) * np;
+      const typename Codec::Decoder decoder(scale[r]);
+      const Vec x = v_set(xd[r]);
+      Vec sum = v_zero(), stat = v_zero();
+      for (Int b = 0; b < bytes; b += 64) MAMBAC_PREFETCH(codes + ahead + b);  // the next head's row
+      for (Int v = 0; v < vectors; v++) {
+        Vec q = kTail && v == whole ? load_tail<Codec>(decoder, codes, v, n) : Codec::load(decoder, codes, v);
+        Vec h = v_fma(q, v_load(k.step + 16 * v), v_mul(x, v_load(t.B + 16 * v)));
+        v_store(row + 16 * v, h);
+        sum = v_fma(h, v_load(t.C + 16 * v), sum);
+        stat = kMax ? v_max(stat, v_abs(h)) : v_add(stat, v_abs(h));
+      }
+      sums[r] = sum;
+      statistic[r] = stat;
+    }
+    for (int r = count; r < 16; r++) sums[r] = statistic[r] = v_zero();
+    finish_rows(t, p0, count, v_reduce16<v_add>(sums));
+    channel_scales<kMax>(k, p0, count, kMax ? v_reduce16<v_max>(statistic) : v_reduce16<v_add>(statistic), (float)n);
+    column_maxima<kVectors>(k, p0, count, vectors);
+  }
+  finish_packing<Codec, kVectors>(k, present, p, n, vectors);
+}
+
+// One token of a packed head. `order` has room for B and C in vector order.
+template <class Codec, bool kMax, int kVectors, bool kTail>
+MAMBAC_INLINE void step_ordered(Packing& k, float* order, Token t, const uint8_t* past, uint8_t* present, Int p, Int n) {
+  float *b = order, *c = order + round16(n);
+  to_vector_order<Codec>(b, t.B, n);
+  to_vector_order<Codec>(c, t.C, n);
+  t.B = b;
+  t.C = c;
+  step_packed<Codec, kMax, kVectors, kTail>(k, t, past, present, p, n);
+}
+template <class Plain, bool kMax>
+MAMBAC_INLINE void step_plain(Packing& k, float* order, const Token& t, const uint8_t* past, uint8_t* present, Int p, Int n) {
+  if (n == 128)
+    step_ordered<Plain, kMax, 8, false>(k, order, t, past, present, p, n);
+  else if (n == 64)
+    step_ordered<Plain, kMax, 4, false>(k, order, t, past, present, p, n);
+  else if (n % 16 == 0)
+    step_ordered<Plain, kMax, 0, false>(k, order, t, past, present, p, n);
+  else
+    step_ordered<Plain, kMax, 0, true>(k, order, t, past, present, p, n);
+}
+template <bool kMax>
+MAMBAC_INLINE void step_i4(Packing& k, float* order, const Token& t, const uint8_t* past, uint8_t* present, Int p, Int n) {
+  if (n == 128)
+    step_ordered<StridedI4, kMax, 8, false>(k, order, t, past, present, p, n);
+  else if (n % 128 == 0)
+    step_ordered<StridedI4, kMax, 0, false>(k, order, t, past, present, p, n);
+  else
+    step_plain<PlainI4, kMax>(k, order, t, past, present, p, n);
+}
+MAMBAC_INLINE void step_packed_any(const ScanArgs& s, Packing& k, float* order, const Token& t, const void* past, void* present) {
+  const uint8_t* in = (const uint8_t*)past;
+  uint8_t* out = (uint8_t*)present;
+  const Int p = s.head_dim, n = s.d_state;
+  if (s.format == Format::kH8) {
+    if (s.max_norm)
+      step_plain<PlainI8, true>(k, order, t, in, out, p, n);
+    else
+      step_plain<PlainI8, false>(k, order, t, in, out, p, n);
+  } else {
+    if (s.max_norm)
+      step_i4<true>(k, order, t, in, out, p, n);
+    else
+      step_i4<false>(k, order, t, in, out, p, n);
+  }
+}

@@ -1,0 +1,224 @@
+// Mamba-2, many tokens of one head with its state in cache.
+//
+// The state is kept transposed, [N, P], so that one vector holds 16 channels and the readout needs no sums across lanes,
+// and it is kept divided by the running decay: g = h / s with s the product of decays since the last rescale. A token
+// then costs two multiply-adds a state value instead of three operations: g += (d x / s) B, y = s (g C). Before s leaves
+// [2^-32, 2^32] the state is multiplied by it. A tile of kTileRows * 16 channels by kTileStates states stays in
+// registers over a block of tokens.
+#pragma once
+
+constexpr Int kBlockTokens = 32;
+
+struct Block {
+  int tokens;
+  Int pp;        // channels, rounded up to whole vectors
+  float* input;  // [tokens, pp]: d x / s
+  float* sums;   // [tokens, pp]: g C
+  float rescale[kBlockTokens];  // the state is multiplied by this before the token
+  float running[kBlockTokens];  // s at the token
+};
+
+template <int kRows, int kStates>
+static void run_tile(const Block& k, float* state, const float* B, const float* C, Int stride, Int p0) {
+  Vec g[kStates][kRows];
+  for (int i = 0; i < kStates; i++)
+    for (int r = 0; r < kRows; r++) g[i][r] = v_load(state + i * k.pp + p0 + 16 * r);
+  for (int t = 0; t < k.tokens; t++) {
+    if (k.rescale[t] != 1.0f) {
+      const Vec f = v_set(k.rescale[t]);
+      for (int i = 0; i < kStates; i++)
+        for (int r = 0; r < kRows; r++) g[i][r] = v_mul(g[i][r], f);
+    }
+    Vec x[kRows], sum[kRows];
+    for (int r = 0; r < kRows; r++) {
+      x[r] = v_load(k.input + t * k.pp + p0 + 16 * r);
+      sum[r] = v_load(k.sums + t * k.pp + p0 + 16 * r);
+    }
+    const float *b = B + t * stride, *c = C + t * stride;
+    for (int i = 0; i < kStates; i++) {
+      const Vec bi = v_set(b[i]), ci = v_set(c[i]);
+      for (int r = 0; r < kRows; r++) {
+        g[i][r] = v_fma(x[r], bi, g[i][r]);
+        sum[r] = v_fma(g[i][r], ci, sum[r]);
+      }
+    }
+    for (int r = 0; r < kRows; r++) v_store(k.sums + t * k.pp + p0 + 16 * r, sum[r]);
+  }
+  for (int i = 0; i < kStates; i++)
+    for (int r = 0; r < kRows; r++) v_store(state + i * k.pp + p0 + 16 * r, g[i][r]);
+}
+
+template <int kRows>
+MAMBAC_INLINE void run_rows(const Block& k, float* state, const float* B, const float* C, Int stride, Int p0, Int n) {
+  Int i = 0;
+  for (; i + kTileStates <= n; i += kTileStates)
+    run_tile<kRows, kTileStates>(k, state + i * k.pp, B + i, C + i, stride, p0);
+  for (; i < n; i++) run_tile<kRows, 1>(k, state + i * k.pp, B + i, C + i, stride, p0);
+}
+
+// One block of tokens of head h of batch b; `s` carries the running decay from block to block.
+static void run_block(const ScanArgs& a, Block& k, float* state, Int b, Int h, Int t0, float* carried) {
+  const Int p = a.head_dim, n = a.d_state, channels = a.heads * p, stride = a.groups * n;
+  const Int group = h / (a.heads / a.groups);
+  float s = *carried;
+  for (int i = 0; i < k.tokens; i += 16) {
+    const int count = k.tokens - i < 16 ? k.tokens - i : 16;
+    Vec delta, decay;
+    float d[16], e[16];
+    mamba2_deltas(a, b, h, t0 + i, count, &delta, &decay);
+    v_store(d, delta);
+    v_store(e, decay);
+    for (int j = 0; j < count; j++) {
+      const int t = i + j;
+      float next = s * e[j];
+      k.rescale[t] = 1.0f;
+      if (!(next >= 0x1p-32f && next <= 0x1p32f)) {
+        k.rescale[t] = next;
+        next = 1.0f;
+      }
+      k.running[t] = s = next;
+      const float* x = a.x + (b * a.length + t0 + t) * channels + h * p;
+      const Vec f = v_set(d[j] / s);
+      for (Int c = 0; c < p; c += 16) {
+        v_store(k.input + t * k.pp + c, v_mul(f, v_load_n(x + c, rows_left(c, p))));
+        v_store(k.sums + t * k.pp + c, v_zero());
+      }
+    }
+  }
+  *carried = s;
+  const float* B = a.B + (b * a.length + t0) * stride + group * n;
+  const float* C = a.C + (b * a.length + t0) * stride + group * n;
+  Int p0 = 0;
+  for (; p0 + 16 * kTileRows <= k.pp; p0 += 16 * kTileRows) run_rows<kTileRows>(k, state, B, C, stride, p0, n);
+  for (; p0 < k.pp; p0 += 16) run_rows<1>(k, state, B, C, stride, p0, n);
+  for (int t = 0; t < k.tokens; t++) {
+    const Int at = (b * a.length + t0 + t) * channels + h * p;
+    const Vec f = v_set(k.running[t]);
+    for (Int c = 0; c < p; c += 16) {
+      const int count = rows_left(c, p);
+      Vec skip = v_mul(v_load_n(a.D + h * p + c, count), v_load_n(a.x + at + c, count));
+      v_store_n(a.y + at + c, v_fma(f, v_load(k.sums + t * k.pp + c), skip), count);
+    }
+  }
+}
+
+// 16 rows of a stored state, [P, N], to and from the transposed one, [round16(N), pp]; columns n .. are zero.
+template <class Rows>
+MAMBAC_INLINE void transpose_in(const typename Rows::Element* rows, Int row_stride, float* state, Int pp, Int p, Int n) {
+  for (Int p0 = 0; p0 < p; p0 += 16)
+    for (Int n0 = 0; n0 < n; n0 += 16) {
+      const int count = rows_left(p0, p), width = rows_left(n0, n);
+      Vec v[16];
+      for (int r = 0; r < 16; r++)
+        v[r] = r >= count ? v_zero()
+               : width == 16 ? Rows::load(rows + (p0 + r) * row_stride + n0)
+                             : Rows::load_n(rows + (p0 + r) * row_stride + n0, width);
+      v_transpose16(v);
+      for (int r = 0; r < width; r++) v_store(state + (n0 + r) * pp + p0, v[r]);
+    }
+}
+template <class Rows>
+MAMBAC_INLINE void transpose_out(typename Rows::Element* rows, Int row_stride, const float* state, Int pp, Int p, Int n,
+                                 float scale, bool pad) {
+  for (Int p0 = 0; p0 < p; p0 += 16)
+    for (Int n0 = 0; n0 < n; n0 += 16) {
+      const int count = rows_left(p0, p), width = rows_left(n0, n);
+      Vec v[16];
+      for (int r = 0; r < 16; r++) v[r] = r < width ? v_mul(v_load(state + (n0 + r) * pp + p0), v_set(scale)) : v_zero();
+      v_transpose16(v);
+      for (int r = 0; r < count; r++) {
+        if (pad || width == 16)
+          Rows::store(rows + (p0 + r) * row_stride + n0, v[r]);
+        else
+          Rows::store_n(rows + (p0 + r) * row_stride + n0, v[r], width);
+      }
+    }
+}
+
+static void prefill_head(const ScanArgs& a, Int b, Int h, const void* past, void* present, Carve c) {
+  const Int p = a.head_dim, n = a.d_state, np = round16(n), pp = round16(p);
+  const bool packed = a.format == Format::kH8 || a.format == Format::kH4;
+  Packing k(c, packed ? p : 0, packed ? np : 0);
+  float* state = c.take(np * pp);
+  Block block;
+  block.pp = pp;
+  block.input = c.take(kBlockTokens * pp);
+  block.sums = c.take(kBlockTokens * pp);
+  if (a.format == Format::kF32) {
+    transpose_in<F32Rows>((const float*)past, n, state, pp, p, n);
+  } else if (a.format == Format::kF16) {
+    transpose_in<F16Rows>((const uint16_t*)past, n, state, pp, p, n);
+  } else {
+    if (a.format == Format::kH8)
+      unpack_head<PlainI8>(k, (const uint8_t*)past, p, n);
+    else
+      unpack_head<PlainI4>(k, (const uint8_t*)past, p, n);
+    transpose_in<F32Rows>(k.rows, np, state, pp, p, n);
+  }
+  float s = 1.0f;
+  for (Int t0 = 0; t0 < a.length; t0 += kBlockTokens) {
+    block.tokens = (int)(a.length - t0 < kBlockTokens ? a.length - t0 : kBlockTokens);
+    run_block(a, block, state, b, h, t0, &s);
+  }
+  if (a.format == Format::kF32) {
+    transpose_out<F32Rows>((float*)present, n, state, pp, p, n, s, false);
+  } else if (a.format == Format::kF16) {
+    transpose_out<F16Rows>((uint16_t*)present, n, state, pp, p, n, s, false);
+  } else {
+    transpose_out<F32Rows>(k.rows, np, state, pp, p, n, s, true);
+    if (a.format == Format::kH8)
+      a.max_norm ? pack_head<PlainI8, true>(k, (uint8_t*)present, p, n) : pack_head<PlainI8, false>(k, (uint8_t*)present, p, n);
+    else
+      a.max_norm ? pack_head<PlainI4, true>(k, (uint8_t*)present, p, n) : pack_head<PlainI4, false>(k, (uint8_t*)present, p, n);
+  }
+}
+
+// Below this many tokens, token by token over the stored rows is faster than turning the state around twice.
+constexpr Int kPrefillTokens = 4;
+
+static void mamba2_task(const ScanArgs& a, int64_t task, void* scratch) {
+  const Int b = task / a.heads, h = task % a.heads, p = a.head_dim, n = a.d_state;
+  const Int bytes = head_bytes(a.format, p, n);
+  const void* past = (const char*)a.past + task * bytes;
+  void* present = (char*)a.present + task * bytes;
+  const bool packed = a.format == Format::kH8 || a.format == Format::kH4;
+  if (a.length == 0) {
+    if (past != present) memcpy(present, past, (size_t)bytes);
+    return;
+  }
+  Carve c(scratch);
+  const bool rounds = a.per_token || a.format == Format::kF32;  // token by token keeps the meaning
+  if (!(a.length == 1 || (rounds && (a.per_token || a.length < kPrefillTokens)))) {
+    prefill_head(a, b, h, past, present, c);
+    return;
+  }
+  Packing k(c, packed ? p : 0, packed ? round16(n) : 0);
+  float *order = c.take(2 * round16(n)), *other = order + round16(n);
+  const Int group = h / (a.heads / a.groups);
+  Token t;
+  t.D = a.D + h * p;
+  for (Int l = 0; l < a.length; l++) {
+    Vec delta, decay;
+    float first[2][16];
+    mamba2_deltas(a, b, h, l, 1, &delta, &decay);
+    v_store(first[0], delta);
+    v_store(first[1], decay);
+    t.delta = first[0][0];
+    t.decay = first[1][0];
+    t.x = a.x + ((b * a.length + l) * a.heads + h) * p;
+    t.y = a.y + ((b * a.length + l) * a.heads + h) * p;
+    t.B = a.B + ((b * a.length + l) * a.groups + group) * n;
+    t.C = a.C + ((b * a.length + l) * a.groups + group) * n;
+    if (packed) {
+      step_packed_any(a, k, order, t, past, present);
+    } else {
+      t.B = padded(t.B, n, order);
+      t.C = padded(t.C, n, other);
+      if (a.format == Format::kF32)
+        step_rows_any<F32Rows>(t, past, present, p, n);
+      else
+        step_rows_any<F16Rows>(t, past, present, p, n);
+    }
+    past = present;
+  }
+}

@@ -1,0 +1,9 @@
+#include "isa.h"
+
+namespace mambac {
+namespace {
+#include "vec_portable.h"
+#include "kernel_bodies.h"
+}  // namespace
+extern const Kernels kPortableKernels = {"portable", mamba2_task, mamba1_task, conv_task};
+}  // namespace mambac

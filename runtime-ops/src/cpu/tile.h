@@ -1,0 +1,59 @@
+// Sizes, scratch and row access shared by the kernels.
+#pragma once
+
+typedef long long Int;  // sizes inside kernels
+
+MAMBAC_INLINE Int round16(Int n) { return (n + 15) & ~(Int)15; }
+MAMBAC_INLINE int rows_left(Int p0, Int p) { return p - p0 < 16 ? (int)(p - p0) : 16; }
+
+// Hands out aligned pieces of a task's scratch; scan_scratch_bytes counts the same pieces.
+struct Carve {
+  float* next;
+  MAMBAC_MEMBER explicit Carve(void* scratch) : next((float*)scratch) {}
+  MAMBAC_MEMBER float* take(Int floats) {
+    float* p = next;
+    next += round16(floats);
+    return p;
+  }
+};
+
+// `count` floats followed by zeros up to a whole vector: the source itself where it is whole already.
+MAMBAC_INLINE const float* padded(const float* source, Int count, float* room) {
+  if (count % 16 == 0) return source;
+  Int whole = count & ~(Int)15;
+  for (Int i = 0; i < whole; i += 16) v_store(room + i, v_load(source + i));
+  v_store(room + whole, v_load_n(source + whole, (int)(count - whole)));
+  return room;
+}
+
+// Rows of a state stored as floats or halves. `n` is 16 except in the last vector of a row.
+struct F32Rows {
+  typedef float Element;
+  static MAMBAC_MEMBER Vec load(const float* p) { return v_load(p); }
+  static MAMBAC_MEMBER Vec load_n(const float* p, int n) { return v_load_n(p, n); }
+  static MAMBAC_MEMBER void store(float* p, Vec a) { v_store(p, a); }
+  static MAMBAC_MEMBER void store_n(float* p, Vec a, int n) { v_store_n(p, a, n); }
+};
+struct F16Rows {
+  typedef uint16_t Element;
+  static MAMBAC_MEMBER Vec load(const uint16_t* p) { return h_widen(h_load(p)); }
+  static MAMBAC_MEMBER Vec load_n(const uint16_t* p, int n) {
+    uint16_t t[16] = {0};
+    for (int i = 0; i < n; i++) t[i] = p[i];
+    return load(t);
+  }
+  static MAMBAC_MEMBER void store(uint16_t* p, Vec a) { h_store(p, h_round(a)); }
+  static MAMBAC_MEMBER void store_n(uint16_t* p, Vec a, int n) {
+    uint16_t t[16];
+    store(t, a);
+    for (int i = 0; i < n; i++) p[i] = t[i];
+  }
+};
+
+// d and exp(d * A) of Mamba-2 tokens t0 .. t0 + n - 1 of one head; n <= 16.
+MAMBAC_INLINE void mamba2_deltas(const ScanArgs& s, Int b, Int h, Int t0, int n, Vec* delta, Vec* decay) {
+  float raw[16];
+  for (int i = 0; i < 16; i++) raw[i] = i < n ? s.dt[(b * s.length + t0 + i) * s.heads + h] : 0.0f;
+  *delta = v_delta(v_load(raw), v_set(s.dt_bias[h]), s.dt_min, s.dt_max);
+  *decay = v_exp(v_mul(*delta, v_set(s.A[h])));
+}

@@ -1,0 +1,184 @@
+// Sixteen float lanes in two AVX2 registers. Included inside an instruction set's own namespace.
+#pragma once
+
+struct Vec {
+  __m256 lo, hi;
+};
+struct HalfVec {
+  __m128i lo, hi;
+};
+constexpr int kTileRows = 1;
+constexpr int kTileStates = 4;
+
+MAMBAC_INLINE __m256i lanes8(int n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+MAMBAC_INLINE Vec v_zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+MAMBAC_INLINE Vec v_set(float f) { return {_mm256_set1_ps(f), _mm256_set1_ps(f)}; }
+MAMBAC_INLINE Vec v_load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+MAMBAC_INLINE void v_store(float* p, Vec a) {
+  _mm256_storeu_ps(p, a.lo);
+  _mm256_storeu_ps(p + 8, a.hi);
+}
+MAMBAC_INLINE Vec v_load_n(const float* p, int n) {
+  if (n <= 8) return {_mm256_maskload_ps(p, lanes8(n)), _mm256_setzero_ps()};
+  return {_mm256_loadu_ps(p), _mm256_maskload_ps(p + 8, lanes8(n - 8))};
+}
+MAMBAC_INLINE void v_store_n(float* p, Vec a, int n) {
+  _mm256_maskstore_ps(p, lanes8(n), a.lo);
+  if (n > 8) _mm256_maskstore_ps(p + 8, lanes8(n - 8), a.hi);
+}
+MAMBAC_INLINE Vec v_add(Vec a, Vec b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
+MAMBAC_INLINE Vec v_sub(Vec a, Vec b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
+MAMBAC_INLINE Vec v_mul(Vec a, Vec b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
+MAMBAC_INLINE Vec v_div(Vec a, Vec b) { return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)}; }
+MAMBAC_INLINE Vec v_fma(Vec a, Vec b, Vec c) {
+  return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
+}
+MAMBAC_INLINE Vec v_max(Vec a, Vec b) { return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)}; }
+MAMBAC_INLINE Vec v_min(Vec a, Vec b) { return {_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi)}; }
+MAMBAC_INLINE Vec v_abs(Vec a) {
+  const __m256 m = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+  return {_mm256_and_ps(a.lo, m), _mm256_and_ps(a.hi, m)};
+}
+MAMBAC_INLINE Vec v_sqrt(Vec a) { return {_mm256_sqrt_ps(a.lo), _mm256_sqrt_ps(a.hi)}; }
+MAMBAC_INLINE Vec v_round(Vec a) { return {_mm256_round_ps(a.lo, 8), _mm256_round_ps(a.hi, 8)}; }
+// a * 2^n for whole |n| <= 250, in two factors so that neither leaves the exponent range.
+MAMBAC_INLINE __m256 scale2_8(__m256 a, __m256 n) {
+  __m256i i = _mm256_cvtps_epi32(n), h = _mm256_srai_epi32(i, 1), bias = _mm256_set1_epi32(127);
+  __m256 f = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(h, bias), 23));
+  __m256 g = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_sub_epi32(i, h), bias), 23));
+  return _mm256_mul_ps(_mm256_mul_ps(a, f), g);
+}
+MAMBAC_INLINE Vec v_scale2(Vec a, Vec n) { return {scale2_8(a.lo, n.lo), scale2_8(a.hi, n.hi)}; }
+MAMBAC_INLINE Vec v_if_gt0(Vec t, Vec a) {
+  const __m256 z = _mm256_setzero_ps();
+  return {_mm256_and_ps(_mm256_cmp_ps(t.lo, z, _CMP_GT_OQ), a.lo), _mm256_and_ps(_mm256_cmp_ps(t.hi, z, _CMP_GT_OQ), a.hi)};
+}
+MAMBAC_INLINE bool v_any_above(Vec a, Vec limit, int n) {
+  unsigned m = (unsigned)_mm256_movemask_ps(_mm256_cmp_ps(a.lo, limit.lo, _CMP_NLE_UQ)) |
+               (unsigned)_mm256_movemask_ps(_mm256_cmp_ps(a.hi, limit.hi, _CMP_NLE_UQ)) << 8;
+  return (m & ((1u << n) - 1u)) != 0;
+}
+
+MAMBAC_INLINE HalfVec h_round(Vec a) { return {_mm256_cvtps_ph(a.lo, 0), _mm256_cvtps_ph(a.hi, 0)}; }
+MAMBAC_INLINE Vec h_widen(HalfVec a) { return {_mm256_cvtph_ps(a.lo), _mm256_cvtph_ps(a.hi)}; }
+MAMBAC_INLINE HalfVec h_load(const uint16_t* p) {
+  return {_mm_loadu_si128((const __m128i*)p), _mm_loadu_si128((const __m128i*)(p + 8))};
+}
+MAMBAC_INLINE void h_store(uint16_t* p, HalfVec a) {
+  _mm_storeu_si128((__m128i*)p, a.lo);
+  _mm_storeu_si128((__m128i*)(p + 8), a.hi);
+}
+
+template <Vec (*Op)(Vec, Vec)>
+MAMBAC_INLINE __m256 op8(__m256 a, __m256 b) {
+  return Op({a, a}, {b, b}).lo;
+}
+template <Vec (*Op)(Vec, Vec)>
+MAMBAC_INLINE __m256 reduce8(const Vec* r) {
+  __m256 t[8], u[4], w[2];
+  for (int i = 0; i < 8; i++) t[i] = op8<Op>(r[i].lo, r[i].hi);
+  for (int i = 0; i < 4; i++)
+    u[i] = op8<Op>(_mm256_permute2f128_ps(t[i], t[i + 4], 0x20), _mm256_permute2f128_ps(t[i], t[i + 4], 0x31));
+  for (int i = 0; i < 2; i++)
+    w[i] = op8<Op>(_mm256_shuffle_ps(u[2 * i], u[2 * i + 1], 0x44), _mm256_shuffle_ps(u[2 * i], u[2 * i + 1], 0xEE));
+  return op8<Op>(_mm256_shuffle_ps(w[0], w[1], 0x88), _mm256_shuffle_ps(w[0], w[1], 0xDD));
+}
+// Lane i of the result is row i reduced over its lanes, always in the order 8, 4, 2, 1.
+template <Vec (*Op)(Vec, Vec)>
+MAMBAC_INLINE Vec v_reduce16(const Vec* r) {
+  return {reduce8<Op>(r), reduce8<Op>(r + 8)};
+}
+
+MAMBAC_INLINE void transpose8(__m256* r) {
+  __m256 t[8], u[8];
+  for (int i = 0; i < 8; i += 2) {
+    t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+    t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    u[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+    u[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xEE);
+    u[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+    u[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xEE);
+  }
+  for (int c = 0; c < 4; c++) {
+    r[c] = _mm256_permute2f128_ps(u[c], u[c + 4], 0x20);
+    r[c + 4] = _mm256_permute2f128_ps(u[c], u[c + 4], 0x31);
+  }
+}
+MAMBAC_INLINE void v_transpose16(Vec* r) {
+  __m256 a[8], b[8], c[8], d[8];  // [a b; c d] becomes [a' c'; b' d']
+  for (int i = 0; i < 8; i++) a[i] = r[i].lo, b[i] = r[i].hi, c[i] = r[i + 8].lo, d[i] = r[i + 8].hi;
+  transpose8(a);
+  transpose8(b);
+  transpose8(c);
+  transpose8(d);
+  for (int i = 0; i < 8; i++) r[i] = {a[i], c[i]}, r[i + 8] = {b[i], d[i]};
+}
+
+// Sixteen int8 codes as scaled floats, and back: round to nearest even, clamp to +-127.
+MAMBAC_INLINE Vec scaled_bytes(__m128i b, __m256 scale) {
+  return {_mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(b)), scale),
+          _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(b, b))), scale)};
+}
+struct I8 {
+  __m256 scale;
+  MAMBAC_MEMBER explicit I8(float s) : scale(_mm256_set1_ps(s)) {}
+  MAMBAC_MEMBER Vec load(const uint8_t* p) const { return scaled_bytes(_mm_loadu_si128((const __m128i*)p), scale); }
+};
+MAMBAC_INLINE __m128i bytes_of(Vec a) {
+  __m256i w = _mm256_packs_epi32(_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi));
+  w = _mm256_permute4x64_epi64(w, 0xD8);
+  return _mm_packs_epi16(_mm256_castsi256_si128(w), _mm256_extracti128_si256(w, 1));
+}
+MAMBAC_INLINE void i8_store(uint8_t* p, Vec a) {
+  _mm_storeu_si128((__m128i*)p, _mm_max_epi8(bytes_of(a), _mm_set1_epi8(-127)));
+}
+
+// Sixteen nibbles (8 bytes, even element low) as scaled floats, and back: round to nearest even, clamp to +-7.
+struct I4 {
+  __m256 scale;    // for sign-extended nibbles
+  __m256 scale28;  // for nibbles left in the top 4 bits of a dword
+  MAMBAC_MEMBER explicit I4(float s) : scale(_mm256_set1_ps(s)), scale28(_mm256_set1_ps(s * 0x1p-28f)) {}
+  MAMBAC_MEMBER Vec load(const uint8_t* p) const {
+    __m128i b = _mm_loadl_epi64((const __m128i*)p), mask = _mm_set1_epi8(15);
+    __m128i n = _mm_and_si128(_mm_unpacklo_epi8(b, _mm_srli_epi16(b, 4)), mask);
+    const __m128i sign = _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1);
+    return scaled_bytes(_mm_shuffle_epi8(sign, n), scale);
+  }
+  // Vector k of a block of 128 nibbles: lane d is nibble k of dword d, that is element 8 d + k.
+  MAMBAC_MEMBER Vec load_strided(const uint8_t* p, int k) const {
+    const __m256i top = _mm256_set1_epi32((int)0xf0000000u);
+    __m256i a = _mm256_slli_epi32(_mm256_loadu_si256((const __m256i*)p), 28 - 4 * k);
+    __m256i b = _mm256_slli_epi32(_mm256_loadu_si256((const __m256i*)(p + 32)), 28 - 4 * k);
+    return {_mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_and_si256(a, top)), scale28),
+            _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_and_si256(b, top)), scale28)};
+  }
+};
+MAMBAC_INLINE void i4_store(uint8_t* p, Vec a) {
+  __m128i c = _mm_min_epi8(_mm_max_epi8(bytes_of(a), _mm_set1_epi8(-7)), _mm_set1_epi8(7));
+  __m128i w = _mm_maddubs_epi16(_mm_and_si128(c, _mm_set1_epi8(15)), _mm_set1_epi16(0x1001));
+  _mm_storel_epi64((__m128i*)p, _mm_packus_epi16(w, w));
+}
+MAMBAC_INLINE void i4_store_half(uint8_t* p, const __m256* a) {
+  __m256i c[8];
+  for (int k = 0; k < 8; k++) c[k] = _mm256_cvtps_epi32(a[k]);
+  // Per 128-bit lane: bytes [k][dword] for the even and for the odd nibbles of each byte.
+  __m256i even = _mm256_packs_epi16(_mm256_packs_epi32(c[0], c[2]), _mm256_packs_epi32(c[4], c[6]));
+  __m256i odd = _mm256_packs_epi16(_mm256_packs_epi32(c[1], c[3]), _mm256_packs_epi32(c[5], c[7]));
+  const __m256i lo = _mm256_set1_epi8(-7), hi = _mm256_set1_epi8(7), mask = _mm256_set1_epi8(15);
+  even = _mm256_and_si256(_mm256_min_epi8(_mm256_max_epi8(even, lo), hi), mask);
+  odd = _mm256_slli_epi16(_mm256_and_si256(_mm256_min_epi8(_mm256_max_epi8(odd, lo), hi), mask), 4);
+  const __m256i order =
+      _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+  _mm256_storeu_si256((__m256i*)p, _mm256_shuffle_epi8(_mm256_or_si256(even, odd), order));
+}
+MAMBAC_INLINE void i4_store_strided(uint8_t* p, const Vec* a) {
+  __m256 t[8];
+  for (int k = 0; k < 8; k++) t[k] = a[k].lo;
+  i4_store_half(p, t);
+  for (int k = 0; k < 8; k++) t[k] = a[k].hi;
+  i4_store_half(p + 32, t);
+}

@@ -1,0 +1,125 @@
+// Sixteen float lanes in one AVX-512 register. Included inside an instruction set's own namespace.
+#pragma once
+
+struct Vec {
+  __m512 v;
+};
+struct HalfVec {
+  __m256i v;
+};
+constexpr int kTileRows = 2;   // prefill register tile: vectors of channels ...
+constexpr int kTileStates = 8;  // ... times states
+
+MAMBAC_INLINE __mmask16 lanes(int n) { return (__mmask16)((1u << n) - 1u); }
+MAMBAC_INLINE Vec v_zero() { return {_mm512_setzero_ps()}; }
+MAMBAC_INLINE Vec v_set(float f) { return {_mm512_set1_ps(f)}; }
+MAMBAC_INLINE Vec v_load(const float* p) { return {_mm512_loadu_ps(p)}; }
+MAMBAC_INLINE void v_store(float* p, Vec a) { _mm512_storeu_ps(p, a.v); }
+MAMBAC_INLINE Vec v_load_n(const float* p, int n) { return {_mm512_maskz_loadu_ps(lanes(n), p)}; }
+MAMBAC_INLINE void v_store_n(float* p, Vec a, int n) { _mm512_mask_storeu_ps(p, lanes(n), a.v); }
+MAMBAC_INLINE Vec v_add(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
+MAMBAC_INLINE Vec v_sub(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
+MAMBAC_INLINE Vec v_mul(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
+MAMBAC_INLINE Vec v_div(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
+MAMBAC_INLINE Vec v_fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+MAMBAC_INLINE Vec v_max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }  // a > b ? a : b
+MAMBAC_INLINE Vec v_min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }  // a < b ? a : b
+MAMBAC_INLINE Vec v_abs(Vec a) { return {_mm512_abs_ps(a.v)}; }
+MAMBAC_INLINE Vec v_sqrt(Vec a) { return {_mm512_sqrt_ps(a.v)}; }
+MAMBAC_INLINE Vec v_round(Vec a) { return {_mm512_roundscale_ps(a.v, 8)}; }  // nearest even
+MAMBAC_INLINE Vec v_scale2(Vec a, Vec n) { return {_mm512_scalef_ps(a.v, n.v)}; }  // a * 2^n, n whole
+MAMBAC_INLINE Vec v_if_gt0(Vec t, Vec a) { return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(t.v, _mm512_setzero_ps(), _CMP_GT_OQ), a.v)}; }
+// Any of the first n lanes not <= limit (so NaN counts).
+MAMBAC_INLINE bool v_any_above(Vec a, Vec limit, int n) {
+  return (_mm512_cmp_ps_mask(a.v, limit.v, _CMP_NLE_UQ) & lanes(n)) != 0;
+}
+
+MAMBAC_INLINE HalfVec h_round(Vec a) { return {_mm512_cvtps_ph(a.v, 8)}; }
+MAMBAC_INLINE Vec h_widen(HalfVec a) { return {_mm512_cvtph_ps(a.v)}; }
+MAMBAC_INLINE HalfVec h_load(const uint16_t* p) { return {_mm256_loadu_si256((const __m256i*)p)}; }
+MAMBAC_INLINE void h_store(uint16_t* p, HalfVec a) { _mm256_storeu_si256((__m256i*)p, a.v); }
+
+// Lane i of the result is row i reduced over its lanes, always in the order 8, 4, 2, 1.
+template <Vec (*Op)(Vec, Vec)>
+MAMBAC_INLINE Vec v_reduce16(const Vec* r) {
+  Vec s[8], u[4], w[2];
+  for (int i = 0; i < 4; i++) {
+    s[i] = Op({_mm512_shuffle_f32x4(r[i].v, r[i + 4].v, 0x44)}, {_mm512_shuffle_f32x4(r[i].v, r[i + 4].v, 0xEE)});
+    s[i + 4] = Op({_mm512_shuffle_f32x4(r[i + 8].v, r[i + 12].v, 0x44)}, {_mm512_shuffle_f32x4(r[i + 8].v, r[i + 12].v, 0xEE)});
+  }
+  for (int i = 0; i < 4; i++)
+    u[i] = Op({_mm512_shuffle_f32x4(s[i].v, s[i + 4].v, 0x88)}, {_mm512_shuffle_f32x4(s[i].v, s[i + 4].v, 0xDD)});
+  for (int i = 0; i < 2; i++)
+    w[i] = Op({_mm512_shuffle_ps(u[2 * i].v, u[2 * i + 1].v, 0x44)}, {_mm512_shuffle_ps(u[2 * i].v, u[2 * i + 1].v, 0xEE)});
+  return Op({_mm512_shuffle_ps(w[0].v, w[1].v, 0x88)}, {_mm512_shuffle_ps(w[0].v, w[1].v, 0xDD)});
+}
+
+MAMBAC_INLINE void v_transpose16(Vec* r) {
+  __m512 t[16], u[16];
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_ps(r[i].v, r[i + 1].v);
+    t[i + 1] = _mm512_unpackhi_ps(r[i].v, r[i + 1].v);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    u[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(t[i]), _mm512_castps_pd(t[i + 2])));
+    u[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(t[i]), _mm512_castps_pd(t[i + 2])));
+    u[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(t[i + 1]), _mm512_castps_pd(t[i + 3])));
+    u[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(t[i + 1]), _mm512_castps_pd(t[i + 3])));
+  }
+  for (int c = 0; c < 4; c++) {
+    __m512 x = _mm512_shuffle_f32x4(u[c], u[4 + c], 0x88), y = _mm512_shuffle_f32x4(u[8 + c], u[12 + c], 0x88);
+    __m512 z = _mm512_shuffle_f32x4(u[c], u[4 + c], 0xDD), w = _mm512_shuffle_f32x4(u[8 + c], u[12 + c], 0xDD);
+    r[c].v = _mm512_shuffle_f32x4(x, y, 0x88);
+    r[c + 8].v = _mm512_shuffle_f32x4(x, y, 0xDD);
+    r[c + 4].v = _mm512_shuffle_f32x4(z, w, 0x88);
+    r[c + 12].v = _mm512_shuffle_f32x4(z, w, 0xDD);
+  }
+}
+
+// Sixteen int8 codes as scaled floats, and back: round to nearest even, clamp to +-127.
+struct I8 {
+  Vec scale;
+  MAMBAC_MEMBER explicit I8(float s) : scale(v_set(s)) {}
+  MAMBAC_MEMBER Vec load(const uint8_t* p) const {
+    return {_mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p))), scale.v)};
+  }
+};
+MAMBAC_INLINE __m128i bytes_of(Vec a) { return _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a.v)); }
+MAMBAC_INLINE void i8_store(uint8_t* p, Vec a) {
+  _mm_storeu_si128((__m128i*)p, _mm_max_epi8(bytes_of(a), _mm_set1_epi8(-127)));
+}
+
+// Sixteen nibbles (8 bytes, even element low) as scaled floats, and back: round to nearest even, clamp to +-7.
+// The table permute reads only the low 4 bits of each index, so no mask and no sign extension are needed.
+struct I4 {
+  __m512 table;
+  MAMBAC_MEMBER explicit I4(float s)
+      : table(_mm512_mul_ps(_mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1), _mm512_set1_ps(s))) {}
+  MAMBAC_MEMBER Vec load(const uint8_t* p) const {
+    __m128i b = _mm_loadl_epi64((const __m128i*)p);
+    return {_mm512_permutexvar_ps(_mm512_cvtepu8_epi32(_mm_unpacklo_epi8(b, _mm_srli_epi16(b, 4))), table)};
+  }
+  // Vector k of a block of 128 nibbles: lane d is nibble k of dword d, that is element 8 d + k.
+  MAMBAC_MEMBER Vec load_strided(const uint8_t* p, int k) const {
+    return {_mm512_permutexvar_ps(_mm512_srli_epi32(_mm512_loadu_si512(p), (unsigned)(4 * k)), table)};
+  }
+};
+MAMBAC_INLINE void i4_store(uint8_t* p, Vec a) {
+  __m128i c = _mm_min_epi8(_mm_max_epi8(bytes_of(a), _mm_set1_epi8(-7)), _mm_set1_epi8(7));
+  __m128i w = _mm_maddubs_epi16(_mm_and_si128(c, _mm_set1_epi8(15)), _mm_set1_epi16(0x1001));
+  _mm_storel_epi64((__m128i*)p, _mm_packus_epi16(w, w));
+}
+MAMBAC_INLINE void i4_store_strided(uint8_t* p, const Vec* a) {
+  __m512i c[8];
+  for (int k = 0; k < 8; k++) c[k] = _mm512_cvtps_epi32(a[k].v);
+  // Per 128-bit lane: bytes [k][dword] for the even and for the odd nibbles of each byte.
+  __m512i even = _mm512_packs_epi16(_mm512_packs_epi32(c[0], c[2]), _mm512_packs_epi32(c[4], c[6]));
+  __m512i odd = _mm512_packs_epi16(_mm512_packs_epi32(c[1], c[3]), _mm512_packs_epi32(c[5], c[7]));
+  const __m512i lo = _mm512_set1_epi8(-7), hi = _mm512_set1_epi8(7), mask = _mm512_set1_epi8(15);
+  even = _mm512_min_epi8(_mm512_max_epi8(even, lo), hi);
+  odd = _mm512_slli_epi16(_mm512_and_si512(_mm512_min_epi8(_mm512_max_epi8(odd, lo), hi), mask), 4);
+  __m512i both = _mm512_ternarylogic_epi32(odd, even, mask, 0xF8);  // odd | (even & mask)
+  const __m512i order =
+      _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+  _mm512_storeu_si512(p, _mm512_shuffle_epi8(both, order));
+}

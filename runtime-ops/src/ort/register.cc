@@ -1,0 +1,339 @@
+// The only file that knows ONNX Runtime: registers every operator of domain com.mambac, version 1, for the CPU.
+#include <atomic>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "abi.h"
+#include "mambac/capi.h"
+#include "mambac/plan.h"
+
+namespace mambac {
+namespace ort {
+namespace {
+
+constexpr int kOps = kScanOps + kConvOps;
+
+// One registered operator. One set exists per host API table and outlives every session.
+struct Op : CustomOp {
+  const Api* api;
+  const ScanOp* scan;  // one of these two is null
+  const ConvOp* conv;
+  const char* name() const { return scan != nullptr ? scan->name : conv->name; }
+  int inputs() const { return scan != nullptr ? kScanInputs : kConvInputs; }
+  ElementType state_type() const {
+    if (scan == nullptr || scan->format == Format::kF32) return kFloat;
+    return scan->format == Format::kF16 ? kFloat16 : kUint8;
+  }
+};
+const Op& op_of(const CustomOp* op) { return *static_cast<const Op*>(op); }
+
+struct Kernel {
+  const Op* op;
+  ScanAttributes scan;
+  ConvAttributes conv;
+};
+
+Status* invalid(const Api* api, const char* text) { return make_status(api, kInvalidArgument, text); }
+
+// Attributes of a node; the first missing one stops the reading with a message.
+struct Reader {
+  const Op& op;
+  const KernelInfo* info;
+  Message missing;
+  bool good;
+  Reader(const Op& o, const KernelInfo* i) : op(o), info(i), good(true) { missing.text[0] = 0; }
+  void fail(const char* name, const char* type) {
+    if (good) snprintf(missing.text, sizeof missing.text, "%s: attribute %s (%s) is missing", op.name(), name, type);
+    good = false;
+  }
+  int64_t whole(const char* name) {
+    int64_t value = 0;
+    if (Status* s = call<Status*>(op.api, kAttributeInt64, info, name, &value)) {
+      release(op.api, s);
+      fail(name, "int");
+      return 0;
+    }
+    return value;
+  }
+  float real(const char* name) {
+    float value = 0;
+    if (Status* s = call<Status*>(op.api, kAttributeFloat, info, name, &value)) {
+      release(op.api, s);
+      fail(name, "float");
+      return 0;
+    }
+    return value;
+  }
+};
+
+Status* create_kernel(const CustomOp* base, const Api*, const KernelInfo* info, void** out) {
+  const Op& op = op_of(base);
+  *out = nullptr;
+  Kernel k;
+  memset(&k, 0, sizeof k);
+  k.op = &op;
+  Reader r(op, info);
+  Message m;
+  bool good;
+  if (op.scan != nullptr) {
+    const bool two = op.scan->family == Family::kMamba2;
+    (two ? k.scan.num_heads : k.scan.channels) = r.whole(two ? "num_heads" : "channels");
+    k.scan.head_dim = r.whole("head_dim");
+    k.scan.d_state = r.whole("d_state");
+    k.scan.num_groups = r.whole("num_groups");
+    k.scan.chunk_size = two ? r.whole("chunk_size") : 1;
+    k.scan.dt_min = r.real("dt_min");
+    k.scan.dt_max = r.real("dt_max");
+    if (!r.good) return invalid(op.api, r.missing.text);
+    good = check_scan_attributes(*op.scan, k.scan, &m);
+  } else {
+    k.conv.channels = r.whole("channels");
+    k.conv.kernel_size = r.whole("kernel_size");
+    k.conv.state_width = r.whole("state_width");
+    if (!r.good) return invalid(op.api, r.missing.text);
+    good = check_conv_attributes(*op.conv, k.conv, &m);
+  }
+  if (!good) return invalid(op.api, m.text);
+  void* kernel = malloc(sizeof k);
+  if (kernel == nullptr) return make_status(op.api, kFail, "mambac: out of memory");
+  memcpy(kernel, &k, sizeof k);
+  *out = kernel;
+  return nullptr;
+}
+
+Status* read_input(const Op& op, KernelContext* c, size_t i, Shape* shape, const void** data) {
+  const Api* api = op.api;
+  const Value* v = nullptr;
+  if (Status* s = call<Status*>(api, kContextInput, (const KernelContext*)c, i, &v)) return s;
+  char text[120];
+  if (v == nullptr) {
+    snprintf(text, sizeof text, "%s: input %d is missing", op.name(), (int)i);
+    return invalid(api, text);
+  }
+  TensorInfo* info = nullptr;
+  if (Status* s = call<Status*>(api, kGetTensorTypeAndShape, v, &info)) return s;
+  int type = 0;
+  Status* s = call<Status*>(api, kGetTensorElementType, (const TensorInfo*)info, &type);
+  if (s == nullptr) s = call<Status*>(api, kGetDimensionsCount, (const TensorInfo*)info, &shape->rank);
+  const int wanted = (int)i == op.inputs() - 1 ? op.state_type() : kFloat;
+  if (s == nullptr && (shape->rank > kMaxRank || type != wanted)) {
+    snprintf(text, sizeof text, "%s: input %d has element type %d and rank %d; expected type %d and rank 1 to 4", op.name(),
+             (int)i, type, (int)shape->rank, wanted);
+    s = invalid(api, text);
+  }
+  if (s == nullptr) s = call<Status*>(api, kGetDimensions, (const TensorInfo*)info, (int64_t*)shape->dims, shape->rank);
+  call<void>(api, kReleaseTensorInfo, info);
+  if (s != nullptr) return s;
+  void* p = nullptr;
+  s = call<Status*>(api, kGetTensorMutableData, (Value*)v, &p);
+  *data = p;
+  return s;
+}
+
+Status* make_output(const Api* api, KernelContext* c, size_t i, const Shape& shape, void** data) {
+  Value* v = nullptr;
+  if (Status* s = call<Status*>(api, kContextOutput, c, i, (const int64_t*)shape.dims, shape.rank, &v)) return s;
+  if (v == nullptr) return invalid(api, "mambac: an output is not connected; every node needs both outputs");
+  return call<Status*>(api, kGetTensorMutableData, v, data);
+}
+
+// Work below this many multiply-adds is not worth waking another thread for.
+constexpr int64_t kSerialWork = 1 << 15;
+
+struct ScanRun {
+  const Kernels* kernels;
+  ScanArgs args;
+  std::atomic<bool> failed;
+};
+void scan_piece(void* user, size_t task) {
+  ScanRun& run = *(ScanRun*)user;
+  if (!run_scan_task(*run.kernels, run.args, (int64_t)task)) run.failed.store(true, std::memory_order_relaxed);
+}
+struct ConvRun {
+  const Kernels* kernels;
+  ConvArgs args;
+};
+void conv_piece(void* user, size_t task) {
+  const ConvRun& run = *(ConvRun*)user;
+  run.kernels->conv(run.args, (int64_t)task);
+}
+
+Status* spread(const Api* api, KernelContext* c, void (*piece)(void*, size_t), int64_t tasks, int64_t work, void* user) {
+  if (tasks > 1 && work > kSerialWork)
+    return call<Status*>(api, kContextParallelFor, (const KernelContext*)c, piece, (size_t)tasks, (size_t)0, user);
+  for (int64_t i = 0; i < tasks; i++) piece(user, (size_t)i);
+  return nullptr;
+}
+
+Status* compute_scan(const Kernel& k, KernelContext* c, const Shape* in, const void* const* data) {
+  const Op& op = *k.op;
+  Message m;
+  ScanRun run;
+  run.kernels = &kernels();
+  run.failed.store(false, std::memory_order_relaxed);
+  ScanArgs& a = run.args;
+  if (!plan_scan(*op.scan, k.scan, in, &a, &m)) return invalid(op.api, m.text);
+  void *y = nullptr, *present = nullptr;
+  if (Status* s = make_output(op.api, c, 0, in[0], &y)) return s;
+  if (Status* s = make_output(op.api, c, 1, in[7], &present)) return s;
+  a.x = (const float*)data[0];
+  a.dt = (const float*)data[1];
+  a.A = (const float*)data[2];
+  a.B = (const float*)data[3];
+  a.C = (const float*)data[4];
+  a.D = (const float*)data[5];
+  a.dt_bias = (const float*)data[6];
+  a.past = data[7];
+  a.y = (float*)y;
+  a.present = present;
+  const int64_t tasks = scan_tasks(a), tokens = a.length > 0 ? a.length : 1;
+  if (Status* s = spread(op.api, c, scan_piece, tasks, tasks * tokens * a.head_dim * a.d_state, &run)) return s;
+  return run.failed.load(std::memory_order_relaxed) ? make_status(op.api, kFail, "mambac: out of memory for scratch") : nullptr;
+}
+
+Status* compute_conv(const Kernel& k, KernelContext* c, const Shape* in, const void* const* data) {
+  const Op& op = *k.op;
+  Message m;
+  ConvRun run;
+  run.kernels = &kernels();
+  ConvArgs& a = run.args;
+  if (!plan_conv(*op.conv, k.conv, in, &a, &m)) return invalid(op.api, m.text);
+  void *y = nullptr, *present = nullptr;
+  if (Status* s = make_output(op.api, c, 0, in[0], &y)) return s;
+  if (Status* s = make_output(op.api, c, 1, in[3], &present)) return s;
+  a.x = (const float*)data[0];
+  a.weight = (const float*)data[1];
+  a.bias = (const float*)data[2];
+  a.past = (const float*)data[3];
+  a.y = (float*)y;
+  a.present = (float*)present;
+  return spread(op.api, c, conv_piece, conv_tasks(a), a.batch * a.channels * (a.length + 1) * (a.kernel + 8), &run);
+}
+
+Status* compute(void* kernel, KernelContext* c) {
+  const Kernel& k = *(const Kernel*)kernel;
+  const Api* api = k.op->api;
+  size_t given = 0;
+  if (Status* s = call<Status*>(api, kContextInputCount, (const KernelContext*)c, &given)) return s;
+  if ((int)given != k.op->inputs()) return invalid(api, "mambac: a node has the wrong number of inputs");
+  Shape shapes[kScanInputs];
+  const void* data[kScanInputs];
+  for (size_t i = 0; i < given; i++)
+    if (Status* s = read_input(*k.op, c, i, &shapes[i], &data[i])) return s;
+  return k.op->scan != nullptr ? compute_scan(k, c, shapes, data) : compute_conv(k, c, shapes, data);
+}
+
+// y is shaped like x, present like past.
+Status* infer_shapes(const CustomOp* base, ShapeContext* c) {
+  const Op& op = op_of(base);
+  const size_t from[2] = {0, (size_t)op.inputs() - 1};
+  for (size_t i = 0; i < 2; i++) {
+    TensorInfo* info = nullptr;
+    if (Status* s = call<Status*>(op.api, kShapeInput, (const ShapeContext*)c, from[i], &info)) return s;
+    if (Status* s = call<Status*>(op.api, kShapeSetOutput, (const ShapeContext*)c, i, (const TensorInfo*)info)) return s;
+  }
+  return nullptr;
+}
+
+// present may take the buffer of past where nothing else reads it.
+template <int kPast>
+size_t may_inplace(int** in, int** out) {
+  static int from[1] = {kPast}, to[1] = {1};
+  *in = from;
+  *out = to;
+  return 1;
+}
+void keep(int*, int*) {}
+
+void fill(Op& op, const Api* api, const ScanOp* scan, const ConvOp* conv) {
+  op.api = api;
+  op.scan = scan;
+  op.conv = conv;
+  op.version = kApiVersion;
+  op.GetName = [](const CustomOp* o) { return op_of(o).name(); };
+  op.GetExecutionProviderType = [](const CustomOp*) -> const char* { return nullptr; };  // the CPU
+  op.GetInputTypeCount = [](const CustomOp* o) -> size_t { return (size_t)op_of(o).inputs(); };
+  op.GetOutputTypeCount = [](const CustomOp*) -> size_t { return 2; };
+  op.GetInputType = [](const CustomOp* o, size_t i) {
+    return (int)i == op_of(o).inputs() - 1 ? op_of(o).state_type() : kFloat;
+  };
+  op.GetOutputType = [](const CustomOp* o, size_t i) { return i == 1 ? op_of(o).state_type() : kFloat; };
+  op.GetInputCharacteristic = op.GetOutputCharacteristic = [](const CustomOp*, size_t) { return kRequired; };
+  op.GetInputMemoryType = [](const CustomOp*, size_t) { return kMemoryDefault; };
+  op.GetVariadicInputMinArity = op.GetVariadicInputHomogeneity = op.GetVariadicOutputMinArity =
+      op.GetVariadicOutputHomogeneity = [](const CustomOp*) { return 1; };
+  op.CreateKernelV2 = create_kernel;
+  op.KernelComputeV2 = compute;
+  op.KernelDestroy = [](void* kernel) { free(kernel); };
+  op.InferOutputShape = infer_shapes;
+  op.GetStartVersion = [](const CustomOp*) { return 1; };
+  op.GetEndVersion = [](const CustomOp*) { return 0x7fffffff; };
+  op.GetMayInplace = scan != nullptr ? may_inplace<kScanInputs - 1> : may_inplace<kConvInputs - 1>;
+  op.ReleaseMayInplace = keep;
+}
+
+// The operators of one host. Hosts are few (one per copy of ONNX Runtime in the process) and never released: the
+// operators and their domain must outlive every session.
+struct Host {
+  const Api* api;
+  OpDomain* domain;
+  Op ops[kOps];
+  Host* next;
+};
+std::atomic_flag g_lock = ATOMIC_FLAG_INIT;
+Host* g_hosts = nullptr;
+
+struct Lock {
+  Lock() {
+    while (g_lock.test_and_set(std::memory_order_acquire)) {
+    }
+  }
+  ~Lock() { g_lock.clear(std::memory_order_release); }
+};
+
+Status* host_for(const Api* api, Host** out) {
+  Lock lock;
+  for (Host* h = g_hosts; h != nullptr; h = h->next)
+    if (h->api == api) {
+      *out = h;
+      return nullptr;
+    }
+  Host* h = (Host*)calloc(1, sizeof(Host));
+  if (h == nullptr) return make_status(api, kFail, "mambac: out of memory");
+  h->api = api;
+  if (Status* s = call<Status*>(api, kCreateCustomOpDomain, "com.mambac", &h->domain)) {
+    free(h);
+    return s;
+  }
+  for (int i = 0; i < kOps; i++) {
+    fill(h->ops[i], api, i < kScanOps ? scan_ops() + i : nullptr, i < kScanOps ? nullptr : conv_ops() + (i - kScanOps));
+    if (Status* s = call<Status*>(api, kCustomOpDomainAdd, h->domain, (const CustomOp*)&h->ops[i])) return s;
+  }
+  h->next = g_hosts;
+  g_hosts = h;
+  *out = h;
+  return nullptr;
+}
+
+}  // namespace
+}  // namespace ort
+}  // namespace mambac
+
+extern "C" MAMBAC_EXPORT mambac::ort::Status* RegisterCustomOps(mambac::ort::SessionOptions* options,
+                                                                const mambac::ort::ApiBase* base) {
+  using namespace mambac::ort;
+  // Asking for a version the host lacks prints to stderr, so its version string is read first.
+  const char* version = base->GetVersionString();
+  const bool known = version != nullptr && strncmp(version, "1.", 2) == 0;
+  const Api* api = known && atoi(version + 2) < (int)kApiVersion ? nullptr : base->GetApi(kApiVersion);
+  if (api == nullptr) {
+    const Api* oldest = base->GetApi(1);
+    char text[120];
+    snprintf(text, sizeof text, "mambac's operators need ONNX Runtime 1.18 or newer; this is %s", version ? version : "unknown");
+    return oldest == nullptr ? nullptr : make_status(oldest, kFail, text);
+  }
+  Host* host = nullptr;
+  if (Status* s = host_for(api, &host)) return s;
+  return call<Status*>(api, kAddCustomOpDomain, options, host->domain);
+}

@@ -1,0 +1,382 @@
+// Every kernel of every instruction set this machine has, against the double reference. Exit status 0: all agree.
+// Usage: kernels_test [quick]
+#include <stdio.h>
+#include <stdlib.h>
+
+#include <algorithm>
+
+#include "mambac/capi.h"
+#include "mambac/plan.h"
+#include "reference.h"
+
+using namespace reference;
+
+static long g_checks = 0, g_failures = 0;
+static std::string g_where;
+#define CHECK(condition, ...)                                   \
+  do {                                                          \
+    g_checks++;                                                 \
+    if (!(condition)) {                                         \
+      if (g_failures++ < 20) {                                  \
+        fprintf(stderr, "FAIL %s: %s: ", g_where.c_str(), #condition); \
+        fprintf(stderr, __VA_ARGS__);                           \
+        fputc('\n', stderr);                                    \
+      }                                                         \
+    }                                                           \
+  } while (0)
+
+struct Random {
+  uint64_t s;
+  explicit Random(uint64_t seed) : s(seed * 0x9e3779b97f4a7c15ull + 1) {}
+  uint64_t next() {
+    uint64_t z = s += 0x9e3779b97f4a7c15ull;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebull;
+    return z ^ z >> 31;
+  }
+  double unit() { return (double)(next() >> 11) * 0x1p-53; }
+  int below(int n) { return (int)(next() % (uint64_t)n); }
+  double normal() { return sqrt(-2 * log(unit() + 1e-300)) * cos(6.283185307179586 * unit()); }
+  std::vector<float> normals(size_t n, double scale) {
+    std::vector<float> v(n);
+    for (float& f : v) f = (float)(scale * normal());
+    return v;
+  }
+};
+
+static std::vector<const char*> g_isas;
+
+// A state a user could have: what the reference would store of random values with outlier rows and columns.
+static void encode(const Op& op, const std::vector<double>& h, int P, int N, uint8_t* out) {
+  for (int i = 0; i < P * N; i++) {
+    if (op.kind == Kind::F32) {
+      float f = (float)h[(size_t)i];
+      memcpy(out + 4 * i, &f, 4);
+    } else if (op.kind == Kind::F16) {
+      uint16_t u = half_bits(h[(size_t)i]);
+      memcpy(out + 2 * i, &u, 2);
+    }
+  }
+  if (!op.packed()) return;
+  Scales s = choose_scales(op, h, P, N);
+  uint8_t* scales = out + (op.kind == Kind::H8 ? P * N : P * N / 2);
+  memset(out, 0, (size_t)(scales - out));
+  for (int p = 0; p < P; p++)
+    for (int n = 0; n < N; n++) {
+      int i = p * N + n, c = code_for(op, h[(size_t)i], s.sc[p], s.ss[n]);
+      if (op.kind == Kind::H8)
+        out[i] = (uint8_t)c;
+      else
+        out[i / 2] = (uint8_t)(out[i / 2] | (c & 15) << (i % 2 * 4));
+    }
+  for (int p = 0; p < P; p++) {
+    uint16_t u = half_bits(s.sc[p]);
+    memcpy(scales + 2 * p, &u, 2);
+  }
+  for (int n = 0; n < N; n++) {
+    uint16_t u = half_bits(s.ss[n]);
+    memcpy(scales + 2 * (P + n), &u, 2);
+  }
+}
+
+static Inputs make_inputs(const Op& op, const Sizes& s, Random& r, double scale, bool zero_state) {
+  Inputs in;
+  int E = s.channels(), R = s.rates(op);
+  size_t rows = (size_t)s.B * s.L;
+  in.x = r.normals(rows * E, scale);
+  in.dt = r.normals(rows * R, 1.5);
+  in.A = r.normals(op.two ? s.H : (size_t)E * s.N, 1);
+  for (float& a : in.A) a = -(float)exp(a);
+  in.B = r.normals(rows * s.G * s.N, 1);
+  in.C = r.normals(rows * s.G * s.N, 1);
+  in.D = r.normals(E, 1);
+  in.bias = r.normals(R, 1);
+  for (float& f : in.bias) f -= 2;
+  if (r.below(3) == 0) in.dt_min = 0.01f, in.dt_max = 0.5f;
+  size_t bytes = head_bytes(op, s.P, s.N);
+  in.past.assign((size_t)s.B * s.H * bytes, 0);
+  for (int i = 0; i < s.B * s.H && !zero_state; i++) {
+    std::vector<double> h((size_t)s.P * s.N);
+    for (int p = 0; p < s.P; p++)
+      for (int n = 0; n < s.N; n++)
+        h[(size_t)p * s.N + n] = scale * r.normal() * (p % 7 == 3 ? 8 : 1) * (n % 11 == 5 ? 5 : 1) * (n % 13 == 1 ? 0 : 1);
+    encode(op, h, s.P, s.N, in.past.data() + i * bytes);
+  }
+  return in;
+}
+
+struct Output {
+  std::vector<float> y;
+  std::vector<uint8_t> present;
+};
+
+static Output run(const Op& op, const Sizes& s, const Inputs& in, const char* isa, bool alias) {
+  Output out;
+  out.y.assign((size_t)s.B * s.L * s.channels(), NAN);
+  out.present = alias ? in.past : std::vector<uint8_t>(in.past.size(), 0xa5);
+  mambac_scan call = {s.B, s.L, s.H, s.P, s.N, s.G, in.dt_min, in.dt_max, in.x.data(), in.dt.data(), in.A.data(), in.B.data(),
+                      in.C.data(), in.D.data(), in.bias.data(), alias ? out.present.data() : in.past.data(), out.y.data(),
+                      out.present.data()};
+  char error[320] = "";
+  int status = mambac_scan_run(op.name.c_str(), isa, &call, error, sizeof error);
+  CHECK(status == 0, "%s", error);
+  return out;
+}
+
+static bool same(const Output& a, const Output& b) {
+  return a.present == b.present && a.y.size() == b.y.size() &&
+         (a.y.empty() || memcmp(a.y.data(), b.y.data(), a.y.size() * 4) == 0);
+}
+
+struct Tally {
+  long codes = 0, off = 0, scales = 0, scales_off = 0;
+};
+static Tally g_tally;
+
+// The stored state against the exact one. Scales may be the neighbouring half where rounding was close; a code must be
+// what the stored scales demand of the exact state, or its neighbour where that was close to a tie.
+static void check_state(const Op& op, const Sizes& s, const Result& want, const std::vector<uint8_t>& present, double tolerance) {
+  size_t bytes = head_bytes(op, s.P, s.N);
+  for (int i = 0; i < s.B * s.H; i++) {
+    const uint8_t* head = present.data() + i * bytes;
+    const std::vector<double>&h = want.h[(size_t)i], &size = want.h_size[(size_t)i];
+    if (!op.packed()) {
+      std::vector<double> got = decode(op, head, s.P, s.N);
+      for (size_t j = 0; j < h.size(); j++) {
+        double slack = tolerance * size[j] + 1e-37;
+        if (op.kind == Kind::F16) slack += fmax(fabs(h[j]) * 0x1p-11 * 1.001, 0x1p-25);
+        bool overflow = op.kind == Kind::F16 && fabs(h[j]) > 65504 && fabs(got[j]) >= 65504;
+        CHECK(overflow || fabs(got[j] - h[j]) <= slack, "state %zu: %.9g, expected %.9g", j, got[j], h[j]);
+      }
+      continue;
+    }
+    Scales got = scales_of(op, head, s.P, s.N), exact = choose_scales(op, h, s.P, s.N);
+    double worst = 0;  // relative error of the float state
+    for (size_t j = 0; j < h.size(); j++) worst = fmax(worst, size[j]);
+    for (int p = 0; p < s.P; p++) {
+      g_tally.scales++;
+      g_tally.scales_off += got.sc[p] != exact.sc[p];
+      double row_size = 0, row = 0;
+      for (int n = 0; n < s.N; n++) row_size = fmax(row_size, size[(size_t)p * s.N + n]), row = fmax(row, fabs(h[(size_t)p * s.N + n]));
+      double slack = row > 0 ? 0x1.01p-10 + tolerance * row_size / row : 1;
+      CHECK(fabs(got.sc[p] - exact.sc[p]) <= exact.sc[p] * slack, "Sc[%d] = %g, expected %g", p, got.sc[p], exact.sc[p]);
+    }
+    for (int n = 0; n < s.N; n++) {
+      double top = 0, top_size = 0;
+      for (int p = 0; p < s.P; p++) {
+        top = fmax(top, fabs(h[(size_t)p * s.N + n]) / got.sc[p]);
+        top_size = fmax(top_size, size[(size_t)p * s.N + n] / got.sc[p]);
+      }
+      double ss = to_half(fmin(top, 65504));
+      g_tally.scales++;
+      g_tally.scales_off += got.ss[n] != ss;
+      CHECK(fabs(got.ss[n] - ss) <= ss * 0x1.01p-10 + 0x1.01p-24 + tolerance * top_size, "Ss[%d] = %g, expected %g", n, got.ss[n], ss);
+    }
+    for (int p = 0; p < s.P; p++)
+      for (int n = 0; n < s.N; n++) {
+        size_t j = (size_t)p * s.N + n;
+        double step = got.sc[p] * got.ss[n] / op.qmax();
+        int code = code_at(op, head, (int)j), expected = code_for(op, h[j], got.sc[p], got.ss[n]);
+        g_tally.codes++;
+        if (code == expected) continue;
+        g_tally.off++;
+        double exact_code = step > 0 ? h[j] / step : 0;
+        double slack = step > 0 ? tolerance * size[j] / step + 4e-7 * op.qmax() : 0;
+        CHECK(abs(code - expected) == 1 && fabs(fabs(exact_code - floor(exact_code)) - 0.5) <= slack,
+              "code[%d,%d] = %d, expected %d (%.9g)", p, n, code, expected, exact_code);
+      }
+  }
+}
+
+static void check_y(const Result& want, const std::vector<float>& y, double tolerance) {
+  for (size_t i = 0; i < y.size(); i++)
+    CHECK(fabs(y[i] - want.y[i]) <= tolerance * want.y_size[i] + 1e-37, "y[%zu] = %.9g, expected %.9g (size %.3g)", i, (double)y[i],
+          want.y[i], want.y_size[i]);
+}
+
+static void one_case(const Op& op, const Sizes& s, uint64_t seed, double scale, bool zero_state) {
+  Random r(seed);
+  Inputs in = make_inputs(op, s, r, scale, zero_state);
+  Result want = scan(op, s, in);
+  const double tolerance = 3e-6;
+  Output first;
+  for (const char* isa : g_isas) {
+    char text[160];
+    snprintf(text, sizeof text, "%s %s B%d L%d H%d P%d N%d G%d seed %llu scale %g", isa, op.name.c_str(), s.B, s.L, s.H, s.P, s.N,
+             s.G, (unsigned long long)seed, scale);
+    g_where = text;
+    Output out = run(op, s, in, isa, false);
+    // A Token state over several tokens may round differently near ties and go its own way: it is checked as steps.
+    if (!op.token || s.L == 1) {
+      check_y(want, out.y, tolerance);
+      check_state(op, s, want, out.present, tolerance);
+    }
+    CHECK(same(out, run(op, s, in, isa, true)), "one buffer as past and present gives other bits");
+    if (strcmp(isa, "avx2") == 0) first = out;
+    if (strcmp(isa, "avx512") == 0 && !first.y.empty()) CHECK(same(first, out), "avx512 and avx2 differ");
+    if (!op.token || s.L == 1) continue;
+    Inputs step = in;  // the same tokens as single calls
+    Sizes one = s;
+    one.L = 1;
+    for (int l = 0; l < s.L; l++) {
+      auto slice = [&](const std::vector<float>& v, size_t width) {
+        std::vector<float> o;
+        for (int b = 0; b < s.B; b++) o.insert(o.end(), v.begin() + (long)((b * s.L + l) * width), v.begin() + (long)((b * s.L + l + 1) * width));
+        return o;
+      };
+      step.x = slice(in.x, s.channels());
+      step.dt = slice(in.dt, s.rates(op));
+      step.B = slice(in.B, (size_t)s.G * s.N);
+      step.C = slice(in.C, (size_t)s.G * s.N);
+      Output o = run(op, one, step, isa, false);
+      std::vector<float> y = slice(out.y, s.channels());
+      CHECK(memcmp(y.data(), o.y.data(), y.size() * 4) == 0, "token %d alone gives another y", l);
+      step.past = o.present;
+    }
+    CHECK(step.past == out.present, "tokens alone give another state");
+  }
+}
+
+// Many tokens through one packed state from zero. Two roundings of one trajectory drift apart at every tie, so the kernel
+// is held to the reference in two ways: each token from the kernel's own last state, and its distance from the unrounded
+// recurrence over the whole run, which must be that of the reference.
+static void long_run(const Op& op, int tokens) {
+  Sizes s = {1, tokens, 2, 16, 128, 1};
+  Random r(77);
+  Inputs in = make_inputs(op, s, r, 1, true);
+  Op exact = parse(op.two ? "Mamba2ScanF32" : "Mamba1ScanF32");
+  Inputs zero = in;
+  zero.past.assign((size_t)s.H * head_bytes(exact, s.P, s.N), 0);
+  Result rounded = scan(op, s, in), unrounded = scan(exact, s, zero);
+  double rounding = 0;
+  for (size_t i = 0; i < rounded.y.size(); i++) rounding += pow(rounded.y[i] - unrounded.y[i], 2);
+  for (const char* isa : g_isas) {
+    g_where = std::string(isa) + " " + op.name + " long run";
+    Output out = run(op, s, in, isa, true);
+    double error = 0;
+    for (size_t i = 0; i < out.y.size(); i++) error += pow(out.y[i] - unrounded.y[i], 2);
+    CHECK(fabs(sqrt(error / rounding) - 1) < 0.1, "error %.4g, the reference's %.4g", sqrt(error), sqrt(rounding));
+    Sizes one = s;
+    one.L = 1;
+    Inputs step = in;
+    for (int l = 0; l < tokens; l++) {
+      auto slice = [&](const std::vector<float>& v, int width) { return std::vector<float>(v.begin() + l * width, v.begin() + (l + 1) * width); };
+      step.x = slice(in.x, s.channels());
+      step.dt = slice(in.dt, s.rates(op));
+      step.B = slice(in.B, s.G * s.N);
+      step.C = slice(in.C, s.G * s.N);
+      Output o = run(op, one, step, isa, false);
+      CHECK(memcmp(o.y.data(), out.y.data() + (size_t)l * s.channels(), o.y.size() * 4) == 0, "token %d alone gives another y", l);
+      if (l % 16 == 0 || l + 50 > tokens) {
+        Result want = scan(op, one, step);
+        check_y(want, o.y, 3e-6);
+        check_state(op, one, want, o.present, 3e-6);
+      }
+      step.past = o.present;
+    }
+    CHECK(step.past == out.present, "tokens alone give another state");
+  }
+}
+
+static void conv_case(const ConvSizes& s, bool silu, uint64_t seed, double scale) {
+  Random r(seed);
+  std::vector<float> x = r.normals((size_t)s.B * s.E * s.L, scale), w = r.normals((size_t)s.E * s.K, 1), bias = r.normals(s.E, 1),
+                     past = r.normals((size_t)s.B * s.E * s.W, scale), expected;
+  std::vector<double> want;
+  conv(s, silu, x.data(), w.data(), bias.data(), past.data(), want, expected);
+  for (const char* isa : g_isas)
+    for (int alias = 0; alias < 2; alias++) {
+      char text[120];
+      snprintf(text, sizeof text, "%s conv silu %d B%d E%d L%d K%d W%d alias %d", isa, silu, s.B, s.E, s.L, s.K, s.W, alias);
+      g_where = text;
+      std::vector<float> y(want.size(), NAN), present = alias ? past : std::vector<float>(past.size(), NAN);
+      mambac_conv call = {s.B, s.E, s.L, s.K, s.W, x.data(), w.data(), bias.data(), alias ? present.data() : past.data(), y.data(),
+                          present.data()};
+      char error[320] = "";
+      int status = mambac_conv_run(silu ? "CausalConvSilu" : "CausalConv", isa, &call, error, sizeof error);
+      CHECK(status == 0, "%s", error);
+      CHECK(present == expected, "state differs");
+      for (size_t i = 0; i < y.size(); i++)
+        CHECK(fabs(y[i] - want[i]) <= 2e-6 * scale * s.K + 1e-6 * fabs(want[i]), "y[%zu] = %.9g, expected %.9g", i, (double)y[i], want[i]);
+    }
+}
+
+// softplus through y = d x with no decay, exp through y = exp(d A) h; relative errors, over the whole range.
+static void functions() {
+  const int T = 4000;
+  Sizes s = {1, T, 1, 1, 1, 1};
+  Op op = parse("Mamba2ScanF32");
+  for (const char* isa : g_isas) {
+    g_where = std::string(isa) + " functions";
+    double soft = 0, expo = 0;
+    for (int i = 0; i < T; i++) {
+      double v = -80 + 180.0 * i / T;
+      Inputs in;
+      s.L = 1;
+      in.dt = {(float)v};
+      in.x = in.B = in.C = {1.0f};
+      in.A = in.D = in.bias = {0.0f};
+      in.past.assign(4, 0);
+      double want = softplus((double)in.dt[0]);
+      soft = fmax(soft, fabs(run(op, s, in, isa, false).y[0] - want) / want);
+      in.x = {0.0f};  // d = 1 through the limits
+      in.dt_min = in.dt_max = 1;
+      in.A = {(float)(-86 + 172.0 * i / T)};
+      float one = 1;
+      memcpy(in.past.data(), &one, 4);
+      want = exp((double)in.A[0]);
+      expo = fmax(expo, fabs(run(op, s, in, isa, false).y[0] - want) / want);
+    }
+    CHECK(soft < 2.5e-7, "softplus is off by %.3g", soft);
+    CHECK(expo < 2.5e-7, "exp is off by %.3g", expo);
+    printf("%s: softplus %.2g, exp %.2g\n", isa, soft, expo);
+  }
+}
+
+int main(int argc, char** argv) {
+  const bool quick = argc > 1 && strcmp(argv[1], "quick") == 0;
+  for (const char* isa : {"portable", "avx2", "avx512"})
+    if (mambac::kernels_named(isa) != nullptr) g_isas.push_back(isa);
+  functions();
+  const int ps[] = {1, 5, 16, 17, 64, 80}, ns[] = {1, 2, 15, 16, 20, 64, 100, 128, 130, 256};
+  const int lengths[] = {1, 2, 5, 33, 70};
+  uint64_t seed = 1;
+  for (int o = 0; o < mambac::kScanOps; o++) {
+    Op op = parse(mambac::scan_ops()[o].name);
+    for (int p : ps)
+      for (int n : ns) {
+        if (op.kind == Kind::H4 && n % 2) continue;
+        for (int l : lengths) {
+          seed++;
+          if ((quick || p * n * l > 30000) && seed % (quick ? 9 : 4) != 0) continue;
+          int groups = (int)(seed % 3) + 1;
+          // Mamba-1 groups need not end where pseudo-heads do
+          Sizes s = {1 + (int)(seed % 2), l, op.two ? groups * 2 : 3, p, n, op.two ? groups : p % 2 == 0 && seed % 2 ? 2 : 1};
+          one_case(op, s, seed, 1, seed % 5 == 0);
+        }
+      }
+    for (double scale : {1e-30, 1e-9, 1e4, 1e9, 1e15}) {
+      if (op.kind == Kind::F16 && scale > 1e3) continue;
+      one_case(op, {1, 1, 2, 17, 128, 1}, 5, scale, false);
+      one_case(op, {1, 6, 2, 32, 20, 1}, 6, scale, false);
+    }
+    Sizes none = {1, 0, 2, 4, 6, 1}, empty = {0, 3, 2, 4, 6, 1};
+    one_case(op, empty, 9, 1, false);
+    Random r(3);
+    Inputs in = make_inputs(op, none, r, 1, false);
+    for (const char* isa : g_isas) {
+      g_where = std::string(isa) + " " + op.name + " no token";
+      CHECK(run(op, none, in, isa, false).present == in.past, "the state changed without a token");
+    }
+    if (op.token && (!quick || op.kind == Kind::H4)) long_run(op, quick ? 400 : 2000);
+  }
+  for (int k : {1, 2, 3, 4, 5, 7})
+    for (int extra : {0, 1, 3})
+      for (int l : {1, 2, 3, 4, 16, 37})
+        for (int silu = 0; silu < 2; silu++) conv_case({2, 67, l, k, k - 1 + extra}, silu, seed++, l == 16 ? 30 : 1);
+  printf("codes %ld, off by one %ld (%.2g); scales %ld, neighbouring half %ld\n", g_tally.codes, g_tally.off,
+         (double)g_tally.off / (double)g_tally.codes, g_tally.scales, g_tally.scales_off);
+  CHECK((double)g_tally.off <= 1e-3 * (double)g_tally.codes, "too many codes off");
+  printf("%ld checks, %ld failures\n", g_checks, g_failures);
+  return g_failures == 0 ? 0 : 1;
+}
