@@ -1,0 +1,31 @@
+/** The causal depthwise convolution with its window of past inputs, from standard ops. */
+
+import { attr } from "../ir/graph.js";
+import type { Body } from "./body.js";
+
+/** x [B,E,L], past [B,E,W] -> y [B,E,L] and present [B,E,W]. */
+export function causalConv(
+  body: Body,
+  activation: "none" | "silu",
+  inputs: { readonly x: string; readonly weight: string; readonly bias: string; readonly past: string },
+): { y: string; present: string } {
+  const { x, weight, bias, past } = inputs;
+  const width = body.size("state_width");
+  const stream = body.op("Concat", [past, x], { axis: 2 });
+  const unread = body.sub(body.add(width, body.ints(1)), body.size("kernel_size"));
+  const read = body.slice(stream, 2, unread, END); // [B,E,K-1+L]
+  const single = body.op("Equal", [body.shapeOf(x, 2, 3), body.ints(1)]);
+  const [sum = ""] = body.branch(
+    single,
+    (then) => {
+      const taps = then.mul(read, then.op("Squeeze", [weight, then.ints(1)]));
+      return [then.add(then.op("ReduceSum", [taps, then.ints(-1)]), then.unsqueeze(bias, -1))];
+    },
+    (otherwise) => [otherwise.op("Conv", [read, weight, bias], { group: attr.ref("channels", "int") })],
+  );
+  const y = activation === "silu" ? body.mul(sum, body.op("Sigmoid", [sum])) : sum;
+  return { y, present: body.slice(stream, 2, body.shapeOf(x, 2, 3), END) };
+}
+
+/** Slices to the end of an axis. */
+const END = 2 ** 31;

@@ -1,0 +1,66 @@
+/** Nodes of the emitted operators. Every attribute is written: a kernel's own defaults may differ. */
+
+import { type Attribute, attr, makeNode, type Node } from "../ir/graph.js";
+import { invariant } from "../support/errors.js";
+import { convName, OP_DOMAIN, opName, type Requantize, type StateFormat, type StateScale } from "./names.js";
+
+/** Tokens a chunk of prefill; the fastest of 32, 64 and 128 on the CPU. A hint, never a change of meaning. */
+export const DEFAULT_CHUNK_SIZE = 64;
+
+interface CommonParams {
+  /** Mamba-2: P. Mamba-1: pseudo-head size, a divisor of `channels`. */
+  readonly headDim: number;
+  readonly dState: number;
+  readonly groups: number;
+  /** -Infinity for none. */
+  readonly dtMin: number;
+  /** Infinity for none. */
+  readonly dtMax: number;
+  readonly format: StateFormat;
+  readonly scale?: StateScale;
+  readonly requantize?: Requantize;
+}
+
+export type ScanParams = CommonParams &
+  (
+    | { readonly family: "mamba2"; readonly heads: number; readonly chunkSize?: number }
+    | { readonly family: "mamba1"; readonly channels: number }
+  );
+
+/** A scan node. `inputs` are x, dt, A, B, C, D, dt_bias, past; `outputs` are y, present. */
+export function scanNode(
+  params: ScanParams,
+  inputs: readonly string[],
+  outputs: readonly string[],
+  name: string = "",
+): Node {
+  invariant(inputs.length === 8 && outputs.length === 2, "scanNode: a scan has 8 inputs and 2 outputs");
+  const { headDim, dState, groups, dtMin, dtMax } = params;
+  const attributes: [string, Attribute][] =
+    params.family === "mamba2" ? [["num_heads", attr.int(params.heads)]] : [["channels", attr.int(params.channels)]];
+  attributes.push(["head_dim", attr.int(headDim)], ["d_state", attr.int(dState)], ["num_groups", attr.int(groups)]);
+  if (params.family === "mamba2") attributes.push(["chunk_size", attr.int(params.chunkSize ?? DEFAULT_CHUNK_SIZE)]);
+  attributes.push(["dt_min", attr.float(dtMin)], ["dt_max", attr.float(dtMax)]);
+  return makeNode(opName(params), inputs, outputs, new Map(attributes), { domain: OP_DOMAIN, name });
+}
+
+/** A convolution node. `inputs` are x, weight, bias, past; `outputs` are y, present. */
+export function convNode(
+  params: {
+    readonly activation: "none" | "silu";
+    readonly channels: number;
+    readonly kernelSize: number;
+    readonly stateWidth: number;
+  },
+  inputs: readonly string[],
+  outputs: readonly string[],
+  name: string = "",
+): Node {
+  invariant(inputs.length === 4 && outputs.length === 2, "convNode: a convolution has 4 inputs and 2 outputs");
+  const attributes = new Map<string, Attribute>([
+    ["channels", attr.int(params.channels)],
+    ["kernel_size", attr.int(params.kernelSize)],
+    ["state_width", attr.int(params.stateWidth)],
+  ]);
+  return makeNode(convName(params.activation), inputs, outputs, attributes, { domain: OP_DOMAIN, name });
+}

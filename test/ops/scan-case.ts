@@ -1,0 +1,294 @@
+/** One-node models of the scan operators, random inputs for them, and how far a run is from the float64 reference. */
+
+import { makeValue, type Model, type Node } from "../../src/ir/graph.js";
+import { f32Tensor, type Tensor, tensorFromBytes, toNumbers } from "../../src/ir/tensor.js";
+import { elementCount, tensorType } from "../../src/ir/types.js";
+import { encodeModel } from "../../src/onnx/write.js";
+import { opFunction } from "../../src/ops/functions.js";
+import { isPacked, OP_DOMAIN, OP_VERSION, opName, packedHeadBytes, type ScanSpec, stateType } from "../../src/ops/names.js";
+import { scanNode } from "../../src/ops/nodes.js";
+import { packState } from "../../src/ops/packed-state.js";
+import { type SelectiveScanResult, selectiveScanReference } from "../../src/ops/reference.js";
+import { openSession, type Session, type SessionOptions } from "../../src/run/session.js";
+
+export interface ScanSizes {
+  readonly batch: number;
+  readonly length: number;
+  /** H for Mamba-2; E / headDim for Mamba-1. */
+  readonly heads: number;
+  readonly headDim: number;
+  readonly dState: number;
+  readonly groups: number;
+  readonly chunkSize: number;
+  readonly dtMin: number;
+  readonly dtMax: number;
+}
+
+export interface ScanData {
+  readonly x: Float32Array;
+  readonly dt: Float32Array;
+  readonly A: Float32Array;
+  readonly B: Float32Array;
+  readonly C: Float32Array;
+  readonly D: Float32Array;
+  readonly dtBias: Float32Array;
+  readonly past: Float32Array | Uint8Array;
+}
+
+/** Deterministic noise. */
+export class Noise {
+  #state: number;
+
+  constructor(seed: number) {
+    this.#state = (seed ^ 0x9e3779b9) >>> 0;
+  }
+
+  uniform(): number {
+    // mulberry32
+    this.#state = (this.#state + 0x6d2b79f5) >>> 0;
+    let t = this.#state;
+    t = Math.imul(t ^ (t >>> 15), t | 1);
+    t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
+    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
+  }
+
+  normal(): number {
+    return Math.sqrt(-2 * Math.log(1 - this.uniform())) * Math.cos(2 * Math.PI * this.uniform());
+  }
+
+  normals(count: number, scale: number = 1): Float32Array {
+    return Float32Array.from({ length: count }, () => scale * this.normal());
+  }
+}
+
+/** Values like those of trained models: A from -0.05 to -16, step sizes from 0.001 to several. */
+export function randomData(spec: ScanSpec, sizes: ScanSizes, seed: number): ScanData {
+  const noise = new Noise(seed);
+  const { batch, length, heads, headDim, dState, groups } = sizes;
+  const rows = heads * headDim;
+  const steps = spec.family === "mamba2" ? heads : rows;
+  const rates = spec.family === "mamba2" ? heads : rows * dState;
+  const state = noise.normals(batch * rows * dState, 2);
+  return {
+    x: noise.normals(batch * length * rows),
+    dt: noise.normals(batch * length * steps),
+    A: Float32Array.from({ length: rates }, () => -Math.exp(Math.log(0.05) + noise.uniform() * Math.log(320))),
+    B: noise.normals(batch * length * groups * dState),
+    C: noise.normals(batch * length * groups * dState),
+    D: noise.normals(rows),
+    dtBias: Float32Array.from({ length: steps }, () => -7 + 8 * noise.uniform()),
+    past: isPacked(spec.format)
+      ? packState(state, { heads: batch * heads, headDim, dState }, spec.format, spec.scale)
+      : state,
+  };
+}
+
+/** A model of one scan node, all of whose values are graph inputs and outputs. */
+export function scanModel(spec: ScanSpec, sizes: ScanSizes): Uint8Array {
+  const { heads, headDim, dState, groups, chunkSize, dtMin, dtMax } = sizes;
+  const rows = heads * headDim;
+  const inputs = ["x", "dt", "A", "B", "C", "D", "dt_bias", "past"];
+  const node = scanNode(
+    spec.family === "mamba2"
+      ? { ...spec, family: "mamba2", heads, chunkSize, headDim, dState, groups, dtMin, dtMax }
+      : { ...spec, family: "mamba1", channels: rows, headDim, dState, groups, dtMin, dtMax },
+    inputs,
+    ["y", "present"],
+  );
+  const state = stateType(spec, sizes);
+  const perRow = spec.family === "mamba2" ? [heads, headDim] : [rows];
+  const steps = spec.family === "mamba2" ? heads : rows;
+  const types = new Map([
+    ["x", tensorType("f32", ["batch", "length", ...perRow])],
+    ["dt", tensorType("f32", ["batch", "length", steps])],
+    ["A", tensorType("f32", spec.family === "mamba2" ? [heads] : [rows, dState])],
+    ["B", tensorType("f32", ["batch", "length", groups, dState])],
+    ["C", tensorType("f32", ["batch", "length", groups, dState])],
+    ["D", tensorType("f32", perRow)],
+    ["dt_bias", tensorType("f32", [steps])],
+    ["past", tensorType(state.dtype, ["batch", ...state.shape])],
+    ["y", tensorType("f32", ["batch", "length", ...perRow])],
+    ["present", tensorType(state.dtype, ["batch", ...state.shape])],
+  ]);
+  return oneNodeModel(node, inputs, ["y", "present"], types);
+}
+
+/** Encodes a model of one node of our domain together with its function. */
+export function oneNodeModel(
+  node: Node,
+  inputs: readonly string[],
+  outputs: readonly string[],
+  types: ReadonlyMap<string, ReturnType<typeof tensorType>>,
+): Uint8Array {
+  const values = (names: readonly string[]): ReturnType<typeof makeValue>[] =>
+    names.map((name) => makeValue(name, types.get(name) ?? null));
+  const model: Model = {
+    irVersion: 10,
+    producerName: "mambac",
+    producerVersion: "",
+    domain: "",
+    modelVersion: 0n,
+    doc: "",
+    opsets: new Map([
+      ["", 21],
+      [OP_DOMAIN, OP_VERSION],
+    ]),
+    graph: {
+      name: "one",
+      doc: "",
+      inputs: values(inputs),
+      outputs: values(outputs),
+      nodes: [node],
+      initializers: new Map(),
+      valueInfo: new Map(),
+      metadata: new Map(),
+    },
+    functions: [opFunction(node.op)],
+    metadata: new Map(),
+  };
+  return encodeModel(model);
+}
+
+/** Tensors of a scan's inputs. */
+export function scanFeeds(spec: ScanSpec, sizes: ScanSizes, data: ScanData): Map<string, Tensor> {
+  const { batch, length, heads, headDim, dState, groups } = sizes;
+  const rows = heads * headDim;
+  const perRow = spec.family === "mamba2" ? [heads, headDim] : [rows];
+  const steps = spec.family === "mamba2" ? heads : rows;
+  const vectors = [batch, length, groups, dState];
+  return new Map([
+    ["x", f32Tensor([batch, length, ...perRow], data.x)],
+    ["dt", f32Tensor([batch, length, steps], data.dt)],
+    ["A", f32Tensor(spec.family === "mamba2" ? [heads] : [rows, dState], data.A)],
+    ["B", f32Tensor(vectors, data.B)],
+    ["C", f32Tensor(vectors, data.C)],
+    ["D", f32Tensor(perRow, data.D)],
+    ["dt_bias", f32Tensor([steps], data.dtBias)],
+    ["past", stateTensor(spec, sizes, data.past)],
+  ]);
+}
+
+function stateTensor(spec: ScanSpec, sizes: ScanSizes, past: Float32Array | Uint8Array): Tensor {
+  const { dtype, shape } = stateType(spec, sizes);
+  const full = [sizes.batch, ...shape];
+  if (past instanceof Uint8Array) return tensorFromBytes("u8", full, past);
+  if (dtype === "f16") return tensorFromBytes("f16", full, new Uint8Array(Uint16Array.from(past, halfBits).buffer));
+  return f32Tensor(full, past);
+}
+
+function halfBits(value: number): number {
+  // Test states are small integers of 1/64, so plain scaling is exact; see `roundedPast`.
+  const sign = value < 0 ? 0x8000 : 0;
+  const magnitude = Math.abs(value);
+  if (magnitude < 2 ** -14) return sign | Math.round(magnitude * 2 ** 24);
+  const exponent = Math.floor(Math.log2(magnitude));
+  return sign | (((exponent + 15) << 10) + Math.round((magnitude / 2 ** exponent - 1) * 1024));
+}
+
+export interface ScanRun {
+  readonly y: Float64Array;
+  /** The present state as it came out. */
+  readonly present: Tensor;
+}
+
+/** Runs a scan model. */
+export async function runScan(
+  session: Session,
+  spec: ScanSpec,
+  sizes: ScanSizes,
+  data: ScanData,
+  past?: Tensor,
+): Promise<ScanRun> {
+  const feeds = scanFeeds(spec, sizes, data);
+  if (past !== undefined) feeds.set("past", past);
+  const outputs = await session.run(feeds);
+  const y = outputs.get("y");
+  const present = outputs.get("present");
+  if (y === undefined || present === undefined) throw new Error("the scan gave no outputs");
+  return { y: toNumbers(y), present };
+}
+
+/** The float64 reference on the same data. */
+export function referenceScan(spec: ScanSpec, sizes: ScanSizes, data: ScanData): SelectiveScanResult {
+  const { batch, length, heads, headDim, dState, groups, dtMin, dtMax } = sizes;
+  const { x, dt, A, B, C, D, dtBias, past } = data;
+  const { format, scale, requantize } = spec;
+  const rest = { batch, length, headDim, dState, groups, dtMin, dtMax, x, dt, A, B, C, D, dtBias, past };
+  const rounding = { format, scale, requantize };
+  return spec.family === "mamba2"
+    ? selectiveScanReference({ family: "mamba2", heads, ...rest, ...rounding })
+    : selectiveScanReference({ family: "mamba1", channels: heads * headDim, ...rest, ...rounding });
+}
+
+/** Opens the one-node model. */
+export function openScan(spec: ScanSpec, sizes: ScanSizes, options?: SessionOptions): Promise<Session> {
+  return openSession(scanModel(spec, sizes), options);
+}
+
+/** max |a - b| / max |b|; NaN anywhere gives NaN. */
+export function relativeError(actual: ArrayLike<number>, expected: ArrayLike<number>): number {
+  let scale = 0;
+  let worst = 0;
+  for (let i = 0; i < expected.length; i++) scale = Math.max(scale, Math.abs(expected[i] ?? Number.NaN));
+  for (let i = 0; i < expected.length; i++) {
+    worst = Math.max(worst, Math.abs((actual[i] ?? Number.NaN) - (expected[i] ?? Number.NaN)));
+  }
+  return scale === 0 ? worst : worst / scale;
+}
+
+/** What differs between two packed states. */
+export interface CodeDifference {
+  readonly codes: number;
+  readonly different: number;
+  readonly largest: number;
+  /** Largest difference of a scale, in units of the last place of a half. */
+  readonly scaleUlps: number;
+}
+
+/** Compares packed states [.., bytes] code by code and scale by scale. */
+export function compareCodes(
+  format: "h8" | "h4",
+  headDim: number,
+  dState: number,
+  actual: Uint8Array,
+  expected: Uint8Array,
+): CodeDifference {
+  const stride = packedHeadBytes(format, headDim, dState);
+  const codeBytes = stride - 2 * (headDim + dState);
+  let [codes, different, largest, scaleUlps] = [0, 0, 0, 0];
+  for (let at = 0; at < expected.length; at += stride) {
+    for (let i = 0; i < codeBytes; i++) {
+      for (const shift of format === "h8" ? [0] : [0, 4]) {
+        const difference = Math.abs(code(actual, at + i, shift, format) - code(expected, at + i, shift, format));
+        codes += 1;
+        if (difference > 0) different += 1;
+        largest = Math.max(largest, difference);
+      }
+    }
+    for (let i = codeBytes; i < stride; i += 2) {
+      scaleUlps = Math.max(scaleUlps, Math.abs(word(actual, at + i) - word(expected, at + i)));
+    }
+  }
+  return { codes, different, largest, scaleUlps };
+}
+
+function code(bytes: Uint8Array, at: number, shift: number, format: "h8" | "h4"): number {
+  const byte = bytes[at] ?? 0;
+  if (format === "h8") return byte > 127 ? byte - 256 : byte;
+  const nibble = (byte >> shift) & 15;
+  return nibble > 7 ? nibble - 16 : nibble;
+}
+
+function word(bytes: Uint8Array, at: number): number {
+  return (bytes[at] ?? 0) + 256 * (bytes[at + 1] ?? 0);
+}
+
+/** Node name check for messages. */
+export function label(spec: ScanSpec): string {
+  return opName(spec);
+}
+
+/** Elements of a state of `sizes`. */
+export function stateElements(sizes: ScanSizes): number {
+  return elementCount([sizes.batch, sizes.heads, sizes.headDim, sizes.dState]);
+}
