@@ -27,10 +27,11 @@ export const raiseAttention: Pass<Record<string, never>> = definePass({
   invalidates: [],
   async run(model, _options, context) {
     const { tracer, trials } = proofTrials(model);
+    const labels = new Set<string>();
     const edit = new GraphEdit(model.graph);
     let changed = 0;
     for (const [at, candidate] of findAttention(tracer).entries()) {
-      const layer = layerLabel([candidate.k, candidate.v], at);
+      const layer = layerLabel([candidate.k, candidate.v], at, labels);
       const result = await proveAttention(tracer, candidate, trials, (graph, feeds) =>
         context.execute({ ...model, graph }, feeds),
       );

@@ -32,12 +32,14 @@ export const raiseConv: Pass<Record<string, never>> = definePass({
   invalidates: [],
   async run(model, _options, context) {
     const { tracer, trials } = proofTrials(model);
+    const labels = new Set<string>();
     const edit = new GraphEdit(model.graph);
     let changed = 0;
     for (const [at, region] of findConvRegions(tracer).entries()) {
       const layer = layerLabel(
         [region.presentState ?? "", region.weight, region.anchor.name, ...region.biases, region.x],
         at,
+        labels,
       );
       const result = await proveConv(tracer, region, trials, (graph, feeds) =>
         context.execute({ ...model, graph }, feeds),

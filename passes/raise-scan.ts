@@ -20,7 +20,7 @@ import { concrete } from "../src/rewrite/axes.js";
 import { GraphEdit } from "../src/rewrite/edit.js";
 import { emitCast, emitFromCanonical, emitToCanonical } from "../src/rewrite/layout.js";
 import { definePass, type Pass, type PassContext } from "../src/rewrite/pass.js";
-import { type ProvedScan, proveScan, type Trial } from "../src/rewrite/scan-proof.js";
+import { type ProvedScan, proveScan } from "../src/rewrite/scan-proof.js";
 import { findScanRegions } from "../src/rewrite/scan-region.js";
 import { layerLabel, scanNode } from "../src/rewrite/semantic.js";
 import type { Tracer } from "../src/rewrite/trace.js";
@@ -35,11 +35,13 @@ export const raiseScan: Pass<Record<string, never>> = definePass({
   invalidates: [],
   async run(model, _options, context) {
     const { tracer, trials } = proofTrials(model);
+    const labels = new Set<string>();
     const proved: { scan: ProvedScan; layer: string }[] = [];
     for (const [at, region] of findScanRegions(tracer).entries()) {
       const layer = layerLabel(
-        [...region.exits, ...region.weights, ...region.nodes.map((node) => node.name), region.dt],
+        [region.dt, region.dtBias ?? "", ...region.roots, ...region.exits, ...region.nodes.map((node) => node.name)],
         at,
+        labels,
       );
       const result = await proveScan(tracer, region, trials, (graph, feeds) =>
         context.execute({ ...model, graph }, feeds),
@@ -47,7 +49,7 @@ export const raiseScan: Pass<Record<string, never>> = definePass({
       if (result.kind === "proved") proved.push({ scan: result.scan, layer });
       else refuse(context, layer, region.anchor, result.refused.reason, result.refused.error);
     }
-    return { model: { ...model, graph: replaceAll(tracer, proved, trials) }, changed: proved.length };
+    return { model: { ...model, graph: replaceAll(tracer, proved) }, changed: proved.length };
   },
 });
 
@@ -61,11 +63,7 @@ function refuse(context: PassContext, layer: string, anchor: Node, reason: strin
   });
 }
 
-function replaceAll(
-  tracer: Tracer,
-  proved: readonly { scan: ProvedScan; layer: string }[],
-  _trials: readonly Trial[],
-): Graph {
+function replaceAll(tracer: Tracer, proved: readonly { scan: ProvedScan; layer: string }[]): Graph {
   const edit = new GraphEdit(tracer.graph);
   for (const [at, { scan, layer }] of proved.entries()) {
     const { parameters } = scan;

@@ -187,12 +187,18 @@ export function semanticOps(nodes: readonly Node[]): SemanticOp[] {
 }
 
 /**
- * A name for the layer a region belongs to: the layer number in the names around it when they tell, else its position.
+ * The layer a region belongs to: the layer number that most of the names around it carry, else its position. `taken`
+ * holds the labels given to regions of the same kind, so that no two share one.
  */
-export function layerLabel(names: readonly string[], fallback: number): string {
+export function layerLabel(names: readonly string[], fallback: number, taken: Set<string>): string {
+  const votes = new Map<string, number>();
   for (const name of names) {
-    const found = /(?:layers?|blocks?|backbone|present_(?:conv|ssm)|present|past)[._/](\d+)/.exec(name);
-    if (found?.[1] !== undefined) return `layers.${found[1]}`;
+    const found = /(?:layers?|blocks?|present_(?:conv|ssm)|present|past)[._/](\d+)/.exec(name);
+    if (found?.[1] !== undefined) votes.set(found[1], (votes.get(found[1]) ?? 0) + 1);
   }
-  return `layers.${fallback}`;
+  const best = [...votes].sort((a, b) => b[1] - a[1])[0]?.[0] ?? String(fallback);
+  let label = `layers.${best}`;
+  for (let twin = 2; taken.has(label); twin++) label = `layers.${best}.${twin}`;
+  taken.add(label);
+  return label;
 }

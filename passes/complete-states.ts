@@ -1,0 +1,93 @@
+/**
+ * complete-states: gives every scan, convolution and merged attention a state input and a state output.
+ *
+ * Purpose: a graph exported as a plain forward pass, or as a prefill without caches, becomes a graph that generates:
+ * zeros in, and what comes out goes in again with the next tokens.
+ * Algebra: the zero state is what the source started from, so with zero inputs nothing changes.
+ * Names: those of the source where it has any (`names`, from a decode graph, or derived from its outputs), else
+ * `past_conv.N`, `past_ssm.N` -> `present_conv.N`, `present_ssm.N`. States present already are left alone.
+ *
+ *     before   SelectiveScan(..., '') -> (y, '')
+ *     after    SelectiveScan(..., past_ssm.0) -> (y, present_ssm.0)
+ */
+
+import type { Graph, Node, ValueInfo } from "../src/ir/graph.js";
+import type { Dim } from "../src/ir/types.js";
+import { tokenInput } from "../src/rewrite/axes.js";
+import { GraphEdit } from "../src/rewrite/edit.js";
+import { definePass, type Pass } from "../src/rewrite/pass.js";
+import { readSemantic } from "../src/rewrite/semantic.js";
+import { defaultStateNames, pastNameFor, type StateSlot, slotType, stateSlots } from "../src/rewrite/states.js";
+
+export interface CompleteStatesOptions {
+  /** Input name by output name, as a decode graph pairs them. */
+  readonly names: ReadonlyMap<string, string>;
+}
+
+export const completeStates: Pass<CompleteStatesOptions> = definePass({
+  name: "complete-states",
+  summary: "give every scan, convolution and merged attention a state input and output",
+  exactness: "bitwise",
+  requires: ["scan-raised", "conv-raised"],
+  establishes: ["states-complete"],
+  invalidates: [],
+  run(model, options, _context) {
+    const { graph } = model;
+    const edit = new GraphEdit(graph);
+    const type = tokenInput(graph)?.type;
+    const batch: Dim = type?.kind === "tensor" ? (type.shape?.[0] ?? "batch_size") : "batch_size";
+    const outputs = new Set(graph.outputs.map((output) => output.name));
+    const counters = new Map<StateSlot["kind"], number>();
+    let changed = 0;
+    for (const node of graph.nodes) {
+      const op = readSemantic(node);
+      if (op === null) continue;
+      let current: Node = node;
+      for (const slot of stateSlots(op)) {
+        const number = counters.get(slot.kind) ?? 0;
+        counters.set(slot.kind, number + 1);
+        const names = defaultStateNames(slot.kind, number);
+        const oldPresent = current.outputs[slot.output] ?? "";
+        const present = outputs.has(oldPresent) ? oldPresent : names.present;
+        const oldPast = current.inputs[slot.input] ?? "";
+        const past = oldPast !== "" ? oldPast : (options.names.get(present) ?? pastNameFor(present) ?? names.past);
+        if (oldPast === "") {
+          edit.addInput(slotType(slot, batch, past));
+          current = { ...current, inputs: replaced(current.inputs, slot.input, past) };
+          changed += 1;
+        }
+        if (!outputs.has(oldPresent)) {
+          edit.addOutput(slotType(slot, batch, present));
+          current = { ...current, outputs: replaced(current.outputs, slot.output, present) };
+          changed += 1;
+        }
+      }
+      if (current !== node) edit.swapNode(node, current);
+    }
+    if (changed === 0) return Promise.resolve({ model, changed });
+    return Promise.resolve({ model: { ...model, graph: retyped(edit.commit(), batch) }, changed });
+  },
+});
+
+function replaced(names: readonly string[], at: number, name: string): string[] {
+  const out = [...names];
+  while (out.length <= at) out.push("");
+  out[at] = name;
+  return out;
+}
+
+/** State outputs of merged attention grow with the cache: their declared length is that of the cache. */
+function retyped(graph: Graph, batch: Dim): Graph {
+  const types = new Map<string, ValueInfo>();
+  for (const node of graph.nodes) {
+    const op = readSemantic(node);
+    if (op === null) continue;
+    for (const slot of stateSlots(op)) {
+      for (const name of [node.inputs[slot.input], node.outputs[slot.output]]) {
+        if (name !== undefined && name !== "") types.set(name, slotType(slot, batch, name));
+      }
+    }
+  }
+  const update = (value: ValueInfo): ValueInfo => types.get(value.name) ?? value;
+  return { ...graph, inputs: graph.inputs.map(update), outputs: graph.outputs.map(update) };
+}

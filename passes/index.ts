@@ -1,0 +1,31 @@
+/** Every pass by name, alphabetical. */
+
+import type { Pass } from "../src/rewrite/pass.js";
+import { completeStates } from "./complete-states.js";
+import { freeLength } from "./free-length.js";
+import { lower } from "./lower.js";
+import { mergePair } from "./merge-pair.js";
+import { normalise } from "./normalise.js";
+import { quantizeState } from "./quantize-state.js";
+import { raiseAttention } from "./raise-attention.js";
+import { raiseConv } from "./raise-conv.js";
+import { raiseScan } from "./raise-scan.js";
+import { renameStates } from "./rename-states.js";
+
+export const PASSES: Readonly<Record<string, Pass<never>>> = Object.freeze({
+  "complete-states": completeStates,
+  "free-length": freeLength,
+  lower,
+  "merge-pair": mergePair,
+  normalise,
+  "quantize-state": quantizeState,
+  "raise-attention": raiseAttention,
+  "raise-conv": raiseConv,
+  "raise-scan": raiseScan,
+  "rename-states": renameStates,
+});
+
+export { SCAN_TARGETS, type ScanTarget } from "./lower.js";
+export { type Trust } from "./merge-pair.js";
+export { type FinishOptions, finishRecipe, raiseRecipe } from "./recipes.js";
+export { STATE_STYLES, type StateStyle } from "./rename-states.js";

@@ -1,0 +1,65 @@
+/**
+ * quantize-state: chooses how every scan keeps its state between calls.
+ *
+ * Purpose: the recurrent state is most of what a Mamba server holds per sequence; at 4 bits it is an eighth.
+ * Paper: Q-Mamba, decoupled scale quantization (one scale a channel, one a state index, their product the step).
+ * Algebra: q[p,n] = round(h[p,n] / (Sc_p Ss_n / qmax)), Sc_p = sqrt(mean_n |h|) (`dsq`) or max_n |h| (`dsq-max`),
+ * Ss_n = max_p |h| / Sc_p; y is read from the state before rounding.
+ * Requantize: `call` rounds once at the end of a call (every token while decoding), `token` after each token in it.
+ * Refuses: h4 where d_state is odd, since two codes share a byte.
+ *
+ *     before   past_ssm.0: f32[batch, 24, 64, 128]
+ *     after    past_ssm.0: u8[batch, 24, 4480]
+ */
+
+import { type Graph, type Node, type ValueInfo } from "../src/ir/graph.js";
+import { GraphEdit } from "../src/rewrite/edit.js";
+import { definePass, type Pass } from "../src/rewrite/pass.js";
+import { readSemantic, type StateChoice, scanNode } from "../src/rewrite/semantic.js";
+import { slotType, stateSlots } from "../src/rewrite/states.js";
+import { EXIT, MambacError } from "../src/support/errors.js";
+
+export const quantizeState: Pass<StateChoice> = definePass({
+  name: "quantize-state",
+  summary: "choose the format of the recurrent state: f32, f16, h8 or h4",
+  exactness: "lossy",
+  requires: ["states-complete"],
+  establishes: ["state-format-set"],
+  invalidates: [],
+  run(model, options, _context) {
+    const edit = new GraphEdit(model.graph);
+    const types = new Map<string, ValueInfo>();
+    let changed = 0;
+    for (const node of model.graph.nodes) {
+      const op = readSemantic(node);
+      if (op?.kind !== "scan") continue;
+      if (options.format === "h4" && op.dState % 2 !== 0) {
+        throw new MambacError(
+          "quantize-state/odd",
+          `${op.layer}: a 4-bit state needs an even d_state, this one has ${op.dState}; use --state h8`,
+          EXIT.unsupported,
+        );
+      }
+      const next = { ...op, state: options };
+      const swapped: Node = scanNode(next, node.inputs, node.outputs);
+      edit.swapNode(node, swapped);
+      for (const slot of stateSlots({ ...next, node: swapped })) {
+        for (const name of [node.inputs[slot.input], node.outputs[slot.output]]) {
+          if (name !== undefined && name !== "") types.set(name, slotType(slot, batchOf(model.graph, name), name));
+        }
+      }
+      changed += 1;
+    }
+    const update = (value: ValueInfo): ValueInfo => types.get(value.name) ?? value;
+    const graph = edit.commit();
+    return Promise.resolve({
+      model: { ...model, graph: { ...graph, inputs: graph.inputs.map(update), outputs: graph.outputs.map(update) } },
+      changed,
+    });
+  },
+});
+
+function batchOf(graph: Graph, name: string): string | number | null {
+  const value = [...graph.inputs, ...graph.outputs].find((candidate) => candidate.name === name);
+  return value?.type?.kind === "tensor" ? (value.type.shape?.[0] ?? null) : null;
+}

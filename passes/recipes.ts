@@ -1,0 +1,49 @@
+/** Named ordered lists of passes. The facts on each pass are checked before a list runs. */
+
+import type { Model } from "../src/ir/graph.js";
+import { type Step, step } from "../src/rewrite/pipeline.js";
+import type { StateChoice } from "../src/rewrite/semantic.js";
+import { completeStates } from "./complete-states.js";
+import { freeLength } from "./free-length.js";
+import { lower, type ScanTarget } from "./lower.js";
+import { mergePair, type Trust } from "./merge-pair.js";
+import { normalise } from "./normalise.js";
+import { quantizeState } from "./quantize-state.js";
+import { raiseAttention } from "./raise-attention.js";
+import { raiseConv } from "./raise-conv.js";
+import { raiseScan } from "./raise-scan.js";
+import { renameStates, type StateStyle } from "./rename-states.js";
+
+/** Source graph to semantic operators. Convolutions first: then every scan region ends at a raised convolution. */
+export function raiseRecipe(): Step[] {
+  return [step(normalise, {}), step(raiseConv, {}), step(raiseScan, {})];
+}
+
+export interface FinishOptions {
+  /** The raised decode graph of a pair, and how to compare the two sources by running them. */
+  readonly pair: { readonly decode: Model; readonly measure: () => Promise<number | null> } | null;
+  readonly trust: Trust | null;
+  readonly state: StateChoice;
+  readonly stateNames: StateStyle | null;
+  readonly target: ScanTarget;
+}
+
+/**
+ * Semantic operators to the graph to write. Attention is raised only to merge a pair. The length is freed before states
+ * are added, so that new states get the free batch. Renaming comes after all states exist, lowering last.
+ */
+export function finishRecipe(options: FinishOptions): Step[] {
+  const names = new Map<string, string>();
+  const merge =
+    options.pair === null
+      ? []
+      : [step(raiseAttention, {}), step(mergePair, { ...options.pair, trust: options.trust, names })];
+  return [
+    ...merge,
+    step(freeLength, {}),
+    step(completeStates, { names }),
+    step(quantizeState, options.state),
+    ...(options.stateNames === null ? [] : [step(renameStates, { style: options.stateNames })]),
+    step(lower, { target: options.target }),
+  ];
+}

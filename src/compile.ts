@@ -1,0 +1,348 @@
+/**
+ * The driver: read, raise, merge, finish, write. Passes arrive as arguments, so that the library core never depends on a
+ * particular set of them.
+ */
+
+import { createHash } from "node:crypto";
+import { readdirSync, readFileSync, statSync } from "node:fs";
+import { join } from "node:path";
+import type { Model } from "./ir/graph.js";
+import { formatType } from "./ir/types.js";
+import { readModel } from "./onnx/read.js";
+import { encodeModel, type Written, writeModel } from "./onnx/write.js";
+import { declaredLength, tokenInput } from "./rewrite/axes.js";
+import type { Execute, Remark } from "./rewrite/pass.js";
+import { nothingFound, runSteps, type Step } from "./rewrite/pipeline.js";
+import { type SemanticOp, type StateChoice, semanticOps } from "./rewrite/semantic.js";
+import { slotType, stateBytes, stateSlots } from "./rewrite/states.js";
+import { pairDisagreement } from "./run/pair-agreement.js";
+import { openSession } from "./run/session.js";
+import { EXIT, MambacError } from "./support/errors.js";
+
+export const VERSION = "0.1.0";
+
+/** The raised decode graph of a pair, and a comparison of the two sources by running them. */
+export interface RaisedPair {
+  readonly decode: Model;
+  readonly measure: () => Promise<number | null>;
+}
+
+/** The passes the driver runs. */
+export interface CompilerPasses {
+  readonly raise: () => Step[];
+  readonly finish: (pair: RaisedPair | null) => Step[];
+}
+
+export interface CompileOptions {
+  /** One file, a prefill and a decode file in any order, or one folder that holds them. */
+  readonly inputs: readonly string[];
+  /** Null plans without writing. */
+  readonly output: string | null;
+  readonly state: StateChoice;
+  readonly externalData?: "auto" | "always" | "never";
+  readonly stopAfter?: string;
+  readonly threads?: number;
+  readonly onRemark?: (remark: Remark) => void;
+  readonly onProgress?: (message: string) => void;
+  readonly afterPass?: (name: string, model: Model, changed: number, milliseconds: number) => void;
+  readonly onFailure?: (name: string, before: Model, cause: unknown) => void;
+}
+
+/** One row a layer and operator: what was found, how well it agrees, what it carries. */
+export interface LayerRow {
+  readonly layer: string;
+  readonly kind: SemanticOp["kind"];
+  readonly form: string;
+  /** Largest relative error of the proof. */
+  readonly error: number;
+  /** Sizes for people: `H=24 P=64 N=128 G=1`. */
+  readonly sizes: string;
+  /** Name and type of each state, `past` and `present`. */
+  readonly states: readonly { readonly past: string; readonly present: string; readonly type: string }[];
+  /** Bytes of one sequence's state with f32, and as compiled. */
+  readonly bytesBefore: number;
+  readonly bytesAfter: number;
+}
+
+export interface CompileReport {
+  readonly inputs: readonly {
+    readonly path: string;
+    readonly role: "model" | "prefill" | "decode";
+    readonly sha256: string;
+    readonly bytes: number;
+  }[];
+  readonly rows: readonly LayerRow[];
+  readonly remarks: readonly Remark[];
+  readonly warnings: readonly string[];
+  readonly state: StateChoice;
+  /** The model as compiled, or as it stood after `stopAfter`. */
+  readonly model: Model;
+  readonly written: Written | null;
+  /** Bytes of all weights of the result. */
+  readonly weightBytes: number;
+}
+
+/** Compiles; see `CompileOptions`. Throws `MambacError` for whatever the user can mend; nothing is written then. */
+export async function compile(options: CompileOptions, passes: CompilerPasses): Promise<CompileReport> {
+  const sources = findSources(options.inputs);
+  const remarks: Remark[] = [];
+  const warnings: string[] = [];
+  const hooks = {
+    execute: executor(options.threads ?? 1),
+    report: (remark: Remark): void => {
+      remarks.push(remark);
+      options.onRemark?.(remark);
+    },
+    now: () => performance.now(),
+    ...(options.afterPass === undefined ? {} : { afterPass: options.afterPass }),
+    ...(options.onFailure === undefined ? {} : { onFailure: options.onFailure }),
+    ...(options.stopAfter === undefined ? {} : { stopAfter: options.stopAfter }),
+  };
+  const raiseSteps = passes.raise();
+  const stopsEarly = options.stopAfter !== undefined && raiseSteps.some(({ name }) => name === options.stopAfter);
+  const raised: { role: Source["role"]; model: Model }[] = [];
+  for (const source of sources) {
+    options.onProgress?.(`reading ${source.path}`);
+    const { model, warnings: found } = readModel(source.path);
+    warnings.push(...found.map((warning) => `${source.path}: ${warning}`));
+    options.onProgress?.(`recognising ${source.role === "model" ? "the graph" : `the ${source.role} graph`}`);
+    const { stopAfter: _ignored, ...plain } = hooks;
+    const result = await runSteps(model, raiseSteps, stopsEarly ? hooks : plain);
+    raised.push({ role: source.role, model: result.model });
+  }
+  const main = raised.find(({ role }) => role !== "decode")?.model;
+  if (main === undefined) throw new MambacError("compile/inputs", "there is no graph to compile");
+  const decode = raised.find(({ role }) => role === "decode")?.model ?? null;
+  if (stopsEarly) return report(options, sources, main, semanticOps(main.graph.nodes), { remarks, warnings }, null);
+  if (!semanticOps(main.graph.nodes).some((op) => op.kind === "scan")) throw nothingFound(remarks);
+  let before: readonly SemanticOp[] = [];
+  const finished = await runSteps(
+    main,
+    passes.finish(decode === null ? null : { decode, measure: () => measurePair(sources, main, decode, hooks.report) }),
+    {
+      ...hooks,
+      afterPass: (name, model, changed, milliseconds) => {
+        const ops = semanticOps(model.graph.nodes);
+        if (ops.length > 0) before = ops;
+        options.afterPass?.(name, model, changed, milliseconds);
+      },
+    },
+    new Set(raiseSteps.flatMap(({ establishes }) => establishes)),
+  );
+  const model = finished.stopped ? finished.model : described(finished.model, before, sources, options.state);
+  let written: Written | null = null;
+  if (options.output !== null && !finished.stopped) {
+    options.onProgress?.(`writing ${options.output}`);
+    written = await writeModel(model, options.output, { externalData: options.externalData ?? "auto" });
+  }
+  return report(options, sources, model, before, { remarks, warnings }, written);
+}
+
+/** Runs small models in ONNX Runtime as written, one thread unless asked. */
+export function executor(threads: number): Execute {
+  return async (model, feeds) => {
+    const session = await openSession(encodeModel(model), { threads });
+    try {
+      return await session.run(feeds);
+    } finally {
+      await session.release();
+    }
+  };
+}
+
+interface Source {
+  readonly path: string;
+  readonly role: "model" | "prefill" | "decode";
+  readonly sha256: string;
+  readonly bytes: number;
+}
+
+/** Which file is what: by a folder's file names, else by which graph takes states. */
+function findSources(inputs: readonly string[]): Source[] {
+  const files =
+    inputs.length === 1 && inputs[0] !== undefined && isFolder(inputs[0]) ? filesIn(inputs[0]) : [...inputs];
+  if (files.length === 0) throw new MambacError("compile/inputs", "no input file was given");
+  if (files.length > 2)
+    throw new MambacError(
+      "compile/inputs",
+      `expected one graph, or a prefill and a decode graph, but got ${files.length} files`,
+    );
+  const [first, second] = files;
+  if (first === undefined) throw new MambacError("compile/inputs", "no input file was given");
+  if (second === undefined) return [describeSource(first, "model")];
+  const firstIsDecode =
+    /decode/i.test(baseName(first)) ||
+    (!/decode/i.test(baseName(second)) && takesStates(first) && !takesStates(second));
+  return [
+    describeSource(firstIsDecode ? second : first, "prefill"),
+    describeSource(firstIsDecode ? first : second, "decode"),
+  ];
+}
+
+function isFolder(path: string): boolean {
+  return statSync(path, { throwIfNoEntry: false })?.isDirectory() === true;
+}
+
+function filesIn(folder: string): string[] {
+  const names = readdirSync(folder)
+    .filter((name) => name.endsWith(".onnx"))
+    .sort();
+  const pair = ["prefill", "decode"].map((role) => names.find((name) => name.toLowerCase().includes(role)));
+  if (pair[0] !== undefined && pair[1] !== undefined) return [join(folder, pair[0]), join(folder, pair[1])];
+  if (names.length === 1 && names[0] !== undefined) return [join(folder, names[0])];
+  throw new MambacError(
+    "compile/folder",
+    names.length === 0
+      ? `${folder} holds no .onnx file`
+      : `${folder} holds ${names.length} graphs and none is named prefill and decode: name the files to compile`,
+  );
+}
+
+function baseName(path: string): string {
+  return path.split(/[\\/]/).at(-1) ?? path;
+}
+
+function takesStates(path: string): boolean {
+  const { graph } = readModel(path).model;
+  return graph.inputs.some(
+    (input) =>
+      input.type?.kind === "tensor" && (input.type.shape?.length ?? 0) >= 3 && !graph.initializers.has(input.name),
+  );
+}
+
+function describeSource(path: string, role: Source["role"]): Source {
+  let bytes: Buffer;
+  try {
+    bytes = readFileSync(path);
+  } catch (cause) {
+    throw new MambacError(
+      "compile/input",
+      `cannot read ${path}: ${cause instanceof Error ? cause.message : String(cause)}`,
+      EXIT.usage,
+      { cause },
+    );
+  }
+  return { path, role, sha256: createHash("sha256").update(bytes).digest("hex"), bytes: bytes.byteLength };
+}
+
+/** Pairs above this size are compared by their parameters only. */
+const MEASURED_BYTES = 2 ** 29;
+
+async function measurePair(
+  sources: readonly Source[],
+  prefill: Model,
+  decode: Model,
+  report: (remark: Remark) => void,
+): Promise<number | null> {
+  const [first, second] = [
+    sources.find(({ role }) => role === "prefill"),
+    sources.find(({ role }) => role === "decode"),
+  ];
+  const notice = (message: string): void =>
+    report({ pass: "merge-pair", kind: "warning", code: "merge-pair/not-measured", where: "model", message });
+  if (first === undefined || second === undefined) return null;
+  if (totalBytes(prefill) > MEASURED_BYTES) {
+    notice("the pair is too large to be run for comparison; only its parameters were compared");
+    return null;
+  }
+  const dims: Record<string, number> = {};
+  for (const op of semanticOps(decode.graph.nodes)) {
+    if (op.kind !== "conv") continue;
+    const past = decode.graph.inputs.find(({ name }) => name === op.node.inputs[3]);
+    const symbol = past?.type?.kind === "tensor" ? past.type.shape?.[2] : null;
+    if (typeof symbol === "string") dims[symbol] = op.stateWidth;
+  }
+  const embedding = vocabularyOf(prefill);
+  return pairDisagreement(first.path, second.path, {
+    vocabulary: embedding,
+    length: declaredLength(prefill.graph),
+    dims,
+    onNotice: notice,
+  });
+}
+
+function totalBytes(model: Model): number {
+  let bytes = 0;
+  for (const tensor of model.graph.initializers.values()) bytes += tensor.byteLength;
+  return bytes;
+}
+
+/** Rows of the table the token ids index. */
+function vocabularyOf(model: Model): number {
+  const token = tokenInput(model.graph)?.name;
+  const lookup = model.graph.nodes.find((node) => node.op === "Gather" && node.inputs[1] === token);
+  return model.graph.initializers.get(lookup?.inputs[0] ?? "")?.shape[0] ?? 16;
+}
+
+/** The model with what mambac says about itself in the metadata; no dates, hosts or paths. */
+function described(model: Model, ops: readonly SemanticOp[], sources: readonly Source[], state: StateChoice): Model {
+  const states = ops
+    .flatMap(stateSlots)
+    .map(({ op, input, output }) => ({ input: op.node.inputs[input], output: op.node.outputs[output] }));
+  const metadata = new Map(model.metadata);
+  metadata.set("mambac.version", VERSION);
+  metadata.set("mambac.source_sha256", sources.map((source) => source.sha256).join(" "));
+  metadata.set("mambac.state", stateText(state));
+  metadata.set("mambac.states", JSON.stringify(states));
+  return { ...model, producerName: "mambac", producerVersion: VERSION, metadata };
+}
+
+/** `h4 dsq-max, rounded at the end of a call`. */
+export function stateText(state: StateChoice): string {
+  if (state.format === "f32") return "f32";
+  const scale = state.format === "f16" ? "" : ` ${state.scale}`;
+  return `${state.format}${scale} requantize=${state.requantize}`;
+}
+
+function report(
+  options: CompileOptions,
+  sources: readonly Source[],
+  model: Model,
+  ops: readonly SemanticOp[],
+  notes: { readonly remarks: readonly Remark[]; readonly warnings: readonly string[] },
+  written: Written | null,
+): CompileReport {
+  return {
+    inputs: sources,
+    rows: ops.map(layerRow),
+    ...notes,
+    state: options.state,
+    model,
+    written,
+    weightBytes: totalBytes(model),
+  };
+}
+
+/** The row of one semantic operator. */
+export function layerRow(op: SemanticOp): LayerRow {
+  const slots = stateSlots(op);
+  const plain: SemanticOp = op.kind === "scan" ? { ...op, state: { ...op.state, format: "f32" } } : op;
+  const bytes = (of: SemanticOp): number => stateSlots(of).reduce((sum, slot) => sum + stateBytes(slot), 0);
+  return {
+    layer: op.layer,
+    kind: op.kind,
+    form: op.kind === "attention" ? "softmax" : op.kind === "scan" ? `${op.family} ${op.form}` : op.form,
+    error: op.error,
+    sizes: sizesText(op),
+    states: slots.map((slot) => ({
+      past: op.node.inputs[slot.input] ?? "",
+      present: op.node.outputs[slot.output] ?? "",
+      type: formatType(slotType(slot, "batch", op.node.inputs[slot.input] ?? "").type),
+    })),
+    bytesBefore: bytes(plain),
+    bytesAfter: bytes(op),
+  };
+}
+
+function sizesText(op: SemanticOp): string {
+  switch (op.kind) {
+    case "scan":
+      return op.family === "mamba1"
+        ? `E=${op.heads} N=${op.dState} G=${op.groups}`
+        : `H=${op.heads} P=${op.headDim} N=${op.dState} G=${op.groups}`;
+    case "conv":
+      return `E=${op.channels} K=${op.kernelSize} W=${op.stateWidth}${op.activation === "silu" ? " SiLU" : ""}`;
+    default:
+      return `Hq=${op.heads} Hkv=${op.kvHeads} d=${op.headDim}`;
+  }
+}

@@ -1,0 +1,121 @@
+/** Runs passes in order: checks the order first, verifies after every pass, times, prints, stops and dumps on request. */
+
+import type { Model } from "../ir/graph.js";
+import { formatDiagnostic, verifyModel } from "../ir/verify.js";
+import { EXIT, InvariantError, MambacError } from "../support/errors.js";
+import type { Execute, Fact, Pass, Remark } from "./pass.js";
+import { SEMANTIC_DOMAIN } from "./semantic.js";
+
+/** A pass with its options bound. */
+export interface Step {
+  readonly name: string;
+  readonly requires: readonly Fact[];
+  readonly establishes: readonly Fact[];
+  readonly invalidates: readonly Fact[];
+  run(
+    model: Model,
+    execute: Execute,
+    report: (remark: Remark) => void,
+  ): Promise<{ readonly model: Model; readonly changed: number }>;
+}
+
+/** Binds options to a pass. */
+export function step<Options>(pass: Pass<Options>, options: Options): Step {
+  const { name, requires, establishes, invalidates } = pass;
+  return {
+    name,
+    requires,
+    establishes,
+    invalidates,
+    run: (model, execute, report) =>
+      pass.run(model, options, { execute, report: (remark) => report({ ...remark, pass: name }) }),
+  };
+}
+
+export interface PipelineHooks {
+  readonly execute: Execute;
+  readonly report: (remark: Remark) => void;
+  /** Called after each pass with the model it made. */
+  readonly afterPass?: (name: string, model: Model, changed: number, milliseconds: number) => void;
+  /** Called with the model before the pass that failed. */
+  readonly onFailure?: (name: string, before: Model, cause: unknown) => void;
+  /** Milliseconds of a monotonic clock; timing is left to the caller, passes have no clock. */
+  readonly now: () => number;
+  /** Stop after the pass of this name. */
+  readonly stopAfter?: string;
+}
+
+/** Refuses a list of steps whose order breaks a declared requirement. */
+export function checkOrder(steps: readonly Step[], known: ReadonlySet<Fact> = new Set()): void {
+  const facts = new Set(known);
+  for (const { name, requires, establishes, invalidates } of steps) {
+    const missing = requires.filter((fact) => !facts.has(fact));
+    if (missing.length > 0) {
+      throw new MambacError(
+        "pipeline/order",
+        `pass ${name} needs ${missing.join(", ")}, which no earlier pass establishes`,
+      );
+    }
+    for (const fact of invalidates) facts.delete(fact);
+    for (const fact of establishes) facts.add(fact);
+  }
+}
+
+/** Runs the steps; a model that breaks a rule after a pass is a bug of that pass. */
+export async function runSteps(
+  model: Model,
+  steps: readonly Step[],
+  hooks: PipelineHooks,
+  known: ReadonlySet<Fact> = new Set(),
+): Promise<{ readonly model: Model; readonly stopped: boolean }> {
+  checkOrder(steps, known);
+  if (hooks.stopAfter !== undefined && !steps.some(({ name }) => name === hooks.stopAfter)) {
+    throw new MambacError(
+      "pipeline/stop-after",
+      `there is no pass ${hooks.stopAfter} here; passes: ${steps.map(({ name }) => name).join(", ")}`,
+    );
+  }
+  let current = model;
+  for (const { name, run } of steps) {
+    const start = hooks.now();
+    let result: { readonly model: Model; readonly changed: number };
+    try {
+      result = await run(current, hooks.execute, hooks.report);
+      assertSound(name, result.model);
+    } catch (cause) {
+      hooks.onFailure?.(name, current, cause);
+      if (cause instanceof MambacError || cause instanceof InvariantError) throw cause;
+      throw new InvariantError(`pass ${name} failed: ${cause instanceof Error ? cause.message : String(cause)}`, {
+        cause,
+      });
+    }
+    current = result.model;
+    hooks.afterPass?.(name, current, result.changed, hooks.now() - start);
+    if (name === hooks.stopAfter) return { model: current, stopped: true };
+  }
+  return { model: current, stopped: false };
+}
+
+function assertSound(name: string, model: Model): void {
+  const opsets = new Map([...model.opsets, [SEMANTIC_DOMAIN, 1]]);
+  const broken = verifyModel({ ...model, opsets }).filter((found) => found.severity === "error");
+  if (broken.length > 0) {
+    throw new InvariantError(
+      `pass ${name} broke the model:\n  ${broken.slice(0, 5).map(formatDiagnostic).join("\n  ")}`,
+    );
+  }
+}
+
+/** What to say when nothing was found. */
+export function nothingFound(remarks: readonly Remark[]): MambacError {
+  const missed = remarks
+    .filter((remark) => remark.kind === "missed")
+    .map((remark) => `\n  ${remark.where}: ${remark.message}`);
+  return new MambacError(
+    "compile/no-scan",
+    missed.length === 0
+      ? "no selective scan was found in this graph: mambac compiles Mamba models, and no softplus here feeds a recurrence"
+      : `no selective scan could be proved in this graph:${missed.join("")}`,
+    EXIT.unsupported,
+  );
+}
