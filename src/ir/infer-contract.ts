@@ -17,7 +17,7 @@ import {
 import type { DType } from "./types.js";
 
 /** numpy matmul of two shapes. Throws `Contradiction` when they do not fit. */
-export function matmulShape(a: readonly number[], b: readonly number[]): number[] {
+function matmulShape(a: readonly number[], b: readonly number[]): number[] {
   const misfit = (): never => refuse(`matrix product of ${describe(a)} and ${describe(b)}`);
   if (a.length === 0 || b.length === 0) misfit();
   const left = a.length === 1 ? [1, ...a] : a;
@@ -79,7 +79,7 @@ const einsum: Rule = (call) => {
 };
 
 /** Output shape of an Einsum equation. Throws `Contradiction` when the shapes do not fit it. */
-export function einsumShape(equation: string, shapes: readonly (readonly number[])[]): number[] {
+function einsumShape(equation: string, shapes: readonly (readonly number[])[]): number[] {
   const [left = "", right] = equation.replaceAll(/\s/g, "").split("->");
   const terms = left.split(",");
   if (terms.length !== shapes.length) refuse(`'${equation}' has ${terms.length} operands, not ${shapes.length}`);

@@ -166,7 +166,7 @@ export function describe(shape: readonly number[] | null): string {
   return shape === null ? "[*]" : `[${shape.join(",")}]`;
 }
 
-export function sameList(a: readonly number[] | null, b: readonly number[] | null): boolean {
+function sameList(a: readonly number[] | null, b: readonly number[] | null): boolean {
   if (a === b) return true;
   if (a === null || b === null || a.length !== b.length) return false;
   return a.every((value, i) => Object.is(value, b[i]));

@@ -250,7 +250,7 @@ const split: Rule = (call) => {
 };
 
 /** Consecutive pieces of a tensor along one axis. */
-export function splitAt(x: TensorFact, from: readonly number[], axis: number, sizes: readonly number[]): TensorFact[] {
+function splitAt(x: TensorFact, from: readonly number[], axis: number, sizes: readonly number[]): TensorFact[] {
   const strides = stridesOf(from);
   let start = 0;
   return sizes.map((size) => {

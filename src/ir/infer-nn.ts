@@ -173,6 +173,8 @@ const SAME_AS_FIRST = [
   "ReverseSequence",
   "RotaryEmbedding",
   "com.microsoft.RotaryEmbedding",
+  "com.microsoft.MoE",
+  "com.microsoft.QMoE",
 ];
 
 /** Every neural network operator by qualified name. */

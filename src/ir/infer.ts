@@ -5,6 +5,7 @@
  */
 
 import type { Attribute, FunctionDef, Graph, Node } from "./graph.js";
+import { ATTENTION_RULES } from "./infer-attention.js";
 import { CONTRACT_RULES } from "./infer-contract.js";
 import { CONTROL_RULES } from "./infer-control.js";
 import { CREATE_RULES } from "./infer-create.js";
@@ -68,6 +69,7 @@ export interface InferenceOptions {
 }
 
 const RULES: ReadonlyMap<string, Rule> = new Map([
+  ...ATTENTION_RULES,
   ...CONTRACT_RULES,
   ...CONTROL_RULES,
   ...CREATE_RULES,

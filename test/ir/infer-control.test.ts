@@ -99,7 +99,11 @@ describe("If", () => {
 
 describe("Loop", () => {
   /** h [2,3] carried, a counter carried, h collected in a sequence and as scan output. */
-  function counted(limit: number | null, again: (b: GraphBuilder) => string = () => "cond"): Graph {
+  function counted(
+    limit: number | null,
+    again: (b: GraphBuilder) => string = () => "cond",
+    begin: boolean = true,
+  ): Graph {
     const builder = new GraphBuilder("");
     const body = subgraph("b", ["i", "cond", "h", "n", "s"], (b) => {
       const step = b.op("Cast", ["i"], { to: 1 });
@@ -113,7 +117,7 @@ describe("Loop", () => {
       ];
     });
     const trips = limit === null ? "m" : builder.int(limit);
-    const start = builder.constant(boolTensor([], [true]));
+    const start = builder.constant(boolTensor([], [begin]));
     const zero = builder.op("ConstantOfShape", [builder.ints([2, 3])]);
     builder.ops("Loop", [trips, start, zero, builder.int(0), builder.op("SequenceEmpty", [])], LOOP_OUTPUTS, {
       body: attr.graph(body),
@@ -149,8 +153,11 @@ describe("Loop", () => {
     expect(values.get("stack")?.shape).toEqual([2, 1, 3]);
   });
 
-  it("gives the initial values back when nothing is iterated", () => {
-    const { values } = inferConcrete(counted(0), new Map());
+  it.each([
+    ["the limit is 0", counted(0)],
+    ["the condition fails at once", counted(5, () => "cond", false)],
+  ])("gives the initial values back when %s", (_, graph) => {
+    const { values } = inferConcrete(graph, new Map());
     expect(values.get("h")?.content).toEqual([0, 0, 0, 0, 0, 0]);
     expect(values.get("n")?.content).toEqual([0]);
     expect(values.get("length")?.content).toEqual([0]);

@@ -104,6 +104,15 @@ describe("inferConcrete", () => {
     expect(values.get("Less")?.content).toEqual([1]);
   });
 
+  it("leaves open what runtimes make of empty tensors that do not fit", () => {
+    const builder = new GraphBuilder("");
+    builder.op("Concat", ["x", "none"], { axis: 0 }, "y");
+    const graph = builder.graph("g", [typed("x", "f32", [2, 3]), typed("none", "f32", [0, 5])], []);
+    const { values, failures } = inferConcrete(graph, new Map());
+    expect(values.get("y")).toEqual({ dtype: "f32", shape: null, content: null });
+    expect(failures).toEqual([]);
+  });
+
   it("accepts permutations that count from the back, as TorchScript writes them", () => {
     const builder = new GraphBuilder("");
     builder.op("Transpose", ["x"], { perm: [0, -2, -1, 1] }, "y");

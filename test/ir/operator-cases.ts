@@ -24,6 +24,10 @@ function filled<T extends number | bigint>(shape: readonly number[], values: rea
 const bytes = (shape: readonly number[]): Tensor =>
   tensorFromBytes("u8", shape, new Uint8Array(shape.reduce((product, dim) => product * dim, 1)));
 
+/** int32 [n], as attention takes its lengths. */
+const lengths = i32;
+const GROUPED = { num_heads: 4, kv_num_heads: 2 };
+
 const MICROSOFT = "com.microsoft";
 
 const MAX = 2n ** 63n - 1n;
@@ -163,6 +167,28 @@ export const EXACT: readonly Case[] = [
   node("CastLike", [f([2], 1.5, -1.5), i([1])]),
   node("Dropout", [f([2])]),
   node("Identity", [b([2], 1, 0)]),
+  node("Trilu", [f([3, 4])]),
+  node("Pad", [i([4], 1, 2, 3, 4), i([2], 3, 3)], { mode: "reflect" }),
+  node("ArgMax", [f([0, 3])], { axis: 1 }),
+  node("CumSum", [f([2, 3]), i([], 0)]),
+  node("Sum", [f([2])]),
+  node("Transpose", [f([])]),
+  node("Where", [b([2], 1, 1), i([2]), i([2])]),
+];
+
+/** Floats whose last place may differ from the runtime's. */
+export const CLOSE: readonly Case[] = [
+  ...["Exp", "Sigmoid", "Softplus", "Softsign", "Tanh", "Sin", "Cos", "Tan", "Sinh", "Cosh", "Asinh", "Atan"].map(
+    (op) => node(op, [f([5], -3, -0.5, 0.25, 1, 4)]),
+  ),
+  ...["Log", "Sqrt", "Reciprocal"].map((op) => node(op, [f([3], 0.25, 1, 7)])),
+  ...["Asin", "Acos", "Atanh"].map((op) => node(op, [f([3], -0.5, 0, 0.75)])),
+  node("Acosh", [f([2], 1.5, 4)]),
+  node("Div", [f([3], 1, 2, 3), f([], 7)]),
+  node("Pow", [f([3], 1, 2, 3), f([], 0.5)]),
+  node("ReduceMean", [f([2, 3]), i([1], 1)]),
+  node("ReduceSum", [f([4], 0.1, 0.2, 0.3, 0.4)]),
+  node("CumSum", [f([4], 0.1, 0.2, 0.3, 0.4), i([], 0)]),
 ];
 
 /** Operators of which only the shapes and types are told. */
@@ -214,6 +240,29 @@ export const SHAPES: readonly Case[] = [
   node("SkipSimplifiedLayerNormalization", [f([2, 3, 4]), f([2, 3, 4]), f([4])], {}, [0, 3], MICROSOFT),
   node("SkipLayerNormalization", [f([2, 3, 4]), f([2, 3, 4]), f([4])], {}, 1, MICROSOFT),
   node("FusedMatMul", [f([2, 3, 4]), f([2, 5, 4])], { transB: 1 }, 1, MICROSOFT),
+  node("FusedConv", [f([1, 2, 5]), f([3, 2, 2])], { activation: "Relu" }, 1, MICROSOFT),
+  node("MultiHeadAttention", [f([2, 3, 8]), f([2, 5, 8]), f([2, 5, 12])], { num_heads: 4 }, 1, MICROSOFT),
+  node(
+    "GroupQueryAttention",
+    [f([2, 3, 32]), f([2, 3, 16]), f([2, 3, 16]), null, null, lengths(2, 2), lengths(3)],
+    GROUPED,
+    3,
+    MICROSOFT,
+  ),
+  node(
+    "GroupQueryAttention",
+    [f([2, 3, 64]), null, null, null, null, lengths(2, 2), lengths(3)],
+    GROUPED,
+    3,
+    MICROSOFT,
+  ),
+  node(
+    "GroupQueryAttention",
+    [f([2, 1, 32]), f([2, 1, 16]), f([2, 1, 16]), f([2, 2, 5, 8]), f([2, 2, 5, 8]), lengths(5, 5), lengths(6)],
+    GROUPED,
+    3,
+    MICROSOFT,
+  ),
   node("FastGelu", [f([2, 3])], {}, 1, MICROSOFT),
   node("BiasGelu", [f([2, 3]), f([3])], {}, 1, MICROSOFT),
   node(
@@ -255,6 +304,14 @@ export const SHAPES: readonly Case[] = [
   node("CausalConvWithState", [f([2, 3, 5]), f([3, 1, 4])], {}, 2, MICROSOFT),
   node("CausalConvWithState", [f([2, 3, 5]), f([3, 1, 4]), f([3]), f([2, 3, 3])], { activation: "silu" }, 2, MICROSOFT),
   node("CausalConvWithState", [f([2, 3, 5]), f([3, 1, 4])], { dilation: 2 }, 2, MICROSOFT),
+];
+
+/** Operators that came with opset 23. */
+export const NEW: readonly Case[] = [
+  node("Attention", [f([2, 3, 16]), f([2, 5, 8]), f([2, 5, 12])], { q_num_heads: 4, kv_num_heads: 2 }),
+  node("Attention", [f([2, 4, 3, 6]), f([2, 2, 5, 6]), f([2, 2, 5, 7])]),
+  node("Attention", [f([2, 4, 3, 6]), f([2, 2, 1, 6]), f([2, 2, 1, 7]), null, f([2, 2, 4, 6]), f([2, 2, 4, 7])], {}, 3),
+  node("RMSNormalization", [f([2, 3, 4]), f([4])]),
 ];
 
 /** Before opset 13, and before 11: axes, bounds and pads as attributes. */
