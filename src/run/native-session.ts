@@ -36,7 +36,7 @@ export interface Memory {
   readonly bytes: Uint8Array;
 }
 
-/** Zero-filled memory whose bytes never move: small typed arrays would otherwise live on the garbage-collected heap. */
+/** Zero-filled memory with a buffer of its own, so that a view of any element type fits over it. */
 export function allocate(byteLength: number): Uint8Array {
   return new Uint8Array(new ArrayBuffer(byteLength));
 }
@@ -53,7 +53,7 @@ export async function openNativeSession(
     const session =
       typeof model === "string"
         ? ort.fn.CreateSession(ort.env, model, settings)
-        : ort.fn.CreateSessionFromArray(ort.env, ort.address(model), model.byteLength, settings);
+        : ort.fn.CreateSessionFromArray(ort.env, model, model.byteLength, settings);
     return new NativeSession(ort, session);
   } finally {
     ort.fn.ReleaseSessionOptions(settings);
@@ -164,13 +164,14 @@ export class NativeTensor {
     }
     this.memory = memory;
     this.#ort = ort;
-    const dims = BigInt64Array.from(shape, BigInt);
+    // Never empty: a scalar still passes an address.
+    const dims = BigInt64Array.from([...shape, 0], BigInt);
     this.#handle = ort.fn.CreateTensorWithData(
       ort.cpu,
-      ort.address(bytes.byteLength === 0 ? NOTHING : bytes),
+      bytes.byteLength === 0 ? NOTHING : bytes,
       bytes.byteLength,
-      dims.length === 0 ? 0n : ort.address(dims),
-      dims.length,
+      dims,
+      shape.length,
       dtypeNumber(dtype),
     );
   }
@@ -258,10 +259,9 @@ export class NativeBinding {
 
   #collect(): Map<string, Tensor> {
     const { fn } = this.#ort;
-    const slots = new BigUint64Array(new ArrayBuffer(16));
-    const at = this.#ort.address(slots);
-    fn.GetBoundOutputValues(this.handle, this.#ort.allocator, at, at + 8n);
-    const [array = 0n, count = 0n] = slots;
+    const [arrayOut, countOut] = [new BigUint64Array(1), new BigUint64Array(1)];
+    fn.GetBoundOutputValues(this.handle, this.#ort.allocator, arrayOut, countOut);
+    const [array = 0n, count = 0n] = [arrayOut[0], countOut[0]];
     const values = new BigUint64Array(this.#ort.readBytes(array, Number(count) * 8).buffer);
     try {
       invariant(values.length === this.#outputs.length, "ONNX Runtime returned another number of outputs than bound");
@@ -281,9 +281,9 @@ export class NativeBinding {
     const info = fn.GetTensorTypeAndShape(value);
     try {
       const shape = new BigInt64Array(fn.GetDimensionsCount(info));
-      if (shape.length > 0) fn.GetDimensions(info, this.#ort.address(shape), shape.length);
-      const type = new Int32Array(new ArrayBuffer(4));
-      fn.GetTensorElementType(info, this.#ort.address(type));
+      if (shape.length > 0) fn.GetDimensions(info, shape, shape.length);
+      const type = new Int32Array(1);
+      fn.GetTensorElementType(info, type);
       const dtype = dtypeFromNumber(type[0] ?? 0);
       const dims = Array.from(shape, Number);
       const length = dtype === null ? null : packedBytes(dtype, dims);

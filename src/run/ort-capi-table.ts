@@ -11,8 +11,11 @@ export const API_VERSION = 18;
 /** Slots in an API-18 table; reading further would leave the table of the oldest host allowed. */
 export const TABLE_LENGTH = 278;
 
-/** `path` is `char*`, but `wchar_t*` on Windows; `ptr` is an address, 0n for null. */
-export type Argument = "ptr" | "str" | "path" | "int" | "size";
+/**
+ * `ptr` is an address, 0n for null. `data` is a typed array: it is passed itself, never its address, so that it stays
+ * alive and in place during the call. `path` is `char*`, but `wchar_t*` on Windows.
+ */
+export type Argument = "ptr" | "data" | "str" | "path" | "int" | "size";
 
 /**
  * What a call gives. `status`: nothing, or an error; `handle`: a status, and an address through a trailing out
@@ -31,7 +34,7 @@ export const SLOTS = {
   ReleaseStatus: { slot: 93, args: ["ptr"], result: "void" },
   CreateEnv: { slot: 3, args: ["int", "str"], result: "handle" },
   CreateSession: { slot: 7, args: ["ptr", "path", "ptr"], result: "handle" },
-  CreateSessionFromArray: { slot: 8, args: ["ptr", "ptr", "size", "ptr"], result: "handle" },
+  CreateSessionFromArray: { slot: 8, args: ["ptr", "data", "size", "ptr"], result: "handle" },
   ReleaseSession: { slot: 95, args: ["ptr"], result: "void" },
   CreateSessionOptions: { slot: 10, args: [], result: "handle" },
   ReleaseSessionOptions: { slot: 100, args: ["ptr"], result: "void" },
@@ -52,24 +55,30 @@ export const SLOTS = {
   AllocatorFree: { slot: 76, args: ["ptr", "ptr"], result: "status" },
   CreateCpuMemoryInfo: { slot: 69, args: ["int", "int"], result: "handle" },
   ReleaseMemoryInfo: { slot: 94, args: ["ptr"], result: "void" },
-  CreateTensorWithData: { slot: 49, args: ["ptr", "ptr", "size", "ptr", "size", "int"], result: "handle" },
+  CreateTensorWithData: { slot: 49, args: ["ptr", "data", "size", "data", "size", "int"], result: "handle" },
   ReleaseValue: { slot: 96, args: ["ptr"], result: "void" },
   GetTensorMutableData: { slot: 51, args: ["ptr"], result: "handle" },
   GetTensorTypeAndShape: { slot: 65, args: ["ptr"], result: "handle" },
   ReleaseTensorTypeAndShapeInfo: { slot: 99, args: ["ptr"], result: "void" },
   GetDimensionsCount: { slot: 61, args: ["ptr"], result: "size" },
-  GetDimensions: { slot: 62, args: ["ptr", "ptr", "size"], result: "status" },
-  GetTensorElementType: { slot: 60, args: ["ptr", "ptr"], result: "status" },
+  GetDimensions: { slot: 62, args: ["ptr", "data", "size"], result: "status" },
+  GetTensorElementType: { slot: 60, args: ["ptr", "data"], result: "status" },
   CreateIoBinding: { slot: 134, args: ["ptr"], result: "handle" },
   ReleaseIoBinding: { slot: 135, args: ["ptr"], result: "void" },
   BindInput: { slot: 136, args: ["ptr", "str", "ptr"], result: "status" },
   BindOutput: { slot: 137, args: ["ptr", "str", "ptr"], result: "status" },
   BindOutputToDevice: { slot: 138, args: ["ptr", "str", "ptr"], result: "status" },
-  GetBoundOutputValues: { slot: 140, args: ["ptr", "ptr", "ptr", "ptr"], result: "status" },
+  GetBoundOutputValues: { slot: 140, args: ["ptr", "ptr", "data", "data"], result: "status" },
   RunWithBinding: { slot: 133, args: ["ptr", "ptr", "ptr"], result: "status" },
 } as const;
 
-type ArgumentValue<A extends Argument> = A extends "ptr" ? bigint : A extends "str" | "path" ? string : number;
+type ArgumentValue<A extends Argument> = A extends "ptr"
+  ? bigint
+  : A extends "data"
+    ? ArrayBufferView
+    : A extends "str" | "path"
+      ? string
+      : number;
 
 type ResultValue<R extends Result> = R extends "handle"
   ? bigint

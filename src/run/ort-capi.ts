@@ -30,8 +30,6 @@ export interface Ort {
   readonly cpu: bigint;
   /** The default allocator: what ONNX Runtime uses for the strings and arrays it returns. */
   readonly allocator: bigint;
-  /** Address of a typed array's first byte, valid as long as the array lives. Arrays must have a buffer of their own. */
-  address(memory: ArrayBufferView): bigint;
   /** A copy of `length` bytes at an address. */
   readBytes(address: bigint, length: number): Uint8Array;
   /** A NUL-terminated string made by ONNX Runtime; the original is freed. */
@@ -118,7 +116,6 @@ function bind(koffi: Koffi, library: LibraryHandle, path: string): Ort {
     env: fn.CreateEnv(LOG_FATAL, "mambac"),
     cpu: fn.CreateCpuMemoryInfo(ARENA_ALLOCATOR, MEMORY_DEFAULT),
     allocator,
-    address: (memory) => koffi.address(memory),
     readBytes: (address, length) =>
       length === 0 ? new Uint8Array(0) : Uint8Array.from(koffi.decode(address, "uint8_t", length) as Uint8Array),
     takeString(address) {
@@ -179,6 +176,7 @@ function argumentTypes(koffi: Koffi, slot: Slot): TypeObject[] {
 function argumentType(argument: Argument): string {
   switch (argument) {
     case "ptr":
+    case "data":
       return "void *";
     case "str":
       return "str";

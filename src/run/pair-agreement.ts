@@ -24,9 +24,7 @@ export async function pairDisagreement(
 ): Promise<number | null> {
   const random = new Random(0).split("pair-agreement");
   const length = options.length ?? LENGTH;
-  const tokens = Array.from({ length: BATCH }, () =>
-    Array.from({ length }, () => random.integer(options.vocabulary)),
-  );
+  const tokens = Array.from({ length: BATCH }, () => Array.from({ length }, () => random.integer(options.vocabulary)));
   const load = (path: string): Promise<LoadedPackage> =>
     loadPackage(path, { batch: BATCH, library: "none", dims: options.dims, onNotice: () => undefined });
   try {
