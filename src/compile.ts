@@ -10,11 +10,12 @@ import type { Model } from "./ir/graph.js";
 import { formatType } from "./ir/types.js";
 import { readModel } from "./onnx/read.js";
 import { encodeModel, type Written, writeModel } from "./onnx/write.js";
-import { declaredLength, tokenInput } from "./rewrite/axes.js";
+import { tokenInput, viewGraph } from "./rewrite/axes.js";
 import type { Execute, Remark } from "./rewrite/pass.js";
 import { nothingFound, runSteps, type Step } from "./rewrite/pipeline.js";
 import { type SemanticOp, type StateChoice, semanticOps } from "./rewrite/semantic.js";
 import { slotType, stateBytes, stateSlots } from "./rewrite/states.js";
+import { mainOpset } from "./rewrite/trials.js";
 import { pairDisagreement } from "./run/pair-agreement.js";
 import { openSession } from "./run/session.js";
 import { EXIT, MambacError } from "./support/errors.js";
@@ -253,9 +254,10 @@ async function measurePair(
     if (typeof symbol === "string") dims[symbol] = op.stateWidth;
   }
   const embedding = vocabularyOf(prefill);
+  const { model: source } = readModel(first.path);
   return pairDisagreement(first.path, second.path, {
     vocabulary: embedding,
-    length: declaredLength(prefill.graph),
+    length: viewGraph(source.graph, mainOpset(source)).sizes.length,
     dims,
     onNotice: notice,
   });

@@ -8,7 +8,7 @@ import { isFloat, type Tensor, toNumbers } from "../ir/tensor.js";
 import { elementCount } from "../ir/types.js";
 import { causalConvReference } from "../ops/reference.js";
 import { concrete } from "./axes.js";
-import { type Layout, layoutOf, toCanonical } from "./layout.js";
+import { aboveLayout, type Layout, layoutOf, toCanonical } from "./layout.js";
 import { cutRegion, evaluateConstants, tensorFromNumbers } from "./region.js";
 import { Sampler } from "./sampler.js";
 import { type ExecuteGraph, PROOF_TOLERANCE, relativeError, type Trial } from "./scan-proof.js";
@@ -253,6 +253,7 @@ export async function proveConv(
         }
         best = Math.min(best ?? Number.POSITIVE_INFINITY, worst);
         if (worst > PROOF_TOLERANCE) continue;
+        const first = aboveLayout(tracer, end, channels);
         const stateName = region.pastState ?? region.presentState;
         const stateWidth = stateName === null ? null : (concrete(tracer.view, stateName)?.shape?.[2] ?? null);
         return {
@@ -260,7 +261,7 @@ export async function proveConv(
           conv: {
             region,
             x: { name: region.x, layout: x },
-            y: { name: end, layout: y },
+            y: { name: first, layout: layoutOf(tracer.view, first) ?? y },
             weight,
             bias,
             activation,

@@ -7,6 +7,7 @@ import type { GraphBuilder } from "../ir/builder.js";
 import { attr } from "../ir/graph.js";
 import { invariant } from "../support/errors.js";
 import { type AxisRole, axisRoles, concrete, type View } from "./axes.js";
+import type { Tracer } from "./trace.js";
 
 /** `axes[i]` says what axis i is; `length` may be missing when there is one token. */
 export interface Layout {
@@ -26,6 +27,23 @@ export function layoutOf(view: View, name: string): Layout | null {
   if (!axes.includes("length") && view.sizes.length !== 1) return null;
   const fixed = shape.filter((_, axis) => axes[axis] === "fixed");
   return { axes, fixed, channels: fixed.reduce((product, size) => product * size, 1) };
+}
+
+const LAYOUT_OPS = new Set(["Transpose", "Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"]);
+
+/**
+ * The first value that holds the same data: steps back over layout changes, so that whoever reads an earlier layout is
+ * served too when the value is replaced.
+ */
+export function aboveLayout(tracer: Tracer, name: string, channels: number): string {
+  let at = name;
+  for (;;) {
+    const node = tracer.index.producer.get(at);
+    const input = node?.inputs[0];
+    if (node === undefined || input === undefined || !LAYOUT_OPS.has(node.op) || node.domain !== "") return at;
+    if (layoutOf(tracer.view, input)?.channels !== channels) return at;
+    at = input;
+  }
 }
 
 /** Data of a value in its layout -> [batch, length, channels]. */

@@ -10,7 +10,7 @@ import { elementCount } from "../ir/types.js";
 import { pseudoHeadDim } from "../ops/names.js";
 import { type SelectiveScanArguments, selectiveScanReference } from "../ops/reference.js";
 import { concrete, type Sizes } from "./axes.js";
-import { type Layout, layoutOf, toCanonical } from "./layout.js";
+import { aboveLayout, type Layout, layoutOf, toCanonical } from "./layout.js";
 import { cutRegion, evaluateConstants, tensorFromNumbers } from "./region.js";
 import { Sampler } from "./sampler.js";
 import type { ScanRegion } from "./scan-region.js";
@@ -128,6 +128,7 @@ export async function proveScan(
       return found;
     };
     const [x, B, C] = hypothesis.roles;
+    const y = aboveLayout(tracer, hypothesis.y, layout(x).channels);
     return {
       kind: "proved",
       scan: {
@@ -137,7 +138,7 @@ export async function proveScan(
         dt: { name: region.dt, layout: dt },
         B: { name: B, layout: layout(B) },
         C: { name: C, layout: layout(C) },
-        y: { name: hypothesis.y, layout: layout(hypothesis.y) },
+        y: { name: y, layout: layout(y) },
         presentState: hypothesis.presentState,
         stateLayout: hypothesis.stateLayout,
         error: worst,
