@@ -14,7 +14,7 @@ export interface ReadContext {
 }
 
 /** Most bytes of a sparse tensor that is stored densely. */
-const MAX_DENSE_BYTES = 2 ** 31;
+const MAX_DENSE_BYTES = 2 ** 30;
 
 type TensorProto = Message<"TensorProto">;
 

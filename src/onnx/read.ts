@@ -13,7 +13,7 @@ import { ReadLog } from "./read-log.js";
 import { NEWEST_IR_VERSION } from "./schema.js";
 
 /** Versions of the main operator set that mambac understands. */
-export const MAIN_OPSETS: { readonly first: number; readonly last: number } = { first: 7, last: 27 };
+const MAIN_OPSETS = { first: 7, last: 27 };
 
 /** The IR version that brought operator set imports. */
 const OLDEST_IR_VERSION = 3;

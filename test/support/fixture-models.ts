@@ -23,7 +23,7 @@ export function plainModel(model: Model): unknown {
   return { ...model, graph: plainGraph(model.graph), functions: model.functions.map(plainFunction) };
 }
 
-export function plainGraph(graph: Graph): unknown {
+function plainGraph(graph: Graph): unknown {
   const initializers = [...graph.initializers].map(([name, tensor]) => [name, plainTensor(tensor)]);
   return { ...graph, initializers, nodes: graph.nodes.map(plainNode) };
 }
@@ -53,7 +53,7 @@ function plainAttribute(attribute: Attribute): unknown {
 }
 
 /** A tensor as plain data. */
-export function plainTensor(tensor: Tensor): unknown {
+function plainTensor(tensor: Tensor): unknown {
   const data = tensor.strings === null ? hex(tensor.bytes()) : tensor.strings.map(hex);
   return { dtype: tensor.dtype, shape: tensor.shape, data, doc: tensor.doc, metadata: tensor.metadata };
 }
