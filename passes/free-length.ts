@@ -90,6 +90,7 @@ function withFreeInputs(graph: Graph, token: string): Graph {
       if (axis === 0) return names.batch;
       if (perToken && axis === 1)
         return dimNumber(dim) === null && !isOutput && value.name !== token ? dim : names.length;
+      if (axis === 2 && isCacheOutput(graph, value.name)) return "total_sequence_length";
       if (isAttentionCache(value) && axis === 2) return dim;
       return dimNumber(dim) ?? dim;
     });
@@ -110,6 +111,11 @@ function outputDims(dims: readonly Dim[], length: string): Dim[] {
 
 function isState(graph: Graph, name: string): boolean {
   return semanticOps(graph.nodes).some((op) => op.node.outputs.indexOf(name) > 0);
+}
+
+/** A cache made by merged attention: as long as everything seen so far. */
+function isCacheOutput(graph: Graph, name: string): boolean {
+  return semanticOps(graph.nodes).some((op) => op.kind === "attention" && op.node.outputs.indexOf(name) > 0);
 }
 
 function dimNames(graph: Graph, token: string): { batch: string; length: string } {
