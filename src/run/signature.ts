@@ -48,8 +48,13 @@ export function readSignature(model: Model): Signature {
   // Older models list initialisers among the inputs; those have a value already.
   const inputs = new Map(graph.inputs.filter((i) => !graph.initializers.has(i.name)).map((i) => [i.name, i]));
   const outputs = new Map(graph.outputs.map((o) => [o.name, o]));
+  // The metadata names what mambac compiled; attention caches it left alone keep the names of their source.
   const declared = declaredPairs(model);
-  const names = declared ?? pairsByName(inputs, outputs);
+  const claimed = new Set(declared.flatMap((pair) => [pair.input, pair.output]));
+  const names = [
+    ...declared,
+    ...pairsByName(inputs, outputs).filter((p) => !claimed.has(p.input) && !claimed.has(p.output)),
+  ];
   const states = names.map((pair) => statePair(pair, inputs, outputs));
 
   const stateInputs = new Set(states.map((s) => s.input));
@@ -82,9 +87,9 @@ interface PairNames {
   readonly output: string;
 }
 
-function declaredPairs(model: Model): readonly PairNames[] | null {
+function declaredPairs(model: Model): readonly PairNames[] {
   const text = model.metadata.get(STATES_KEY) ?? model.graph.metadata.get(STATES_KEY);
-  if (text === undefined) return null;
+  if (text === undefined) return [];
   let value: unknown;
   try {
     value = JSON.parse(text);

@@ -41,6 +41,20 @@ describe("readSignature", () => {
     expect(readSignature(model).states.map((s) => [s.input, s.output, s.dtype])).toEqual([["h", "h_new", "u8"]]);
   });
 
+  it("adds attention caches that the metadata does not name", () => {
+    const states = JSON.stringify([{ input: "past.0", output: "odd" }]);
+    const cache = (name: string, length: string): ValueInfo => typed(name, "f32", ["b", 2, length, 8]);
+    const model = modelWith(
+      [IDS, typed("past.0", "u8", ["b", 3]), cache("past_key_values.1.key", "past")],
+      [LOGITS, typed("odd", "u8", ["b", 3]), typed("present.0", "u8", ["b", 3]), cache("present.1.key", "total")],
+      states,
+    );
+    expect(readSignature(model).states.map((s) => [s.input, s.output, s.growthAxis])).toEqual([
+      ["past.0", "odd", null],
+      ["past_key_values.1.key", "present.1.key", 2],
+    ]);
+  });
+
   it("tells growing state from fixed state, and reads lengths spelled as symbols", () => {
     const { states, auxiliaries } = readSignature(readModel(fixture("hf/jamba/decode.onnx")).model);
     expect(states.map((s) => [s.input.split(".").slice(3).join("."), s.growthAxis, s.shape.slice(1)])).toEqual([
