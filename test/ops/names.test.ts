@@ -1,0 +1,79 @@
+import { describe, expect, test } from "vitest";
+import { opAttributes, opFunction } from "../../src/ops/functions.js";
+import { convName, opName, opNames, parseOpName, pseudoHeadDim, stateType } from "../../src/ops/names.js";
+import { MambacError } from "../../src/support/errors.js";
+
+describe("operator names", () => {
+  test("are the 22 scans and 2 convolutions of the contract", () => {
+    const formats = ["F32", "F16", "F16Token", "H8", "H8Token", "H8Max", "H8MaxToken"];
+    formats.push("H4", "H4Token", "H4Max", "H4MaxToken");
+    const scans = ["Mamba1", "Mamba2"].flatMap((family) => formats.map((format) => `${family}Scan${format}`));
+    expect(opNames()).toEqual([...scans, "CausalConv", "CausalConvSilu"]);
+  });
+
+  test("round-trip through their specification", () => {
+    for (const name of opNames()) {
+      const spec = parseOpName(name);
+      if (spec === null) throw new Error(name);
+      expect(spec.kind === "scan" ? opName(spec) : convName(spec.activation)).toBe(name);
+    }
+    expect(parseOpName("Mamba2ScanF32Token")).toBeNull();
+    expect(parseOpName("mamba2ScanF32")).toBeNull();
+  });
+
+  test("drop what means nothing for a format", () => {
+    expect(opName({ family: "mamba2", format: "f32", scale: "dsq-max", requantize: "token" })).toBe("Mamba2ScanF32");
+    expect(opName({ family: "mamba1", format: "f16", scale: "dsq-max" })).toBe("Mamba1ScanF16");
+  });
+});
+
+describe("state types", () => {
+  const dims = { heads: 24, headDim: 64, dState: 128 };
+  test("match the contract's table", () => {
+    expect(stateType({ family: "mamba2", format: "f32" }, dims)).toEqual({
+      dtype: "f32",
+      shape: [24, 64, 128],
+      bytes: 24 * 32768,
+    });
+    expect(stateType({ family: "mamba1", format: "f16" }, { heads: 24, headDim: 64, dState: 16 })).toEqual({
+      dtype: "f16",
+      shape: [1536, 16],
+      bytes: 1536 * 32,
+    });
+    expect(stateType({ family: "mamba2", format: "h8" }, dims).shape).toEqual([24, 8576]);
+    expect(stateType({ family: "mamba2", format: "h4" }, dims)).toEqual({
+      dtype: "u8",
+      shape: [24, 4480],
+      bytes: 24 * 4480,
+    });
+  });
+
+  test("refuse 4 bits for an odd d_state, with a way out", () => {
+    expect(() => stateType({ family: "mamba2", format: "h4" }, { heads: 1, headDim: 4, dState: 7 })).toThrow(
+      MambacError,
+    );
+    expect(() => stateType({ family: "mamba2", format: "h4" }, { heads: 1, headDim: 4, dState: 7 })).toThrow(/h8, f16/);
+  });
+});
+
+test("pseudo-heads are the largest divisors up to 64", () => {
+  expect([1536, 100, 64, 63, 67, 130, 1].map(pseudoHeadDim)).toEqual([64, 50, 64, 63, 1, 26, 1]);
+});
+
+test("every function declares its attributes, names its values once and captures only what exists", () => {
+  for (const name of opNames()) {
+    const definition = opFunction(name);
+    expect(definition.name).toBe(name);
+    expect(definition.attributes).toEqual(opAttributes(name));
+    expect(definition.attributeDefaults.size).toBe(0);
+    const known = new Set(definition.inputs);
+    for (const node of definition.nodes) {
+      for (const input of node.inputs) expect(input === "" || known.has(input), `${name}: ${input}`).toBe(true);
+      for (const output of node.outputs) {
+        expect(known.has(output), `${name}: ${output} twice`).toBe(false);
+        known.add(output);
+      }
+    }
+    for (const output of definition.outputs) expect(known.has(output)).toBe(true);
+  }
+});
