@@ -31,12 +31,7 @@ struct StridedI4 {
 template <class Codec>
 MAMBAC_INLINE void to_vector_order(float* out, const float* in, Int n) {
   if (Codec::kGroup == 8) {
-    for (Int block = 0; block < n; block += 128) {
-      Vec v[8][2];  // lanes are columns; transposed below 8 x 16
-      for (int k = 0; k < 8; k++)
-        for (int d = 0; d < 16; d++) ((float*)v)[k * 16 + d] = in[block + 8 * d + k];
-      for (int k = 0; k < 8; k++) v_store(out + block + 16 * k, v_load((const float*)v + k * 16));
-    }
+    for (Int block = 0; block < n; block += 128) split128(out + block, in + block);
     return;
   }
   Int whole = n & ~(Int)15;
@@ -84,17 +79,18 @@ MAMBAC_INLINE void channel_scales(Packing& k, Int p0, int count, Vec statistic, 
   v_store(k.inverse + p0, v_div(v_set(1.0f), h_widen(h)));
 }
 
-// Folds 16 rows into the column maxima. kVectors: vectors a row when known at compile time, else 0.
+// Folds rows p0 .. p0 + count - 1, stored from `rows` on, into the column maxima. kVectors: vectors a row when known at
+// compile time, else 0.
 template <int kVectors>
-MAMBAC_INLINE void column_maxima(Packing& k, Int p0, int count, Int vectors) {
+MAMBAC_INLINE void column_maxima(Packing& k, const float* rows, Int p0, int count, Int vectors) {
   const Int np = 16 * vectors;
   if (kVectors > 0 && kVectors <= 8) {
     Vec m[kVectors > 0 ? kVectors : 1];
     for (int v = 0; v < kVectors; v++) m[v] = v_load(k.columns + 16 * v);
     for (int r = 0; r < count; r++) {
-      const float* row = k.rows + (p0 + r) * np;
+      const float* row = rows + r * np;
       Vec inverse = v_set(k.inverse[p0 + r]);
-      for (int v = 0; v < kVectors; v++) m[v] = v_max(m[v], v_mul(v_abs(v_load(row + 16 * v)), inverse));
+      for (int v = 0; v < kVectors; v++) m[v] = v_max_abs(m[v], v_mul(v_load(row + 16 * v), inverse));
     }
     for (int v = 0; v < kVectors; v++) v_store(k.columns + 16 * v, m[v]);
     return;
@@ -102,7 +98,7 @@ MAMBAC_INLINE void column_maxima(Packing& k, Int p0, int count, Int vectors) {
   for (Int v = 0; v < vectors; v++) {
     Vec m = v_load(k.columns + 16 * v);
     for (int r = 0; r < count; r++)
-      m = v_max(m, v_mul(v_abs(v_load(k.rows + (p0 + r) * np + 16 * v)), v_set(k.inverse[p0 + r])));
+      m = v_max_abs(m, v_mul(v_load(rows + r * np + 16 * v), v_set(k.inverse[p0 + r])));
     v_store(k.columns + 16 * v, m);
   }
 }
@@ -119,52 +115,48 @@ MAMBAC_INLINE void state_scales(Packing& k, Int n, Int vectors) {
     Vec ss = h_widen(h);
     v_store(k.ratio + 16 * v, v_if_gt0(ss, v_div(limit, ss)));
   }
-  if (Codec::kGroup == 8) {  // back to state order
-    uint16_t t[128];
-    for (Int block = 0; block < n; block += 128) {
-      memcpy(t, k.ss + block, sizeof t);
-      for (int i = 0; i < 128; i++) k.ss[block + i] = t[16 * (i % 8) + i / 8];
-    }
-  }
+  for (Int block = 0; Codec::kGroup == 8 && block < n; block += 128) join128(k.ss + block);  // back to state order
 }
 
 template <class Codec, bool kWild>
-MAMBAC_INLINE Vec code_vector(const Packing& k, const float* row, Vec inverse, Int v) {
-  Vec c = v_mul(v_mul(v_load(row + 16 * v), inverse), v_load(k.ratio + 16 * v));
+MAMBAC_INLINE Vec code_vector(const float* row, Vec inverse, const float* ratio, Int v) {
+  Vec c = v_mul(v_mul(v_load(row + 16 * v), inverse), v_load(ratio + 16 * v));
   if (kWild) c = v_min(v_set((float)Codec::kLimit), v_max(v_set(-(float)Codec::kLimit), c));
   return c;
 }
 
-// Writes codes, then both scales.
+// Codes of the rows in k.rows. kVectors: vectors a row when known at compile time (then all are whole), else 0.
 template <class Codec, int kVectors, bool kWild>
-static void write_codes(const Packing& k, uint8_t* out, Int p, Int n, Int some_vectors) {
-  const Int vectors = kVectors > 0 ? kVectors : some_vectors, np = 16 * vectors, bytes = Codec::row_bytes(n);
-  const Int whole = n / 16;
+static void write_codes(const Packing& k, uint8_t* out, Int p, Int n) {
+  const Int vectors = kVectors > 0 ? kVectors : round16(n) / 16, whole = kVectors > 0 ? kVectors : n / 16;
+  const Int bytes = Codec::row_bytes(n);
+  const float* ratio = k.ratio;
   for (Int r = 0; r < p; r++) {
-    const float* row = k.rows + r * np;
-    uint8_t* codes = out + r * bytes;
-    Vec inverse = v_set(k.inverse[r]);
-    for (Int v = 0; v < (kVectors > 0 ? vectors : whole); v += Codec::kGroup) {
+    const float* row = k.rows + r * 16 * vectors;
+    const Vec inverse = v_set(k.inverse[r]);
+    MAMBAC_UNROLL
+    for (Int v = 0; v < whole; v += Codec::kGroup) {
       Vec c[Codec::kGroup];
-      for (int g = 0; g < Codec::kGroup; g++) c[g] = code_vector<Codec, kWild>(k, row, inverse, v + g);
-      Codec::store(codes, v, c);
+      for (int g = 0; g < Codec::kGroup; g++) c[g] = code_vector<Codec, kWild>(row, inverse, ratio, v + g);
+      Codec::store(out + r * bytes, v, c);
     }
     if (Codec::kGroup == 1 && kVectors == 0 && whole < vectors) {
       Vec c[Codec::kGroup];
-      c[0] = code_vector<Codec, kWild>(k, row, inverse, whole);
-      store_tail<Codec>(codes, whole, n, c);
+      c[0] = code_vector<Codec, kWild>(row, inverse, ratio, whole);
+      store_tail<Codec>(out + r * bytes, whole, n, c);
     }
   }
-  memcpy(out + p * bytes, k.sc, (size_t)(2 * p));
-  memcpy(out + p * bytes + 2 * p, k.ss, (size_t)(2 * n));
 }
+// From the column maxima to the packed head.
 template <class Codec, int kVectors>
-MAMBAC_INLINE void finish_packing(Packing& k, uint8_t* out, Int p, Int n, Int vectors) {
-  state_scales<Codec>(k, n, vectors);
+MAMBAC_INLINE void finish_packing(Packing& k, uint8_t* out, Int p, Int n) {
+  state_scales<Codec>(k, n, kVectors > 0 ? kVectors : round16(n) / 16);
   if (k.wild)
-    write_codes<Codec, kVectors, true>(k, out, p, n, vectors);
+    write_codes<Codec, kVectors, true>(k, out, p, n);
   else
-    write_codes<Codec, kVectors, false>(k, out, p, n, vectors);
+    write_codes<Codec, kVectors, false>(k, out, p, n);
+  memcpy(out + p * Codec::row_bytes(n), k.sc, (size_t)(2 * p));
+  memcpy(out + p * Codec::row_bytes(n) + 2 * p, k.ss, (size_t)(2 * n));
 }
 MAMBAC_INLINE void start_packing(Packing& k, Int vectors) {
   k.wild = false;
@@ -180,6 +172,7 @@ MAMBAC_INLINE float one_half(const uint8_t* p) {
   return f[0];
 }
 MAMBAC_INLINE Vec halves_at(const uint8_t* p, int count) {
+  if (count == 16) return h_widen(h_load(p));
   uint16_t t[16] = {0};
   memcpy(t, p, (size_t)(2 * count));
   return h_widen(h_load(t));
@@ -199,7 +192,8 @@ static void unpack_head(Packing& k, const uint8_t* in, Int p, Int n) {
   const uint8_t* sc = in + p * bytes;
   old_steps<Codec>(k, sc + 2 * p, n);
   for (Int r = 0; r < p; r++) {
-    typename Codec::Decoder decoder(one_half(sc + 2 * r));
+    typename Codec::Decoder decoder;
+    decoder.set(one_half(sc + 2 * r));
     float* row = k.rows + r * 16 * vectors;
     for (Int v = 0; v < whole; v++)
       v_store(row + 16 * v, v_mul(Codec::load(decoder, in + r * bytes, v), v_load(k.step + 16 * v)));
@@ -226,7 +220,7 @@ static void pack_head(Packing& k, uint8_t* out, Int p, Int n) {
       statistic[r] = s;
     }
     channel_scales<kMax>(k, p0, count, v_reduce16 < kMax ? v_max : v_add > (statistic), (float)n);
-    column_maxima<0>(k, p0, count, vectors);
+    column_maxima<0>(k, k.rows + p0 * 16 * vectors, p0, count, vectors);
   }
-  finish_packing<Codec, 0>(k, out, p, n, vectors);
+  finish_packing<Codec, 0>(k, out, p, n);
 }

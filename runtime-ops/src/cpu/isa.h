@@ -17,6 +17,14 @@
 #define MAMBAC_PREFETCH(p) __builtin_prefetch((p), 1, 3)
 #endif
 
+#if defined(__clang__)
+#define MAMBAC_UNROLL _Pragma("clang loop unroll(full)")
+#elif defined(__GNUC__)
+#define MAMBAC_UNROLL _Pragma("GCC unroll 8")
+#else
+#define MAMBAC_UNROLL
+#endif
+
 #if defined(__x86_64__) || defined(_M_X64)
 #define MAMBAC_X64 1
 #include <immintrin.h>

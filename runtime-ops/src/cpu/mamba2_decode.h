@@ -63,43 +63,74 @@ static void step_rows_any(const Token& t, const void* past, void* present, Int p
     step_rows<Rows, 0, true>(t, in, out, p, n);
 }
 
-// Packed states: unpack, update and read out 16 rows at a time, then their scales, then all codes.
+// Rows p0 + r .. p0 + r + kRows - 1 of a packed state into k.rows, updated; sums of h C and statistics of |h| of each.
+template <class Codec, bool kMax, int kVectors, bool kTail, int kRows>
+MAMBAC_INLINE void update_rows(const Packing& k, const Token& t, const uint8_t* codes, Int bytes, float* rows, Int n, Int vectors,
+                               const float* xd, const float* scale, Vec* sums, Vec* statistic) {
+  const Int np = 16 * vectors, whole = kTail ? vectors - 1 : vectors;
+  typedef typename Codec::Decoder Decoder;
+  Decoder decoder[kRows];
+  Vec x[kRows], sum[kRows], stat[kRows];
+  for (int r = 0; r < kRows; r++) {
+    decoder[r].set(scale[r]);
+    x[r] = v_set(xd[r]);
+    sum[r] = stat[r] = v_zero();
+  }
+  const float *steps = k.step, *B = t.B, *C = t.C;
+  MAMBAC_UNROLL
+  for (Int v = 0; v < vectors; v++) {
+    const Vec step = v_load(steps + 16 * v), b = v_load(B + 16 * v), c = v_load(C + 16 * v);
+    for (int r = 0; r < kRows; r++) {
+      const uint8_t* row = codes + r * bytes;
+      Vec q = kTail && v == whole ? load_tail<Codec>(decoder[r], row, v, n) : Codec::load(decoder[r], row, v);
+      Vec h = v_fma(q, step, v_mul(x[r], b));
+      v_store(rows + r * np + 16 * v, h);
+      sum[r] = v_fma(h, c, sum[r]);
+      stat[r] = kMax ? v_max_abs(stat[r], h) : v_add(stat[r], v_abs(h));
+      v_now(stat[r]);
+    }
+  }
+  for (int r = 0; r < kRows; r++) {
+    sums[r] = sum[r];
+    statistic[r] = stat[r];
+  }
+}
+
+// Packed states: unpack, update and read out 16 rows at a time, then their scales, then all codes. B and C are in vector
+// order.
 template <class Codec, bool kMax, int kVectors, bool kTail>
 static void step_packed(Packing& k, const Token& t, const uint8_t* past, uint8_t* present, Int p, Int n) {
-  const Int vectors = kVectors > 0 ? kVectors : round16(n) / 16, whole = kTail ? vectors - 1 : vectors;
-  const Int np = 16 * vectors, bytes = Codec::row_bytes(n), ahead = head_bytes(Codec::kLimit == 127 ? Format::kH8 : Format::kH4, p, n);
+  const Int vectors = kVectors > 0 ? kVectors : round16(n) / 16;
+  const Int np = 16 * vectors, bytes = Codec::row_bytes(n), head = p * bytes + 2 * (p + n);
   const uint8_t* sc = past + p * bytes;
   old_steps<Codec>(k, sc + 2 * p, n);
   start_packing(k, vectors);
   for (Int p0 = 0; p0 < p; p0 += 16) {
     const int count = rows_left(p0, p);
+    const uint8_t* codes = past + p0 * bytes;
+    float* rows = k.rows + p0 * np;
     float xd[16], scale[16];
     Vec sums[16], statistic[16];
     scaled_inputs(t, p0, count, xd);
     v_store(scale, v_mul(v_set(t.decay), halves_at(sc + 2 * p0, count)));
-    for (int r = 0; r < count; r++) {
-      const uint8_t* codes = past + (p0 + r) * bytes;
-      float* row = k.rows + (p0 + r) * np;
-      const typename Codec::Decoder decoder(scale[r]);
-      const Vec x = v_set(xd[r]);
-      Vec sum = v_zero(), stat = v_zero();
-      for (Int b = 0; b < bytes; b += 64) MAMBAC_PREFETCH(codes + ahead + b);  // the next head's row
-      for (Int v = 0; v < vectors; v++) {
-        Vec q = kTail && v == whole ? load_tail<Codec>(decoder, codes, v, n) : Codec::load(decoder, codes, v);
-        Vec h = v_fma(q, v_load(k.step + 16 * v), v_mul(x, v_load(t.B + 16 * v)));
-        v_store(row + 16 * v, h);
-        sum = v_fma(h, v_load(t.C + 16 * v), sum);
-        stat = kMax ? v_max(stat, v_abs(h)) : v_add(stat, v_abs(h));
-      }
-      sums[r] = sum;
-      statistic[r] = stat;
+    int r = 0;
+    for (; r + kStepRows <= count; r += kStepRows) {
+      for (Int i = 0; i < kStepRows * bytes; i += 64) MAMBAC_PREFETCH(codes + head + r * bytes + i);  // the next head's
+      update_rows<Codec, kMax, kVectors, kTail, kStepRows>(k, t, codes + r * bytes, bytes, rows + r * np, n, vectors,
+                                                           xd + r, scale + r, sums + r, statistic + r);
     }
-    for (int r = count; r < 16; r++) sums[r] = statistic[r] = v_zero();
+    for (; r < count; r++)
+      update_rows<Codec, kMax, kVectors, kTail, 1>(k, t, codes + r * bytes, bytes, rows + r * np, n, vectors, xd + r,
+                                                   scale + r, sums + r, statistic + r);
+    for (; r < 16; r++) sums[r] = statistic[r] = v_zero();
     finish_rows(t, p0, count, v_reduce16<v_add>(sums));
     channel_scales<kMax>(k, p0, count, kMax ? v_reduce16<v_max>(statistic) : v_reduce16<v_add>(statistic), (float)n);
-    column_maxima<kVectors>(k, p0, count, vectors);
+    // One block late, so that its work hides the latency of the sums, root and division above.
+    if (p0 > 0) column_maxima<kVectors>(k, k.rows + (p0 - 16) * np, p0 - 16, 16, vectors);
   }
-  finish_packing<Codec, kVectors>(k, present, p, n, vectors);
+  const Int last = (p - 1) & ~(Int)15;
+  column_maxima<kVectors>(k, k.rows + last * np, last, (int)(p - last), vectors);
+  finish_packing<Codec, kVectors>(k, present, p, n);
 }
 
 // One token of a packed head. `order` has room for B and C in vector order.

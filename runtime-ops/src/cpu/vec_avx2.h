@@ -1,5 +1,6 @@
 // Sixteen float lanes in two AVX2 registers. Included inside an instruction set's own namespace.
 #pragma once
+#include "vec_x64.h"
 
 struct Vec {
   __m256 lo, hi;
@@ -9,6 +10,7 @@ struct HalfVec {
 };
 constexpr int kTileRows = 1;
 constexpr int kTileStates = 4;
+constexpr int kStepRows = 2;    // packed decode: rows that share one load of B, C and the steps
 
 MAMBAC_INLINE __m256i lanes8(int n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
@@ -41,6 +43,7 @@ MAMBAC_INLINE Vec v_abs(Vec a) {
   const __m256 m = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
   return {_mm256_and_ps(a.lo, m), _mm256_and_ps(a.hi, m)};
 }
+MAMBAC_INLINE Vec v_max_abs(Vec m, Vec a) { return v_max(m, v_abs(a)); }  // m >= 0
 MAMBAC_INLINE Vec v_sqrt(Vec a) { return {_mm256_sqrt_ps(a.lo), _mm256_sqrt_ps(a.hi)}; }
 MAMBAC_INLINE Vec v_round(Vec a) { return {_mm256_round_ps(a.lo, 8), _mm256_round_ps(a.hi, 8)}; }
 // a * 2^n for whole |n| <= 250, in two factors so that neither leaves the exponent range.
@@ -60,11 +63,19 @@ MAMBAC_INLINE bool v_any_above(Vec a, Vec limit, int n) {
                (unsigned)_mm256_movemask_ps(_mm256_cmp_ps(a.hi, limit.hi, _CMP_NLE_UQ)) << 8;
   return (m & ((1u << n) - 1u)) != 0;
 }
+// Keeps the computation of `a` here: a compiler that sinks a sum below a loop spills what it sums.
+MAMBAC_INLINE void v_now(Vec& a) {
+#if defined(__GNUC__)
+  __asm__ volatile("" : "+x"(a.lo), "+x"(a.hi));
+#else
+  (void)a;
+#endif
+}
 
 MAMBAC_INLINE HalfVec h_round(Vec a) { return {_mm256_cvtps_ph(a.lo, 0), _mm256_cvtps_ph(a.hi, 0)}; }
 MAMBAC_INLINE Vec h_widen(HalfVec a) { return {_mm256_cvtph_ps(a.lo), _mm256_cvtph_ps(a.hi)}; }
-MAMBAC_INLINE HalfVec h_load(const uint16_t* p) {
-  return {_mm_loadu_si128((const __m128i*)p), _mm_loadu_si128((const __m128i*)(p + 8))};
+MAMBAC_INLINE HalfVec h_load(const void* p) {
+  return {_mm_loadu_si128((const __m128i*)p), _mm_loadu_si128((const __m128i*)p + 1)};
 }
 MAMBAC_INLINE void h_store(uint16_t* p, HalfVec a) {
   _mm_storeu_si128((__m128i*)p, a.lo);
@@ -91,23 +102,6 @@ MAMBAC_INLINE Vec v_reduce16(const Vec* r) {
   return {reduce8<Op>(r), reduce8<Op>(r + 8)};
 }
 
-MAMBAC_INLINE void transpose8(__m256* r) {
-  __m256 t[8], u[8];
-  for (int i = 0; i < 8; i += 2) {
-    t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
-    t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
-  }
-  for (int i = 0; i < 8; i += 4) {
-    u[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
-    u[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xEE);
-    u[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
-    u[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xEE);
-  }
-  for (int c = 0; c < 4; c++) {
-    r[c] = _mm256_permute2f128_ps(u[c], u[c + 4], 0x20);
-    r[c + 4] = _mm256_permute2f128_ps(u[c], u[c + 4], 0x31);
-  }
-}
 MAMBAC_INLINE void v_transpose16(Vec* r) {
   __m256 a[8], b[8], c[8], d[8];  // [a b; c d] becomes [a' c'; b' d']
   for (int i = 0; i < 8; i++) a[i] = r[i].lo, b[i] = r[i].hi, c[i] = r[i + 8].lo, d[i] = r[i + 8].hi;
@@ -125,7 +119,7 @@ MAMBAC_INLINE Vec scaled_bytes(__m128i b, __m256 scale) {
 }
 struct I8 {
   __m256 scale;
-  MAMBAC_MEMBER explicit I8(float s) : scale(_mm256_set1_ps(s)) {}
+  MAMBAC_MEMBER void set(float s) { scale = _mm256_set1_ps(s); }
   MAMBAC_MEMBER Vec load(const uint8_t* p) const { return scaled_bytes(_mm_loadu_si128((const __m128i*)p), scale); }
 };
 MAMBAC_INLINE __m128i bytes_of(Vec a) {
@@ -141,7 +135,10 @@ MAMBAC_INLINE void i8_store(uint8_t* p, Vec a) {
 struct I4 {
   __m256 scale;    // for sign-extended nibbles
   __m256 scale28;  // for nibbles left in the top 4 bits of a dword
-  MAMBAC_MEMBER explicit I4(float s) : scale(_mm256_set1_ps(s)), scale28(_mm256_set1_ps(s * 0x1p-28f)) {}
+  MAMBAC_MEMBER void set(float s) {
+    scale = _mm256_set1_ps(s);
+    scale28 = _mm256_set1_ps(s * 0x1p-28f);
+  }
   MAMBAC_MEMBER Vec load(const uint8_t* p) const {
     __m128i b = _mm_loadl_epi64((const __m128i*)p), mask = _mm_set1_epi8(15);
     __m128i n = _mm_and_si128(_mm_unpacklo_epi8(b, _mm_srli_epi16(b, 4)), mask);

@@ -1,5 +1,6 @@
 // Sixteen float lanes in one AVX-512 register. Included inside an instruction set's own namespace.
 #pragma once
+#include "vec_x64.h"
 
 struct Vec {
   __m512 v;
@@ -9,6 +10,7 @@ struct HalfVec {
 };
 constexpr int kTileRows = 2;   // prefill register tile: vectors of channels ...
 constexpr int kTileStates = 8;  // ... times states
+constexpr int kStepRows = 4;    // packed decode: rows that share one load of B, C and the steps
 
 MAMBAC_INLINE __mmask16 lanes(int n) { return (__mmask16)((1u << n) - 1u); }
 MAMBAC_INLINE Vec v_zero() { return {_mm512_setzero_ps()}; }
@@ -25,6 +27,7 @@ MAMBAC_INLINE Vec v_fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v,
 MAMBAC_INLINE Vec v_max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }  // a > b ? a : b
 MAMBAC_INLINE Vec v_min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }  // a < b ? a : b
 MAMBAC_INLINE Vec v_abs(Vec a) { return {_mm512_abs_ps(a.v)}; }
+MAMBAC_INLINE Vec v_max_abs(Vec m, Vec a) { return {_mm512_range_ps(m.v, a.v, 11)}; }  // m >= 0; 11: larger magnitude, sign off
 MAMBAC_INLINE Vec v_sqrt(Vec a) { return {_mm512_sqrt_ps(a.v)}; }
 MAMBAC_INLINE Vec v_round(Vec a) { return {_mm512_roundscale_ps(a.v, 8)}; }  // nearest even
 MAMBAC_INLINE Vec v_scale2(Vec a, Vec n) { return {_mm512_scalef_ps(a.v, n.v)}; }  // a * 2^n, n whole
@@ -33,10 +36,18 @@ MAMBAC_INLINE Vec v_if_gt0(Vec t, Vec a) { return {_mm512_maskz_mov_ps(_mm512_cm
 MAMBAC_INLINE bool v_any_above(Vec a, Vec limit, int n) {
   return (_mm512_cmp_ps_mask(a.v, limit.v, _CMP_NLE_UQ) & lanes(n)) != 0;
 }
+// Keeps the computation of `a` here: a compiler that sinks a sum below a loop spills what it sums.
+MAMBAC_INLINE void v_now(Vec& a) {
+#if defined(__GNUC__)
+  __asm__ volatile("" : "+v"(a.v));
+#else
+  (void)a;
+#endif
+}
 
 MAMBAC_INLINE HalfVec h_round(Vec a) { return {_mm512_cvtps_ph(a.v, 8)}; }
 MAMBAC_INLINE Vec h_widen(HalfVec a) { return {_mm512_cvtph_ps(a.v)}; }
-MAMBAC_INLINE HalfVec h_load(const uint16_t* p) { return {_mm256_loadu_si256((const __m256i*)p)}; }
+MAMBAC_INLINE HalfVec h_load(const void* p) { return {_mm256_loadu_si256((const __m256i*)p)}; }
 MAMBAC_INLINE void h_store(uint16_t* p, HalfVec a) { _mm256_storeu_si256((__m256i*)p, a.v); }
 
 // Lane i of the result is row i reduced over its lanes, always in the order 8, 4, 2, 1.
@@ -79,7 +90,7 @@ MAMBAC_INLINE void v_transpose16(Vec* r) {
 // Sixteen int8 codes as scaled floats, and back: round to nearest even, clamp to +-127.
 struct I8 {
   Vec scale;
-  MAMBAC_MEMBER explicit I8(float s) : scale(v_set(s)) {}
+  MAMBAC_MEMBER void set(float s) { scale = v_set(s); }
   MAMBAC_MEMBER Vec load(const uint8_t* p) const {
     return {_mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p))), scale.v)};
   }
@@ -93,8 +104,9 @@ MAMBAC_INLINE void i8_store(uint8_t* p, Vec a) {
 // The table permute reads only the low 4 bits of each index, so no mask and no sign extension are needed.
 struct I4 {
   __m512 table;
-  MAMBAC_MEMBER explicit I4(float s)
-      : table(_mm512_mul_ps(_mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1), _mm512_set1_ps(s))) {}
+  MAMBAC_MEMBER void set(float s) {
+    table = _mm512_mul_ps(_mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1), _mm512_set1_ps(s));
+  }
   MAMBAC_MEMBER Vec load(const uint8_t* p) const {
     __m128i b = _mm_loadl_epi64((const __m128i*)p);
     return {_mm512_permutexvar_ps(_mm512_cvtepu8_epi32(_mm_unpacklo_epi8(b, _mm_srli_epi16(b, 4))), table)};

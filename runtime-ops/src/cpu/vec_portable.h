@@ -28,6 +28,7 @@ struct HalfVec {
 };
 constexpr int kTileRows = 1;
 constexpr int kTileStates = 2;
+constexpr int kStepRows = 1;    // packed decode: rows that share one load of B, C and the steps
 
 #define MAMBAC_LANES(expression)        \
   Vec r;                                \
@@ -65,6 +66,7 @@ MAMBAC_INLINE Vec v_fma(Vec a, Vec b, Vec c) { return {a.v * b.v + c.v}; }
 static inline Vec v_max(Vec a, Vec b) { MAMBAC_LANES(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
 static inline Vec v_min(Vec a, Vec b) { MAMBAC_LANES(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
 static inline Vec v_abs(Vec a) { MAMBAC_LANES(bits_to_float(float_to_bits(a.v[i]) & 0x7fffffffu)); }
+MAMBAC_INLINE Vec v_max_abs(Vec m, Vec a) { return v_max(m, v_abs(a)); }  // m >= 0
 static inline Vec v_sqrt(Vec a) { MAMBAC_LANES(sqrtf(a.v[i])); }
 // Nearest even without the floating-point environment: adding and taking off 1.5 * 2^23 rounds |f| < 2^22.
 MAMBAC_INLINE float round_even(float f) {
@@ -84,6 +86,8 @@ static inline bool v_any_above(Vec a, Vec limit, int n) {
   for (int i = 0; i < n; i++) any |= !(a.v[i] <= limit.v[i]);
   return any;
 }
+// Keeps the computation of `a` here: a compiler that sinks a sum below a loop spills what it sums.
+MAMBAC_INLINE void v_now(Vec&) {}
 
 // IEEE half from float, nearest even, with subnormals, infinities and NaN.
 static inline uint16_t half_of(float f) {
@@ -109,7 +113,7 @@ static inline HalfVec h_round(Vec a) {
   return r;
 }
 static inline Vec h_widen(HalfVec a) { MAMBAC_LANES(float_of_half(a.v[i])); }
-MAMBAC_INLINE HalfVec h_load(const uint16_t* p) {
+MAMBAC_INLINE HalfVec h_load(const void* p) {
   HalfVec r;
   memcpy(r.v, p, 32);
   return r;
@@ -142,6 +146,18 @@ static inline void v_transpose16(Vec* r) {
     }
 }
 
+// [16][8] floats to [8][16].
+static inline void split128(float* out, const float* in) {
+  for (int k = 0; k < 8; k++)
+    for (int d = 0; d < 16; d++) out[16 * k + d] = in[8 * d + k];
+}
+// [8][16] halves to [16][8], in place.
+static inline void join128(uint16_t* p) {
+  uint16_t t[128];
+  memcpy(t, p, sizeof t);
+  for (int i = 0; i < 128; i++) p[i] = t[16 * (i % 8) + i / 8];
+}
+
 // A code: nearest even, clamped; NaN becomes the lowest code, as the vector units give it.
 static inline int code_of(float f, int limit) {
   float r = f < (float)limit ? f : (float)limit;
@@ -158,7 +174,7 @@ MAMBAC_INLINE void set_nibble(uint8_t* p, int i, int code) {
 // Sixteen int8 codes as scaled floats, and back.
 struct I8 {
   float scale;
-  MAMBAC_MEMBER explicit I8(float s) : scale(s) {}
+  void set(float s) { scale = s; }
   Vec load(const uint8_t* p) const { MAMBAC_LANES((float)(int8_t)p[i] * scale); }
 };
 static inline void i8_store(uint8_t* p, Vec a) {
@@ -168,7 +184,7 @@ static inline void i8_store(uint8_t* p, Vec a) {
 // Sixteen nibbles (8 bytes, even element low) as scaled floats, and back.
 struct I4 {
   float scale;
-  MAMBAC_MEMBER explicit I4(float s) : scale(s) {}
+  void set(float s) { scale = s; }
   Vec load(const uint8_t* p) const { MAMBAC_LANES((float)nibble(p, i) * scale); }
   // Vector k of a block of 128 nibbles: lane d is nibble k of dword d, that is element 8 d + k.
   Vec load_strided(const uint8_t* p, int k) const { MAMBAC_LANES((float)nibble(p, 8 * i + k) * scale); }

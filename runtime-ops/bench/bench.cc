@@ -1,0 +1,170 @@
+// Times the kernels without ONNX Runtime on one thread and prints JSON: medians in microseconds, and the median of the
+// per-round ratios to a baseline of the same case. Variants of a case run interleaved (A, B, C, A, B, C, ...), so that a
+// busy machine hits all of them alike.
+// Usage: bench [--rounds N] [--isa NAME] [--case decode|stack|prefill|mamba1|conv]
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <algorithm>
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "mambac/capi.h"
+#include "mambac/plan.h"
+
+namespace {
+
+double now() { return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+struct Variant {
+  std::string name;
+  std::function<void()> run;
+  std::vector<double> times;
+};
+
+double median(std::vector<double> v) {
+  std::sort(v.begin(), v.end());
+  return v[v.size() / 2];
+}
+
+bool g_first = true;
+
+// `steps` divides the time of one run: tokens, or layers.
+void compare(const char* name, const char* isa, std::vector<Variant> variants, int rounds, double at_least, double steps) {
+  std::vector<int> repeats;
+  for (Variant& v : variants) {
+    v.run();
+    double t = now();
+    v.run();
+    t = now() - t;
+    repeats.push_back(std::max(1, (int)(at_least / std::max(t, 0.1))));
+  }
+  for (int round = 0; round < rounds; round++)
+    for (size_t i = 0; i < variants.size(); i++) {
+      double t = now();
+      for (int k = 0; k < repeats[i]; k++) variants[i].run();
+      variants[i].times.push_back((now() - t) / repeats[i] / steps);
+    }
+  printf("%s  {\"case\": \"%s\", \"isa\": \"%s\", \"unit\": \"us per step\", \"variants\": [", g_first ? "" : ",\n", name, isa);
+  g_first = false;
+  for (size_t i = 0; i < variants.size(); i++) {
+    std::vector<double> ratios;
+    for (int r = 0; r < rounds; r++) ratios.push_back(variants[0].times[(size_t)r] / variants[i].times[(size_t)r]);
+    printf("%s\n    {\"name\": \"%s\", \"median\": %.2f, \"fastest\": %.2f, \"speed\": %.2f}", i ? "," : "", variants[i].name.c_str(),
+           median(variants[i].times), *std::min_element(variants[i].times.begin(), variants[i].times.end()), median(ratios));
+  }
+  printf("]}");
+  fflush(stdout);
+}
+
+uint32_t g_seed = 1;
+float uniform() {
+  g_seed = g_seed * 1664525u + 1013904223u;
+  return (float)(g_seed >> 8) / 8388608.0f - 1.0f;
+}
+std::vector<float> floats(size_t n) {
+  std::vector<float> v(n);
+  for (float& f : v) f = uniform();
+  return v;
+}
+
+// One layer's call with buffers of its own. The state starts at zero and is updated in place.
+struct Scan {
+  std::string op;
+  std::vector<float> x, dt, A, B, C, D, bias, y;
+  std::vector<uint8_t> state;
+  mambac_scan call;
+  Scan(const std::string& name, int64_t batch, int64_t length, int64_t heads, int64_t p, int64_t n) : op(name) {
+    const bool two = name[5] == '2';
+    const size_t rows = (size_t)(batch * length), e = (size_t)(heads * p), rates = two ? (size_t)heads : e;
+    x = floats(rows * e);
+    dt = floats(rows * rates);
+    A = floats(two ? (size_t)heads : e * (size_t)n);
+    for (float& a : A) a = -1.0f - fabsf(a);
+    B = floats(rows * (size_t)n);
+    C = floats(rows * (size_t)n);
+    D = floats(e);
+    bias = std::vector<float>(rates, -2.0f);
+    y.resize(rows * e);
+    state.resize((size_t)(batch * mambac_state_bytes(name.c_str(), heads, p, n)));
+    call = {batch, length, heads, p, n, 1, -INFINITY, INFINITY, x.data(), dt.data(), A.data(), B.data(), C.data(), D.data(), bias.data(), state.data(), y.data(), state.data()};
+  }
+  void run(const char* isa) {
+    char error[320];
+    if (mambac_scan_run(op.c_str(), isa, &call, error, sizeof error) != 0) {
+      fprintf(stderr, "%s\n", error);
+      exit(1);
+    }
+  }
+};
+
+const char* const kFormats[] = {"F32", "F16", "H8", "H8Max", "H4", "H4Max"};
+
+std::vector<Variant> scans(const char* family, const char* isa, int layers, int64_t batch, int64_t length, int64_t heads, int64_t p, int64_t n) {
+  std::vector<Variant> out;
+  for (const char* format : kFormats) {
+    auto stack = std::make_shared<std::vector<Scan>>();
+    stack->reserve((size_t)layers);
+    for (int i = 0; i < layers; i++) stack->emplace_back(std::string(family) + "Scan" + format, batch, length, heads, p, n);
+    for (Scan& s : *stack) s.call.past = s.call.present = s.state.data();
+    out.push_back({format, [stack, isa] { for (Scan& s : *stack) s.run(isa); }, {}});
+  }
+  return out;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  int rounds = 15;
+  const char *only_isa = nullptr, *only_case = nullptr;
+  for (int i = 1; i + 1 < argc; i += 2) {
+    if (strcmp(argv[i], "--rounds") == 0) rounds = std::max(1, atoi(argv[i + 1]));
+    if (strcmp(argv[i], "--isa") == 0) only_isa = argv[i + 1];
+    if (strcmp(argv[i], "--case") == 0) only_case = argv[i + 1];
+  }
+  auto wanted = [&](const char* name) { return only_case == nullptr || strcmp(only_case, name) == 0; };
+  printf("[\n");
+  for (const char* isa : {"avx512", "avx2", "portable"}) {
+    if (mambac::kernels_named(isa) == nullptr || (only_isa != nullptr && strcmp(isa, only_isa) != 0)) continue;
+    const bool slow = strcmp(isa, "portable") == 0;
+    // One layer of the 130M shape, its state warm; 48 layers of the 370M shape (50 MB of float state); prefill of 512.
+    if (wanted("decode")) {
+      std::vector<Variant> v = scans("Mamba2", isa, 1, 1, 1, 24, 64, 128);
+      auto from = std::make_shared<std::vector<float>>(24 * 64 * 128), to = std::make_shared<std::vector<float>>(24 * 64 * 128);
+      v.push_back({"copy of the float state", [from, to] { memcpy(to->data(), from->data(), from->size() * 4); }, {}});
+      compare("decode H=24 P=64 N=128", isa, v, rounds, 2000, 1);
+    }
+    if (wanted("stack") && !slow) compare("decode 48 layers H=32 P=64 N=128", isa, scans("Mamba2", isa, 48, 1, 1, 32, 64, 128), rounds, 1, 48);
+    if (wanted("prefill")) {
+      const int tokens = slow ? 64 : 512;
+      compare(slow ? "prefill 64 H=24 P=64 N=128" : "prefill 512 H=24 P=64 N=128", isa, scans("Mamba2", isa, 1, 1, tokens, 24, 64, 128), rounds, 1, tokens);
+    }
+    if (wanted("mamba1")) {
+      compare("decode Mamba-1 E=1536 N=16", isa, scans("Mamba1", isa, 1, 1, 1, 24, 64, 16), rounds, 2000, 1);
+      const int tokens = slow ? 32 : 256;
+      compare(slow ? "prefill 32 Mamba-1 E=1536 N=16" : "prefill 256 Mamba-1 E=1536 N=16", isa, scans("Mamba1", isa, 1, 1, tokens, 24, 64, 16), rounds, 1, tokens);
+    }
+    if (wanted("conv"))
+      for (int length : {1, 512}) {
+        const int channels = 1792;
+        auto x = std::make_shared<std::vector<float>>(floats((size_t)(channels * length))), w = std::make_shared<std::vector<float>>(floats(channels * 4)),
+             b = std::make_shared<std::vector<float>>(floats(channels)), y = std::make_shared<std::vector<float>>((size_t)(channels * length)),
+             state = std::make_shared<std::vector<float>>(channels * 3);
+        std::vector<Variant> v;
+        for (const char* op : {"CausalConvSilu", "CausalConv"})
+          v.push_back({op, [=] {
+                         mambac_conv call = {1, channels, length, 4, 3, x->data(), w->data(), b->data(), state->data(), y->data(), state->data()};
+                         char error[320];
+                         if (mambac_conv_run(op, isa, &call, error, sizeof error) != 0) exit(1);
+                       }, {}});
+        compare(length == 1 ? "conv decode C=1792 K=4" : "conv prefill 512 C=1792 K=4", isa, v, rounds, 1000, 1);
+      }
+  }
+  printf("\n]\n");
+  return 0;
+}
