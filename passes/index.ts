@@ -11,6 +11,7 @@ import { raiseAttention } from "./raise-attention.js";
 import { raiseConv } from "./raise-conv.js";
 import { raiseScan } from "./raise-scan.js";
 import { renameStates } from "./rename-states.js";
+import { tidy } from "./tidy.js";
 
 export const PASSES: Readonly<Record<string, Pass<never>>> = Object.freeze({
   "complete-states": completeStates,
@@ -23,6 +24,7 @@ export const PASSES: Readonly<Record<string, Pass<never>>> = Object.freeze({
   "raise-conv": raiseConv,
   "raise-scan": raiseScan,
   "rename-states": renameStates,
+  tidy,
 });
 
 export { SCAN_TARGETS, type ScanTarget } from "./lower.js";

@@ -13,6 +13,7 @@ import { raiseAttention } from "./raise-attention.js";
 import { raiseConv } from "./raise-conv.js";
 import { raiseScan } from "./raise-scan.js";
 import { renameStates, type StateStyle } from "./rename-states.js";
+import { tidy } from "./tidy.js";
 
 /** Source graph to semantic operators. Convolutions first: then every scan region ends at a raised convolution. */
 export function raiseRecipe(): Step[] {
@@ -30,7 +31,7 @@ export interface FinishOptions {
 
 /**
  * Semantic operators to the graph to write. Attention is raised only to merge a pair. The length is freed before states
- * are added, so that new states get the free batch. Renaming comes after all states exist, lowering last.
+ * are added, so that new states get the free batch. Renaming comes after all states exist, lowering and tidying last.
  */
 export function finishRecipe(options: FinishOptions): Step[] {
   const names = new Map<string, string>();
@@ -45,5 +46,6 @@ export function finishRecipe(options: FinishOptions): Step[] {
     step(quantizeState, options.state),
     ...(options.stateNames === null ? [] : [step(renameStates, { style: options.stateNames })]),
     step(lower, { target: options.target }),
+    step(tidy, {}),
   ];
 }
