@@ -25,9 +25,9 @@ export interface StatePair {
 }
 
 /** Inputs mambac fills in by itself. */
-export const AUXILIARY_INPUTS = ["position_ids", "attention_mask", "cache_position", "num_logits_to_keep"] as const;
+const AUXILIARY_INPUTS = ["position_ids", "attention_mask", "cache_position", "num_logits_to_keep"] as const;
 
-export type AuxiliaryName = (typeof AUXILIARY_INPUTS)[number];
+type AuxiliaryName = (typeof AUXILIARY_INPUTS)[number];
 
 export interface Auxiliary {
   readonly name: AuxiliaryName;

@@ -19,9 +19,6 @@ import { openSession } from "./session.js";
 import { readSignature } from "./signature.js";
 import { type LoadedPackage, StatefulModel, type StatefulParts } from "./stateful-model.js";
 
-export type { Logits } from "./logits.js";
-export type { LoadedPackage, StateSnapshot, Tokens } from "./stateful-model.js";
-
 export interface LoadOptions {
   /**
    * The op library. 'auto' (default): MAMBAC_OPS_LIBRARY, or what the build left in build/ops, or none; 'none': run
