@@ -19,6 +19,8 @@ import { openSession } from "./session.js";
 import { readSignature } from "./signature.js";
 import { type LoadedPackage, StatefulModel, type StatefulParts } from "./stateful-model.js";
 
+export type { LoadedPackage } from "./stateful-model.js";
+
 export interface LoadOptions {
   /**
    * The op library. 'auto' (default): MAMBAC_OPS_LIBRARY, or what the build left in build/ops, or none; 'none': run
