@@ -119,7 +119,7 @@ export class Sites {
   #reachesOutput(name: string): boolean {
     let at = name;
     for (let hops = 0; hops < 4; hops++) {
-      if (this.index.outputs.has(at)) return true;
+      if (this.index.outputs.has(at)) return this.#shape(at)?.length === this.#shape(name)?.length;
       const [user, ...others] = this.index.users.get(at) ?? [];
       if (user === undefined || others.length > 0 || !(LAYOUT.has(user.op) || user.op === "Mul")) return false;
       at = user.outputs[0] ?? "";

@@ -1,7 +1,8 @@
 /** Do a prefill and a decode graph compute the same thing? Measured, by running both on the same tokens. */
 
 import { Random } from "../support/random.js";
-import { type LoadedPackage, loadPackage } from "./stateful.js";
+import { loadPackage } from "./stateful.js";
+import type { LoadedPackage } from "./stateful-model.js";
 
 /** Sequences that are run. */
 const BATCH = 2;
