@@ -30,16 +30,14 @@ export interface FinishOptions {
 }
 
 /**
- * Semantic operators to the graph to write. Attention is raised only to merge a pair. The length is freed before states
- * are added, so that new states get the free batch. Renaming comes after all states exist, lowering and tidying last.
+ * Semantic operators to the graph to write. Attention is raised so that a prefill graph of a hybrid can read a cache; a
+ * graph that reads one already keeps its attention. The length is freed before states are added, so that new states get the free batch. Renaming comes after all states exist, lowering and tidying last.
  */
 export function finishRecipe(options: FinishOptions): Step[] {
   const names = new Map<string, string>();
-  const merge =
-    options.pair === null
-      ? []
-      : [step(raiseAttention, {}), step(mergePair, { ...options.pair, trust: options.trust, names })];
+  const merge = options.pair === null ? [] : [step(mergePair, { ...options.pair, trust: options.trust, names })];
   return [
+    step(raiseAttention, {}),
     ...merge,
     step(freeLength, {}),
     step(completeStates, { names }),

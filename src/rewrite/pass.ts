@@ -23,6 +23,10 @@ export type Fact =
   | "attention-raised"
   | "states-complete"
   | "length-free"
+  | "linears-aligned"
+  | "norm-gain-absorbed"
+  | "weights-rounded"
+  | "qdq-inserted"
   | "state-format-set"
   | "lowered";
 

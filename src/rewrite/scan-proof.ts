@@ -19,6 +19,9 @@ import type { Tracer } from "./trace.js";
 /** Largest |difference| / largest |reference| that counts as agreement for float32 graphs. */
 export const PROOF_TOLERANCE = 1e-4;
 
+/** Trials up to this length also see extreme steps. */
+const EXTREME_LENGTH = 32;
+
 export type ExecuteGraph = (graph: Graph, feeds: ReadonlyMap<string, Tensor>) => Promise<Map<string, Tensor>>;
 
 /** Sizes of a scan; Mamba-1 has P = 1 and one dt a channel. */
@@ -379,7 +382,7 @@ async function measure(
       tensorFromNumbers(
         leaf.dtype,
         leaf.shape,
-        leaf.name === region.dt ? sampler.timeSteps(size) : sampler.normal(size),
+        leaf.name === region.dt ? sampler.timeSteps(size, trial.sizes.length <= EXTREME_LENGTH) : sampler.normal(size),
       ),
     );
   }

@@ -213,6 +213,21 @@ export class Sites {
     return { start: raw < 0 ? raw + (input[axis] ?? 0) : raw, size: shape[axis] ?? 0 };
   }
 
+  /**
+   * The projections that read a value, layout changes aside; null when anything else reads it, or when it is an output.
+   * Projections must be aligned.
+   */
+  readersOf(name: string): LinearSite[] | null {
+    if (this.index.outputs.has(name)) return null;
+    const out: LinearSite[] = [];
+    for (const user of this.index.users.get(name) ?? []) {
+      const linear = this.linears.find((site) => site.node === user);
+      if (linear !== undefined && linear.weightSide === "right" && !linear.transposed) out.push(linear);
+      else if (user.op !== "Shape") return null;
+    }
+    return out;
+  }
+
   /** The gain that makes `name`, if a norm made it. */
   gainOf(name: string): GainSite | null {
     let at = name;
@@ -234,6 +249,14 @@ export class Sites {
       if (place < 0 || !this.#isNormalised(normalised)) return null;
       return { node, gain, gainInput: place, normalised, output: at };
     }
+  }
+
+  /** The norm that makes `name`, with its gain if it has one. */
+  normOf(name: string): { readonly output: string; readonly gain: GainSite | null } | null {
+    const gain = this.gainOf(name);
+    if (gain !== null) return { output: gain.output, gain };
+    const node = this.index.producer.get(name);
+    return node !== undefined && !LAYOUT.has(node.op) && this.#isNormalised(name) ? { output: name, gain: null } : null;
   }
 
   /** x * rsqrt(mean(x^2) + eps), as Mul or Div, layout changes allowed. */

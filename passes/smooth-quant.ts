@@ -1,0 +1,227 @@
+/**
+ * smooth-quant: moves activation outliers into the weights, channel by channel, so that both quantize well.
+ *
+ * Paper: SmoothQuant (Xiao et al. 2023), with the pairs that are legal in Mamba blocks.
+ * Algebra: (x / s)(diag(s) W) = x W, with s_j = max|x_j|^alpha / max_i|W_ji|^(1-alpha). Where 1/s goes:
+ *
+ * | input of | takes 1/s | id |
+ * |---|---|---|
+ * | in_proj, attention and MLP projections, head | the gain of the norm before them (a new gain where it was absorbed) | F1 |
+ * | out_proj, Mamba-2 | the gain of the gated norm | F10 |
+ * | out_proj, Mamba-1 | the gate columns of in_proj, with SiLU(z) = s v sigmoid(s v), v = z / s | F9 |
+ * | dt_proj | the dt columns of x_proj | F7 |
+ *
+ * Refuses: inputs that something else reads too (x of Mamba-1 feeds x_proj and the scan); F9 on Mamba-2, where the gate
+ * feeds a norm.
+ *
+ *     before   Mul(gamma, n) -> MatMul(W)
+ *     after    Mul(gamma / s, n) -> MatMul(diag(s) W)
+ */
+
+import { type Graph, type Model, makeNode } from "../src/ir/graph.js";
+import { f32Tensor, toNumbers } from "../src/ir/tensor.js";
+import { viewGraph } from "../src/rewrite/axes.js";
+import { GraphEdit } from "../src/rewrite/edit.js";
+import { layoutOf } from "../src/rewrite/layout.js";
+import { definePass, type Pass, type PassContext } from "../src/rewrite/pass.js";
+import { type LinearSite, type MambaBlock, Sites } from "../src/rewrite/sites.js";
+import { mainOpset } from "../src/rewrite/trials.js";
+import { scaledWeight, weightValues } from "../src/rewrite/weights.js";
+
+export interface SmoothQuantOptions {
+  /** 0 leaves the weights alone, 1 flattens the activations. */
+  readonly alpha: number;
+  /** Largest magnitude of each channel (last axis) of an activation, from calibration. */
+  readonly channelAbsMax: (value: string) => Float64Array;
+}
+
+const SMALLEST_SCALE = 1e-5;
+const LARGEST_SCALE = 1e4;
+/** A channel that calibration never saw moving is left alone: its scale would only inflate the weights. */
+const DEAD_CHANNEL = 1e-8;
+
+export const smoothQuant: Pass<SmoothQuantOptions> = definePass({
+  name: "smooth-quant",
+  summary: "move activation outliers into the weights of the projections that read them",
+  exactness: "real-exact",
+  requires: ["linears-aligned"],
+  establishes: [],
+  invalidates: [],
+  run(model, options, context) {
+    let { graph } = model;
+    let changed = 0;
+    for (const apply of [smoothNorms, smoothGates, smoothLowRankDt]) {
+      const sites = new Sites(viewGraph(graph, mainOpset(model)));
+      const edit = new GraphEdit(graph);
+      const count = apply(sites, edit, options, context);
+      if (count > 0) graph = edit.commit();
+      changed += count;
+    }
+    return Promise.resolve({ model: { ...model, graph }, changed });
+  },
+});
+
+/** The activations whose channels must be calibrated. */
+export function smoothedInputs(model: Model): string[] {
+  const sites = new Sites(viewGraph(model.graph, mainOpset(model)));
+  const names = new Set<string>();
+  for (const site of sites.linears) if (sites.normOf(site.input) !== null) names.add(site.input);
+  for (const block of sites.blocks) {
+    if (isGatedWithoutNorm(block) && block.outProj !== null) names.add(block.outProj.input);
+    if (lowRankColumns(sites, block) !== null && block.dtProj !== null) names.add(block.dtProj.input);
+  }
+  return [...names];
+}
+
+function largestByRow(graph: Graph, readers: readonly LinearSite[]): Float64Array {
+  const rows = readers[0]?.inFeatures ?? 0;
+  const out = new Float64Array(rows);
+  for (const { weight, outFeatures } of readers) {
+    const tensor = graph.initializers.get(weight);
+    if (tensor === undefined) continue;
+    const values = weightValues(tensor);
+    for (let i = 0; i < rows; i++) {
+      let largest = out[i] ?? 0;
+      for (let j = 0; j < outFeatures; j++) largest = Math.max(largest, Math.abs(values[i * outFeatures + j] ?? 0));
+      out[i] = largest;
+    }
+  }
+  return out;
+}
+
+/** s, one factor a channel. */
+export function smoothingVector(activation: Float64Array, weight: Float64Array, alpha: number): Float64Array {
+  return activation.map((largest, channel) => {
+    const row = weight[channel] ?? 0;
+    if (largest < DEAD_CHANNEL || row < DEAD_CHANNEL) return 1;
+    return Math.min(LARGEST_SCALE, Math.max(SMALLEST_SCALE, largest ** alpha / row ** (1 - alpha)));
+  });
+}
+
+function scaleRows(edit: GraphEdit, graph: Graph, readers: readonly LinearSite[], scale: Float64Array): void {
+  for (const reader of readers) {
+    const tensor = graph.initializers.get(reader.weight);
+    if (tensor === undefined) continue;
+    const name = `${reader.weight}.smooth`;
+    edit.addInitializers(new Map([[name, scaledWeight(tensor, scale, null)]]));
+    edit.swapNode(reader.node, { ...reader.node, inputs: [reader.input, name] });
+  }
+}
+
+function smoothNorms(sites: Sites, edit: GraphEdit, options: SmoothQuantOptions, context: PassContext): number {
+  const { graph } = sites;
+  const handled = new Set<string>();
+  let changed = 0;
+  for (const site of sites.linears) {
+    const norm = sites.normOf(site.input);
+    if (norm === null || handled.has(norm.output)) continue;
+    handled.add(norm.output);
+    const readers = sites.readersOf(norm.output);
+    if (readers === null) {
+      context.report({
+        kind: "missed",
+        code: "smooth-quant/shared",
+        where: norm.output,
+        message: "something other than a projection reads the norm, so its outliers stay",
+      });
+      continue;
+    }
+    const scale = smoothingVector(options.channelAbsMax(site.input), largestByRow(graph, readers), options.alpha);
+    scaleRows(edit, graph, readers, scale);
+    const inverse = scale.map((value) => 1 / value);
+    const name = `${norm.output}.smooth_gain`;
+    const old = norm.gain === null ? null : graph.initializers.get(norm.gain.gain);
+    const gains = old == null ? inverse : toNumbers(old).map((value, channel) => value * (inverse[channel] ?? 1));
+    edit.addInitializers(new Map([[name, f32Tensor([gains.length], gains)]]));
+    if (norm.gain === null) {
+      const output = `${norm.output}.smooth`;
+      edit.addNodes([makeNode("Mul", [norm.output, name], [output])]);
+      for (const reader of readers)
+        edit.swapNode(reader.node, { ...reader.node, inputs: [output, `${reader.weight}.smooth`] });
+    } else {
+      const { node, gainInput } = norm.gain;
+      edit.swapNode(node, { ...node, inputs: node.inputs.map((input, at) => (at === gainInput ? name : input)) });
+    }
+    changed += 1;
+  }
+  return changed;
+}
+
+/** Mamba-1: the gate goes straight into out_proj. */
+function isGatedWithoutNorm(block: MambaBlock): boolean {
+  return (
+    block.gate !== null &&
+    block.outProj !== null &&
+    block.outputGain === null &&
+    block.gateColumns !== null &&
+    block.scan.family === "mamba1"
+  );
+}
+
+function smoothGates(sites: Sites, edit: GraphEdit, options: SmoothQuantOptions, context: PassContext): number {
+  const { graph } = sites;
+  let changed = 0;
+  for (const block of sites.blocks) {
+    const { gate, outProj, gateColumns } = block;
+    if (!isGatedWithoutNorm(block) || gate === null || outProj === null || gateColumns === null) continue;
+    const z = layoutOf(sites.view, gate.z);
+    const weight = graph.initializers.get(gateColumns.linear.weight);
+    const onlyGate = (sites.index.users.get(gate.z) ?? []).every((user) => user === gate.silu || user === gate.sigmoid);
+    if (z === null || weight === undefined || !onlyGate || z.fixed.length !== 1) {
+      context.report({
+        kind: "missed",
+        code: "smooth-quant/gate",
+        where: block.layer,
+        message: "the gate has another reader, so out_proj keeps its outliers",
+      });
+      continue;
+    }
+    const scale = smoothingVector(options.channelAbsMax(outProj.input), largestByRow(graph, [outProj]), options.alpha);
+    scaleRows(edit, graph, [outProj], scale);
+    const { linear, from } = gateColumns;
+    const columns = new Float64Array(linear.outFeatures).fill(1);
+    scale.forEach((value, channel) => {
+      columns[from + channel] = 1 / value;
+    });
+    const name = `${linear.weight}.gate`;
+    edit.addInitializers(new Map([[name, scaledWeight(weight, null, columns)]]));
+    edit.swapNode(linear.node, { ...linear.node, inputs: [linear.input, name] });
+    const after = z.axes.length - 1 - z.axes.indexOf("fixed");
+    const factor = `${gate.z}.smooth_scale`;
+    edit.addInitializers(new Map([[factor, f32Tensor([scale.length, ...new Array<number>(after).fill(1)], scale)]]));
+    const restored = `${gate.z}.restored`;
+    edit.addNodes([makeNode("Mul", [gate.z, factor], [restored])]);
+    edit.swapNode(gate.sigmoid, { ...gate.sigmoid, inputs: [restored] });
+    changed += 1;
+  }
+  return changed;
+}
+
+/** Columns of x_proj that are dt_proj's input and nothing else; null with a norm in between. */
+function lowRankColumns(sites: Sites, block: MambaBlock): { from: number } | null {
+  if (block.dtProj === null || block.xProj === null) return null;
+  const columns = sites.source(block.dtProj.input);
+  return columns !== null && columns.linear.node === block.xProj.node ? { from: columns.from } : null;
+}
+
+function smoothLowRankDt(sites: Sites, edit: GraphEdit, options: SmoothQuantOptions, _context: PassContext): number {
+  const { graph } = sites;
+  let changed = 0;
+  for (const block of sites.blocks) {
+    const columns = lowRankColumns(sites, block);
+    const { dtProj, xProj } = block;
+    const weight = xProj === null ? undefined : graph.initializers.get(xProj.weight);
+    if (columns === null || dtProj === null || xProj === null || weight === undefined) continue;
+    const scale = smoothingVector(options.channelAbsMax(dtProj.input), largestByRow(graph, [dtProj]), options.alpha);
+    scaleRows(edit, graph, [dtProj], scale);
+    const factors = new Float64Array(xProj.outFeatures).fill(1);
+    scale.forEach((value, channel) => {
+      factors[columns.from + channel] = 1 / value;
+    });
+    const name = `${xProj.weight}.dt`;
+    edit.addInitializers(new Map([[name, scaledWeight(weight, null, factors)]]));
+    edit.swapNode(xProj.node, { ...xProj.node, inputs: [xProj.input, name] });
+    changed += 1;
+  }
+  return changed;
+}

@@ -1,0 +1,102 @@
+/**
+ * Weights as expressions: a changed weight is a new tensor that is computed when it is read, from tensors that may stay
+ * in their file. Everything is float64 inside with one rounding, and only the largest single weight is ever in memory.
+ */
+
+import { asBytes, type ByteSource, type Tensor, tensorFromSource, toNumbers } from "../ir/tensor.js";
+import { elementCount } from "../ir/types.js";
+import { invariant } from "../support/errors.js";
+
+/** The last computed weight, so that a weight written in slices is computed once. */
+let latest: { readonly source: LazyWeight; readonly bytes: Uint8Array } | null = null;
+
+class LazyWeight implements ByteSource {
+  readonly #compute: () => Float32Array;
+
+  constructor(compute: () => Float32Array) {
+    this.#compute = compute;
+  }
+
+  read(offset: number, length: number): Uint8Array {
+    if (latest?.source !== this) latest = { source: this, bytes: asBytes(this.#compute()) };
+    return latest.bytes.subarray(offset, offset + length);
+  }
+}
+
+/** A float32 tensor computed on demand; `compute` must give the same values every time. */
+export function lazyWeight(shape: readonly number[], compute: () => Float32Array): Tensor {
+  const source = new LazyWeight(() => {
+    const values = compute();
+    invariant(
+      values.length === elementCount(shape),
+      `a computed weight has ${values.length} values, not ${elementCount(shape)}`,
+    );
+    return values;
+  });
+  return tensorFromSource("f32", shape, source, 0, "lazy");
+}
+
+/** Values of a weight [K, N], as float32. */
+export function weightValues(tensor: Tensor): Float32Array {
+  if (tensor.dtype !== "f32") return Float32Array.from(toNumbers(tensor));
+  const bytes = tensor.bytes();
+  return bytes.byteOffset % 4 === 0
+    ? new Float32Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 4)
+    : new Float32Array(bytes.slice().buffer);
+}
+
+/** diag(rows) W diag(columns) for W [K, N]; null leaves that side alone. */
+export function scaledWeight(tensor: Tensor, rows: Float64Array | null, columns: Float64Array | null): Tensor {
+  const [k, n] = matrixShape(tensor);
+  invariant(
+    (rows === null || rows.length === k) && (columns === null || columns.length === n),
+    "scaledWeight: sizes differ",
+  );
+  return lazyWeight([k, n], () => {
+    const values = weightValues(tensor);
+    const out = new Float32Array(values.length);
+    for (let i = 0; i < k; i++) {
+      const row = rows === null ? 1 : (rows[i] ?? 1);
+      for (let j = 0; j < n; j++)
+        out[i * n + j] = (values[i * n + j] ?? 0) * row * (columns === null ? 1 : (columns[j] ?? 1));
+    }
+    return out;
+  });
+}
+
+/** The transpose of W [K, N]. */
+export function transposedWeight(tensor: Tensor): Tensor {
+  const [k, n] = matrixShape(tensor);
+  return lazyWeight([n, k], () => {
+    const values = weightValues(tensor);
+    const out = new Float32Array(values.length);
+    for (let i = 0; i < k; i++) for (let j = 0; j < n; j++) out[j * k + i] = values[i * n + j] ?? 0;
+    return out;
+  });
+}
+
+/**
+ * A linear map applied along one axis of W [K, N]: `map` changes one vector in place. `rows` maps every column vector
+ * (along K), `columns` every row vector (along N).
+ */
+export function mappedWeight(tensor: Tensor, along: "rows" | "columns", map: (vector: Float64Array) => void): Tensor {
+  const [k, n] = matrixShape(tensor);
+  return lazyWeight([k, n], () => {
+    const values = weightValues(tensor);
+    const out = new Float32Array(values.length);
+    const vector = new Float64Array(along === "rows" ? k : n);
+    const count = along === "rows" ? n : k;
+    for (let v = 0; v < count; v++) {
+      for (let i = 0; i < vector.length; i++) vector[i] = values[along === "rows" ? i * n + v : v * n + i] ?? 0;
+      map(vector);
+      for (let i = 0; i < vector.length; i++) out[along === "rows" ? i * n + v : v * n + i] = vector[i] ?? 0;
+    }
+    return out;
+  });
+}
+
+function matrixShape(tensor: Tensor): [number, number] {
+  const [k, n] = tensor.shape;
+  invariant(tensor.shape.length === 2 && k !== undefined && n !== undefined, "a weight is not a matrix");
+  return [k, n];
+}
