@@ -1,5 +1,5 @@
 // Every kernel of every instruction set this machine has, against the double reference. Exit status 0: all agree.
-// Usage: kernels_test [quick]
+// Usage: kernels_test [quick | isa]
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -333,11 +333,78 @@ static void functions() {
   }
 }
 
+// Attributes and shapes nobody should send: every answer is yes or a message that names the operator.
+static void refusals(int rounds) {
+  Random r(99);
+  g_where = "refusals";
+  const int64_t odd[] = {0, -1, 1, 2, 3, 4, 5, 7, 8, 64, 1 << 30, (1ll << 30) + 1, INT64_MAX, INT64_MIN, 1ll << 32};
+  auto any = [&] { return r.below(3) ? (int64_t)(1 + r.below(4)) : odd[r.below(15)]; };
+  long accepted = 0;
+  for (int i = 0; i < rounds; i++) {
+    const mambac::ScanOp& op = mambac::scan_ops()[r.below(mambac::kScanOps)];
+    mambac::Message m;
+    memset(m.text, 'x', sizeof m.text);
+    const float limits[] = {-INFINITY, INFINITY, NAN, 0, 1};
+    mambac::ScanAttributes a = {any(), any(), any(), any(), any(), any(), limits[r.below(5)], limits[r.below(5)]};
+    bool good = mambac::check_scan_attributes(op, a, &m);
+    if (good) {
+      const bool two = op.family == mambac::Family::kMamba2;
+      const int64_t p = a.head_dim, h = two ? a.num_heads : a.channels / p, e = h * p, n = a.d_state, g = a.num_groups, b = any(), l = any(), d = two ? h : e;
+      const bool rows = op.format == mambac::Format::kF32 || op.format == mambac::Format::kF16;
+      mambac::Shape in[8] = {two ? mambac::Shape{{b, l, h, p}, 4} : mambac::Shape{{b, l, e}, 3}, {{b, l, d}, 3}, two ? mambac::Shape{{h}, 1} : mambac::Shape{{e, n}, 2},
+                             {{b, l, g, n}, 4}, {{b, l, g, n}, 4}, two ? mambac::Shape{{h, p}, 2} : mambac::Shape{{e}, 1}, {{d}, 1},
+                             !rows ? mambac::Shape{{b, h, mambac::head_bytes(op.format, p, n)}, 3} : two ? mambac::Shape{{b, h, p, n}, 4} : mambac::Shape{{b, e, n}, 3}};
+      bool intact = true;
+      if (r.below(3)) {
+        mambac::Shape& s = in[r.below(8)];
+        const size_t at = (size_t)r.below((int)s.rank);
+        if (r.below(2)) {
+          const int64_t v = any();
+          intact = v == s.dims[at];
+          s.dims[at] = v;
+        } else {
+          s.rank = (size_t)r.below(9);
+          for (size_t k = 4; k < s.rank; k++) s.dims[k] = any();
+          intact = false;  // the same rank again is accepted, which is right too
+        }
+      }
+      mambac::ScanArgs args;
+      good = mambac::plan_scan(op, a, in, &args, &m);
+      if (good) {
+        accepted++;
+        CHECK(args.batch == in[0].dims[0] && args.heads * args.head_dim == e && args.d_state == n, "sizes");
+      } else {
+        CHECK(!intact || b < 0 || l < 0 || b > 4 || l > 4 || e > 64 || n > 64 || p > 64, "refused without a reason: %s", m.text);
+      }
+    }
+    if (!good) CHECK(memchr(m.text, 0, sizeof m.text) != nullptr && strncmp(m.text, op.name, strlen(op.name)) == 0, "no message");
+    mambac_scan call = {any(), any(), any(), any(), any(), any(), -INFINITY, INFINITY, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+    if (call.groups > 0 && call.heads > 0 && call.head_dim > 0 && call.d_state > 0) call.d_state = -call.d_state;  // never valid: there is no data
+    char error[64];
+    CHECK(mambac_scan_run(op.name, nullptr, &call, error, sizeof error) == 1 && memchr(error, 0, sizeof error) != nullptr, "accepted nonsense");
+    mambac_conv conv = {any(), any(), any(), any(), -1 - any() % 3, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+    if (conv.width >= conv.kernel - 1) conv.kernel = 0;
+    CHECK(mambac_conv_run("CausalConv", nullptr, &conv, error, sizeof error) == 1, "accepted nonsense");
+  }
+  CHECK(accepted > rounds / 100, "only %ld accepted: the test tests nothing", accepted);
+  char error[64];
+  CHECK(mambac_scan_run("Mamba3Scan", nullptr, nullptr, error, sizeof error) == 1, "null");
+  mambac_scan none = {};
+  CHECK(mambac_scan_run("Mamba3Scan", nullptr, &none, error, sizeof error) == 1 && strstr(error, "Mamba3Scan"), "%s", error);
+  CHECK(mambac_scan_run("Mamba2ScanF32", "mmx", &none, error, sizeof error) == 1 && strstr(error, "mmx"), "%s", error);
+  CHECK(mambac_state_bytes("Mamba2ScanH4", 2, 64, 128) == 2 * (64 * 64 + 2 * 64 + 2 * 128), "state bytes");
+}
+
 int main(int argc, char** argv) {
+  if (argc > 1 && strcmp(argv[1], "isa") == 0) {
+    puts(mambac_isa());
+    return 0;
+  }
   const bool quick = argc > 1 && strcmp(argv[1], "quick") == 0;
   for (const char* isa : {"portable", "avx2", "avx512"})
     if (mambac::kernels_named(isa) != nullptr) g_isas.push_back(isa);
   functions();
+  refusals(quick ? 20000 : 200000);
   const int ps[] = {1, 5, 16, 17, 64, 80}, ns[] = {1, 2, 15, 16, 20, 64, 100, 128, 130, 256};
   const int lengths[] = {1, 2, 5, 33, 70};
   uint64_t seed = 1;

@@ -3,7 +3,7 @@
 
 // What one token of one head reads and writes. B and C hold whole vectors, zero behind column n.
 struct Token {
-  float decay, delta;
+  Vec decay, delta;  // the same in all lanes
   const float *x, *D, *B, *C;
   float* y;
 };
@@ -13,7 +13,7 @@ MAMBAC_INLINE void finish_rows(const Token& t, Int p0, int count, Vec sums) {
   v_store_n(t.y + p0, v_fma(d, x, sums), count);
 }
 MAMBAC_INLINE void scaled_inputs(const Token& t, Int p0, int count, float* out) {
-  v_store(out, v_mul(v_set(t.delta), v_load_n(t.x + p0, count)));
+  v_store(out, v_mul(t.delta, v_load_n(t.x + p0, count)));
 }
 
 // States stored as floats or halves; y comes from the value before it is rounded to its storage type.
@@ -21,7 +21,7 @@ template <class Rows, int kVectors, bool kTail>
 static void step_rows(const Token& t, const typename Rows::Element* past, typename Rows::Element* present, Int p, Int n) {
   const Int vectors = kVectors > 0 ? kVectors : round16(n) / 16, whole = kTail ? vectors - 1 : vectors;
   const int tail = (int)(n - 16 * whole);
-  const Vec a = v_set(t.decay);
+  const Vec a = t.decay;
   for (Int p0 = 0; p0 < p; p0 += 16) {
     const int count = rows_left(p0, p);
     float xd[16];
@@ -112,7 +112,7 @@ static void step_packed(Packing& k, const Token& t, const uint8_t* past, uint8_t
     float xd[16], scale[16];
     Vec sums[16], statistic[16];
     scaled_inputs(t, p0, count, xd);
-    v_store(scale, v_mul(v_set(t.decay), halves_at(sc + 2 * p0, count)));
+    v_store(scale, v_mul(t.decay, halves_at(sc + 2 * p0, count)));
     int r = 0;
     for (; r + kStepRows <= count; r += kStepRows) {
       for (Int i = 0; i < kStepRows * bytes; i += 64) MAMBAC_PREFETCH(codes + head + r * bytes + i);  // the next head's

@@ -198,13 +198,7 @@ static void mamba2_task(const ScanArgs& a, int64_t task, void* scratch) {
   Token t;
   t.D = a.D + h * p;
   for (Int l = 0; l < a.length; l++) {
-    Vec delta, decay;
-    float first[2][16];
-    mamba2_deltas(a, b, h, l, 1, &delta, &decay);
-    v_store(first[0], delta);
-    v_store(first[1], decay);
-    t.delta = first[0][0];
-    t.decay = first[1][0];
+    mamba2_deltas(a, b, h, l, 1, &t.delta, &t.decay);
     t.x = a.x + ((b * a.length + l) * a.heads + h) * p;
     t.y = a.y + ((b * a.length + l) * a.heads + h) * p;
     t.B = a.B + ((b * a.length + l) * a.groups + group) * n;

@@ -50,10 +50,15 @@ struct F16Rows {
   }
 };
 
-// d and exp(d * A) of Mamba-2 tokens t0 .. t0 + n - 1 of one head; n <= 16.
+// d and exp(d * A) of Mamba-2 tokens t0 .. t0 + n - 1 of one head; n <= 16. One token fills all lanes.
 MAMBAC_INLINE void mamba2_deltas(const ScanArgs& s, Int b, Int h, Int t0, int n, Vec* delta, Vec* decay) {
-  float raw[16];
-  for (int i = 0; i < 16; i++) raw[i] = i < n ? s.dt[(b * s.length + t0 + i) * s.heads + h] : 0.0f;
-  *delta = v_delta(v_load(raw), v_set(s.dt_bias[h]), s.dt_min, s.dt_max);
+  const float* dt = s.dt + (b * s.length + t0) * s.heads + h;
+  Vec raw = v_set(dt[0]);
+  if (n > 1) {
+    float t[16] = {0};
+    for (int i = 0; i < n; i++) t[i] = dt[i * s.heads];
+    raw = v_load(t);
+  }
+  *delta = v_delta(raw, v_set(s.dt_bias[h]), s.dt_min, s.dt_max);
   *decay = v_exp(v_mul(*delta, v_set(s.A[h])));
 }
