@@ -39,7 +39,7 @@ export const lower: Pass<{ readonly target: ScanTarget }> = definePass({
     for (const node of model.graph.nodes) {
       const op = readSemantic(node);
       if (op === null) continue;
-      const builder = new GraphBuilder(`mambac.${op.kind}${changed}.`);
+      const builder = new GraphBuilder(`mambac.lower${changed}.`);
       switch (op.kind) {
         case "scan":
           if (options.target === "linear-attention") lowerToLinearAttention(builder, op);

@@ -28,7 +28,8 @@ import {
 } from "../src/rewrite/semantic.js";
 import { EXIT, MambacError } from "../src/support/errors.js";
 
-export type Trust = "prefill" | "decode";
+export const TRUSTS = ["prefill", "decode"] as const;
+export type Trust = (typeof TRUSTS)[number];
 
 export interface MergePairOptions {
   /** The decode graph, raised. */

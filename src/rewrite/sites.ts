@@ -133,6 +133,7 @@ export class Sites {
 
   #linearAt(node: Node): LinearSite | null {
     if (node.domain !== "" || (node.op !== "MatMul" && node.op !== "Gemm")) return null;
+    if (node.metadata.get("mambac.role") === "rotation") return null;
     const [a, b] = node.inputs;
     const [output] = node.outputs;
     if (a === undefined || b === undefined || output === undefined) return null;
@@ -246,7 +247,7 @@ export class Sites {
       const place = node.inputs.findIndex((input) => this.graph.initializers.has(input));
       const gain = node.inputs[place] ?? "";
       const normalised = node.inputs[1 - place] ?? "";
-      if (place < 0 || !this.#isNormalised(normalised)) return null;
+      if (place < 0 || !this.isNormalised(normalised)) return null;
       return { node, gain, gainInput: place, normalised, output: at };
     }
   }
@@ -256,11 +257,11 @@ export class Sites {
     const gain = this.gainOf(name);
     if (gain !== null) return { output: gain.output, gain };
     const node = this.index.producer.get(name);
-    return node !== undefined && !LAYOUT.has(node.op) && this.#isNormalised(name) ? { output: name, gain: null } : null;
+    return node !== undefined && !LAYOUT.has(node.op) && this.isNormalised(name) ? { output: name, gain: null } : null;
   }
 
   /** x * rsqrt(mean(x^2) + eps), as Mul or Div, layout changes allowed. */
-  #isNormalised(name: string): boolean {
+  isNormalised(name: string): boolean {
     let at = name;
     for (let hops = 0; hops < 6; hops++) {
       const node = this.index.producer.get(at);
