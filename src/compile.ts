@@ -3,9 +3,6 @@
  * particular set of them.
  */
 
-import { createHash } from "node:crypto";
-import { readdirSync, readFileSync, statSync } from "node:fs";
-import { join } from "node:path";
 import type { Model } from "./ir/graph.js";
 import { formatType } from "./ir/types.js";
 import { readModel } from "./onnx/read.js";
@@ -18,7 +15,8 @@ import { slotType, stateBytes, stateSlots } from "./rewrite/states.js";
 import { mainOpset } from "./rewrite/trials.js";
 import { pairDisagreement } from "./run/pair-agreement.js";
 import { openSession } from "./run/session.js";
-import { EXIT, MambacError } from "./support/errors.js";
+import { identifySource, type Source, sourceFiles } from "./sources.js";
+import { MambacError } from "./support/errors.js";
 
 export const VERSION = "0.1.0";
 
@@ -66,12 +64,7 @@ export interface LayerRow {
 }
 
 export interface CompileReport {
-  readonly inputs: readonly {
-    readonly path: string;
-    readonly role: "model" | "prefill" | "decode";
-    readonly sha256: string;
-    readonly bytes: number;
-  }[];
+  readonly inputs: readonly Source[];
   readonly rows: readonly LayerRow[];
   readonly remarks: readonly Remark[];
   readonly warnings: readonly string[];
@@ -85,7 +78,7 @@ export interface CompileReport {
 
 /** Compiles; see `CompileOptions`. Throws `MambacError` for whatever the user can mend; nothing is written then. */
 export async function compile(options: CompileOptions, passes: CompilerPasses): Promise<CompileReport> {
-  const sources = findSources(options.inputs);
+  const sources = sourceFiles(options.inputs).map(identifySource);
   const remarks: Remark[] = [];
   const warnings: string[] = [];
   const hooks = {
@@ -149,81 +142,6 @@ export function executor(threads: number): Execute {
       await session.release();
     }
   };
-}
-
-interface Source {
-  readonly path: string;
-  readonly role: "model" | "prefill" | "decode";
-  readonly sha256: string;
-  readonly bytes: number;
-}
-
-/** Which file is what: by a folder's file names, else by which graph takes states. */
-function findSources(inputs: readonly string[]): Source[] {
-  const files =
-    inputs.length === 1 && inputs[0] !== undefined && isFolder(inputs[0]) ? filesIn(inputs[0]) : [...inputs];
-  if (files.length === 0) throw new MambacError("compile/inputs", "no input file was given");
-  if (files.length > 2)
-    throw new MambacError(
-      "compile/inputs",
-      `expected one graph, or a prefill and a decode graph, but got ${files.length} files`,
-    );
-  const [first, second] = files;
-  if (first === undefined) throw new MambacError("compile/inputs", "no input file was given");
-  if (second === undefined) return [describeSource(first, "model")];
-  const firstIsDecode =
-    /decode/i.test(baseName(first)) ||
-    (!/decode/i.test(baseName(second)) && takesStates(first) && !takesStates(second));
-  return [
-    describeSource(firstIsDecode ? second : first, "prefill"),
-    describeSource(firstIsDecode ? first : second, "decode"),
-  ];
-}
-
-function isFolder(path: string): boolean {
-  return statSync(path, { throwIfNoEntry: false })?.isDirectory() === true;
-}
-
-function filesIn(folder: string): string[] {
-  const names = readdirSync(folder)
-    .filter((name) => name.endsWith(".onnx"))
-    .sort();
-  const pair = ["prefill", "decode"].map((role) => names.find((name) => name.toLowerCase().includes(role)));
-  if (pair[0] !== undefined && pair[1] !== undefined) return [join(folder, pair[0]), join(folder, pair[1])];
-  if (names.length === 1 && names[0] !== undefined) return [join(folder, names[0])];
-  throw new MambacError(
-    "compile/folder",
-    names.length === 0
-      ? `${folder} holds no .onnx file`
-      : `${folder} holds ${names.length} graphs and none is named prefill and decode: name the files to compile`,
-  );
-}
-
-function baseName(path: string): string {
-  return path.split(/[\\/]/).at(-1) ?? path;
-}
-
-function takesStates(path: string): boolean {
-  const { graph } = readModel(path).model;
-  return graph.inputs.some(
-    (input) =>
-      input.type?.kind === "tensor" && (input.type.shape?.length ?? 0) >= 3 && !graph.initializers.has(input.name),
-  );
-}
-
-function describeSource(path: string, role: Source["role"]): Source {
-  let bytes: Buffer;
-  try {
-    bytes = readFileSync(path);
-  } catch (cause) {
-    throw new MambacError(
-      "compile/input",
-      `cannot read ${path}: ${cause instanceof Error ? cause.message : String(cause)}`,
-      EXIT.usage,
-      { cause },
-    );
-  }
-  return { path, role, sha256: createHash("sha256").update(bytes).digest("hex"), bytes: bytes.byteLength };
 }
 
 /** Pairs above this size are compared by their parameters only. */

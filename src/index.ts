@@ -1,1 +1,43 @@
-export { EXIT, InvariantError, MambacError } from "./support/errors.js";
+/** The public interface of mambac. Passes come from `mambac/passes`. */
+
+export { type CompileCommandOptions, compileCommand, type PassLibrary } from "./commands/compile.js";
+export { type EvalCommandOptions, evalCommand } from "./commands/eval.js";
+export { reportFailure } from "./commands/failure.js";
+export { type GenerateCommandOptions, generateCommand } from "./commands/generate.js";
+export { type InspectCommandOptions, inspectCommand } from "./commands/inspect.js";
+export type { Terminal } from "./commands/terminal.js";
+export { type VerifyCommandOptions, verifyCommand } from "./commands/verify.js";
+export {
+  type CompileOptions,
+  type CompileReport,
+  type CompilerPasses,
+  compile,
+  type LayerRow,
+  type RaisedPair,
+  VERSION,
+} from "./compile.js";
+export {
+  REQUANTIZE_MODES,
+  type Requantize,
+  STATE_FORMATS,
+  STATE_SCALES,
+  type StateFormat,
+  type StateScale,
+} from "./ops/names.js";
+export type { Remark } from "./rewrite/pass.js";
+export type { StateChoice } from "./rewrite/semantic.js";
+export {
+  type Comparison,
+  type EvaluateMode,
+  type EvaluateOptions,
+  type Evaluation,
+  evaluate,
+} from "./run/evaluate.js";
+export { type Generated, type GenerateOptions, generate, generateBatch } from "./run/generate.js";
+export type { LibraryChoice } from "./run/locate.js";
+export { type Logits, logitsRow } from "./run/logits.js";
+export type { SamplingOptions } from "./run/sampling.js";
+export { type LoadOptions, loadPackage } from "./run/stateful.js";
+export type { LoadedPackage, StateSnapshot, Tokens } from "./run/stateful-model.js";
+export { byteTokenizer, loadTokenizer, type StreamDecoder, type Tokenizer } from "./run/tokenizer.js";
+export { EXIT, type ExitCode, InvariantError, MambacError } from "./support/errors.js";

@@ -94,6 +94,19 @@ export async function writeModel(model: Model, path: string, options: WriteOptio
   }
 }
 
+/** Bytes of the files `writeModel` would write; `data` is null when every weight would be inline. */
+export function writtenSizes(
+  model: Model,
+  path: string,
+  options: WriteOptions = {},
+): { readonly model: number; readonly data: number | null } {
+  const layout = planExternal(model, basename(`${path}.data`), options.externalData ?? "auto");
+  return {
+    model: encodeChecked(model, layout.places).byteLength,
+    data: layout.places.size === 0 ? null : layout.byteLength,
+  };
+}
+
 function encodeChecked(model: Model, places: ReadonlyMap<Tensor, ExternalPlace>): Encoded {
   const encoded = encode(
     "ModelProto",

@@ -27,14 +27,20 @@ export function toFloats(tensor: Tensor): Float32Array {
   return Float32Array.from(toNumbers(tensor));
 }
 
-/** Joins logits of consecutive single tokens. */
+/** Joins logits of consecutive calls. */
 export function concatenate(parts: readonly Logits[]): Logits {
   const [first] = parts;
   invariant(first, "nothing to join");
   const { batch, vocabulary } = first;
-  const data = new Float32Array(batch * parts.length * vocabulary);
-  parts.forEach((part, t) => {
-    for (let b = 0; b < batch; b++) data.set(logitsRow(part, b, 0), (b * parts.length + t) * vocabulary);
-  });
-  return { batch, length: parts.length, vocabulary, data };
+  const length = parts.reduce((sum, part) => sum + part.length, 0);
+  const data = new Float32Array(batch * length * vocabulary);
+  let start = 0;
+  for (const part of parts) {
+    for (let b = 0; b < batch; b++) {
+      const rows = part.data.subarray(b * part.length * vocabulary, (b + 1) * part.length * vocabulary);
+      data.set(rows, (b * length + start) * vocabulary);
+    }
+    start += part.length;
+  }
+  return { batch, length, vocabulary, data };
 }

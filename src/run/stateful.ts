@@ -175,8 +175,8 @@ function withHint(cause: unknown, library: OpsLibrary): unknown {
   );
 }
 
-/** The model to load: the file itself, `model.onnx` of a folder, or its only .onnx file. */
-function modelFile(path: string): string {
+/** The model to load: the file itself, `model.onnx` of a folder, or its only .onnx file. Throws `run/model`. */
+export function modelFile(path: string): string {
   if (!existsSync(path)) throw new MambacError("run/model", `${path} does not exist`);
   if (!statSync(path).isDirectory()) return path;
   const files = readdirSync(path).filter((name) => name.endsWith(".onnx"));

@@ -1,0 +1,340 @@
+/** The commands and flags of `mambac`: parsing only, the work is in `src/commands`. */
+
+import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
+import {
+  finishRecipe,
+  PASSES,
+  raiseRecipe,
+  SCAN_TARGETS,
+  type ScanTarget,
+  STATE_STYLES,
+  type StateStyle,
+  TRUSTS,
+  type Trust,
+} from "../passes/index.js";
+import {
+  compileCommand,
+  type EvaluateMode,
+  EXIT,
+  evalCommand,
+  generateCommand,
+  inspectCommand,
+  type PassLibrary,
+  REQUANTIZE_MODES,
+  type Requantize,
+  reportFailure,
+  STATE_FORMATS,
+  STATE_SCALES,
+  type StateChoice,
+  type StateFormat,
+  type StateScale,
+  type Terminal,
+  VERSION,
+  verifyCommand,
+} from "../src/index.js";
+import { kebabFlags } from "./kebab-flags.js";
+
+/** Runs one command line (without program name) and gives its exit code. */
+export async function main(argv: readonly string[], terminal: Terminal): Promise<number> {
+  const outcome: Outcome = { code: EXIT.ok };
+  const program = commandLine(terminal, outcome, argv);
+  try {
+    await program.parseAsync(kebabFlags(argv, program), { from: "user" });
+    return outcome.code;
+  } catch (cause) {
+    if (cause instanceof CommanderError) return cause.exitCode === 0 ? EXIT.ok : EXIT.usage;
+    return reportFailure(cause, terminal, { json: argv.includes("--json") });
+  }
+}
+
+interface Outcome {
+  code: number;
+}
+
+function commandLine(terminal: Terminal, outcome: Outcome, argv: readonly string[]): Command {
+  const program = new Command("mambac")
+    .description(
+      "Compiles Mamba ONNX graphs: proves their scans, makes prefill and decode one graph, quantizes the state.",
+    )
+    .version(VERSION)
+    .exitOverride()
+    .configureOutput({ writeOut: terminal.out, writeErr: terminal.err })
+    .showHelpAfterError("(--help tells more)")
+    .addHelpText(
+      "after",
+      "\nExit codes: 0 done, 1 bug in mambac, 2 bad usage or unreadable file, 3 below the gate, 4 not supported," +
+        "\n5 calibration, 130 interrupted. Every flag may be spelled with _ instead of -.",
+    );
+  addCompile(program, terminal, outcome, argv);
+  addInspect(program, terminal, outcome);
+  addVerify(program, terminal, outcome);
+  addGenerate(program, terminal, outcome);
+  addEval(program, terminal, outcome);
+  return program;
+}
+
+interface StateFlags {
+  readonly state: StateFormat;
+  readonly stateScale: StateScale;
+  readonly requantize: Requantize;
+}
+
+interface RecipeFlags extends StateFlags {
+  readonly trust?: Trust;
+  readonly scan?: ScanTarget;
+  readonly stateNames?: StateStyle;
+}
+
+interface ReportFlags {
+  readonly json?: boolean;
+  readonly quiet?: boolean;
+}
+
+interface RunFlags extends ReportFlags {
+  readonly library: string;
+  readonly threads: number;
+}
+
+interface CompileFlags extends RecipeFlags, ReportFlags {
+  readonly output?: string;
+  readonly externalData: "auto" | "always" | "never";
+  readonly threads: number;
+  readonly dryRun?: boolean;
+  readonly printIr?: string;
+  readonly stopAfter?: string;
+  readonly timing?: boolean;
+  readonly repro?: string;
+}
+
+function addCompile(program: Command, terminal: Terminal, outcome: Outcome, argv: readonly string[]): void {
+  const command = program
+    .command("compile")
+    .description("compile one graph, a prefill and a decode graph, or a folder that holds them")
+    .argument("<in...>", "the .onnx files or the folder")
+    .option("-o, --output <file>", "where to write (default: beside the source, <name>.mambac.onnx)");
+  withReport(withRecipe(command, "h8"))
+    .addOption(
+      new Option("--scan <target>", "operators to emit: mambac's own, or com.microsoft.LinearAttention (Mamba-2, f32)")
+        .choices(SCAN_TARGETS)
+        .default("mambac"),
+    )
+    .addOption(
+      new Option("--external-data <when>", "weights in a side file: above 1 MiB, always or never")
+        .choices(["auto", "always", "never"])
+        .default("auto"),
+    )
+    .option("--dry-run", "do everything but write; tell sizes and memory")
+    .option("--threads <n>", "threads of the proofs; the result does not depend on it", positiveInteger, 1)
+    .option("--print-ir <pass>", "print the graph to stderr after this pass, after all, or after those that changed it")
+    .option("--stop-after <pass>", "print the graph after this pass instead of writing a file")
+    .option("--timing", "tell how long each pass took")
+    .option("--repro <folder>", "should mambac have a bug, write what a report needs there")
+    .action(async (inputs: string[], flags: CompileFlags) => {
+      outcome.code = await compileCommand(
+        {
+          inputs,
+          output: flags.output ?? null,
+          state: stateChoice(flags),
+          externalData: flags.externalData,
+          threads: flags.threads,
+          dryRun: flags.dryRun ?? false,
+          ...reportOptions(flags),
+          printIr: flags.printIr ?? null,
+          stopAfter: flags.stopAfter ?? null,
+          timing: flags.timing ?? false,
+          repro: flags.repro ?? null,
+          commandLine: argv,
+        },
+        passLibrary(flags),
+        terminal,
+      );
+    });
+}
+
+function addInspect(program: Command, terminal: Terminal, outcome: Outcome): void {
+  const command = program
+    .command("inspect")
+    .description("list the layers of a source or a compiled file without writing anything")
+    .argument("<in...>", "a compiled file, or what compile takes");
+  withReport(withRecipe(command, "f32")).action(async (inputs: string[], flags: RecipeFlags & ReportFlags) => {
+    outcome.code = await inspectCommand(
+      { inputs, state: stateChoice(flags), ...reportOptions(flags) },
+      passLibrary(flags),
+      terminal,
+    );
+  });
+}
+
+function addVerify(program: Command, terminal: Terminal, outcome: Outcome): void {
+  const command = program
+    .command("verify")
+    .description("run a compiled file and its source on the same random tokens and compare")
+    .argument("<out>", "the compiled file")
+    .requiredOption("--against <in...>", "its source: one file, a pair, or a folder")
+    .option("--lengths <list>", "sequence lengths", integerList, [1, 7, 64])
+    .option("--seed <n>", "seed of the tokens", integer, 0);
+  withRun(withReport(command)).action(
+    async (output: string, flags: RunFlags & { against: string[]; lengths: number[]; seed: number }) => {
+      const { against, lengths, seed, library, threads } = flags;
+      outcome.code = await verifyCommand(
+        { output, against, lengths, seed, library, threads, ...reportOptions(flags) },
+        terminal,
+      );
+    },
+  );
+}
+
+interface GenerateFlags extends RunFlags {
+  readonly prompt: string;
+  readonly maxTokens: number;
+  readonly temperature: number;
+  readonly topK?: number;
+  readonly topP?: number;
+  readonly seed: number;
+  readonly tokenizer?: string;
+}
+
+function addGenerate(program: Command, terminal: Terminal, outcome: Outcome): void {
+  const command = program
+    .command("generate")
+    .description("continue a text")
+    .argument("<out>", "the compiled file")
+    .requiredOption("--prompt <text>", "the text to continue")
+    .option("--max-tokens <n>", "tokens to add", positiveInteger, 100)
+    .option("--temperature <t>", "0 takes the best token always", number, 0)
+    .option("--top-k <k>", "choose among the k best tokens", positiveInteger)
+    .option("--top-p <p>", "choose among the best tokens that share this probability", number)
+    .option("--seed <n>", "seed of the choices", integer, 0)
+    .option("--tokenizer <file>", "tokenizer.json or its folder, or 'bytes' (default for a vocabulary of 256)")
+    .option("-q, --quiet", "nothing but the text");
+  withRun(command).action(async (output: string, flags: GenerateFlags) => {
+    const { prompt, maxTokens, temperature, topK, topP, seed, library, threads } = flags;
+    outcome.code = await generateCommand(
+      {
+        output,
+        prompt,
+        maxTokens,
+        temperature,
+        ...(topK === undefined ? {} : { topK }),
+        ...(topP === undefined ? {} : { topP }),
+        seed,
+        tokenizer: flags.tokenizer ?? null,
+        library,
+        threads,
+        quiet: flags.quiet ?? false,
+      },
+      terminal,
+    );
+  });
+}
+
+interface EvalFlags extends RunFlags {
+  readonly text: string;
+  readonly against?: string;
+  readonly windows: number;
+  readonly window: number;
+  readonly mode: EvaluateMode;
+  readonly tokenizer?: string;
+}
+
+function addEval(program: Command, terminal: Terminal, outcome: Outcome): void {
+  const command = program
+    .command("eval")
+    .description("bits per byte and perplexity on a text, and the distance from another model")
+    .argument("<out>", "the compiled file")
+    .requiredOption("--text <file>", "the text")
+    .option("--against <in>", "the source, or any model of the same vocabulary")
+    .option("--windows <n>", "windows from the start of the text, each from zero state", positiveInteger, 12)
+    .option("--window <n>", "tokens a window", positiveInteger, 512)
+    .addOption(
+      new Option("--mode <mode>", "one token a call (a quantized state is then rounded at every token), or one window")
+        .choices(["token", "call"])
+        .default("token"),
+    )
+    .option("--tokenizer <file>", "tokenizer.json or its folder, or 'bytes' (default for a vocabulary of 256)");
+  withRun(withReport(command)).action(async (output: string, flags: EvalFlags) => {
+    const { text, windows, window, mode, library, threads } = flags;
+    outcome.code = await evalCommand(
+      {
+        output,
+        text,
+        against: flags.against ?? null,
+        windows,
+        window,
+        mode,
+        tokenizer: flags.tokenizer ?? null,
+        library,
+        threads,
+        ...reportOptions(flags),
+      },
+      terminal,
+    );
+  });
+}
+
+function withRecipe(command: Command, state: StateFormat): Command {
+  return command
+    .addOption(new Option("--state <format>", "how the recurrent state is kept").choices(STATE_FORMATS).default(state))
+    .addOption(
+      new Option("--state-scale <scale>", "channel scale of h8 and h4").choices(STATE_SCALES).default("dsq-max"),
+    )
+    .addOption(
+      new Option("--requantize <when>", "round the state at the end of a call, or after every token in it")
+        .choices(REQUANTIZE_MODES)
+        .default("call"),
+    )
+    .addOption(new Option("--trust <graph>", "which graph of a pair counts where they disagree").choices(TRUSTS))
+    .addOption(new Option("--state-names <style>", "names of state inputs and outputs").choices(STATE_STYLES));
+}
+
+function withReport(command: Command): Command {
+  return command
+    .option("--json", "one JSON document on stdout")
+    .option("-q, --quiet", "nothing but results asked for, warnings and errors");
+}
+
+function withRun(command: Command): Command {
+  return command
+    .option("--library <file>", "the op library: auto, none or a path", "auto")
+    .option("--threads <n>", "threads inside one operator", positiveInteger, 1);
+}
+
+function stateChoice(flags: StateFlags): StateChoice {
+  return { format: flags.state, scale: flags.stateScale, requantize: flags.requantize };
+}
+
+function reportOptions(flags: ReportFlags): { readonly json: boolean; readonly quiet: boolean } {
+  return { json: flags.json ?? false, quiet: flags.quiet ?? false };
+}
+
+function passLibrary(flags: RecipeFlags): PassLibrary {
+  const state = stateChoice(flags);
+  const { trust = null, stateNames = null, scan: target = "mambac" } = flags;
+  return {
+    names: Object.keys(PASSES),
+    raise: raiseRecipe,
+    finish: (pair) => finishRecipe({ pair, trust, state, stateNames, target }),
+  };
+}
+
+function number(text: string): number {
+  const value = Number(text);
+  if (text.trim() === "" || !Number.isFinite(value)) throw new InvalidArgumentError("It must be a number.");
+  return value;
+}
+
+function integer(text: string): number {
+  const value = number(text);
+  if (!Number.isSafeInteger(value)) throw new InvalidArgumentError("It must be an integer.");
+  return value;
+}
+
+function positiveInteger(text: string): number {
+  const value = integer(text);
+  if (value < 1) throw new InvalidArgumentError("It must be 1 or more.");
+  return value;
+}
+
+function integerList(text: string): number[] {
+  return text.split(",").map(positiveInteger);
+}

@@ -1,0 +1,215 @@
+/** `mambac compile`: compiles, and tells what was found and what became of it. */
+
+import { resolve } from "node:path";
+import { type CompileReport, type CompilerPasses, compile, stateText, VERSION } from "../compile.js";
+import type { Model } from "../ir/graph.js";
+import { formatModel } from "../ir/text.js";
+import { type WriteOptions, writtenSizes } from "../onnx/write.js";
+import type { StateChoice } from "../rewrite/semantic.js";
+import { defaultOutput, type SourceFile, sourceFiles } from "../sources.js";
+import { EXIT, type ExitCode, InvariantError, MambacError } from "../support/errors.js";
+import { formatLayers, formatRemarks, formatStateTotal, layerDocument, stateTotals } from "./layer-table.js";
+import { writeRepro } from "./repro.js";
+import { Progress, type Terminal } from "./terminal.js";
+import { formatBytes, formatFacts, formatTable } from "./text-table.js";
+
+/** The recipe a command runs, and the names of all passes, for options that name one. */
+export interface PassLibrary extends CompilerPasses {
+  readonly names: readonly string[];
+}
+
+export interface CompileCommandOptions {
+  readonly inputs: readonly string[];
+  /** Null: beside the source, as `<name>.mambac.onnx`. */
+  readonly output: string | null;
+  readonly state: StateChoice;
+  readonly externalData: NonNullable<WriteOptions["externalData"]>;
+  readonly threads: number;
+  /** Everything but writing. */
+  readonly dryRun: boolean;
+  readonly json: boolean;
+  readonly quiet: boolean;
+  /** Name of a pass, `all`, or `changed` for those that changed something. */
+  readonly printIr: string | null;
+  readonly stopAfter: string | null;
+  readonly timing: boolean;
+  /** Folder for what a bug report needs, should one be needed. */
+  readonly repro: string | null;
+  /** The arguments as they were typed. */
+  readonly commandLine: readonly string[];
+}
+
+interface PassRun {
+  readonly name: string;
+  readonly graph: string;
+  readonly changed: number;
+  readonly milliseconds: number;
+}
+
+/** Runs the command. Throws what `compile` throws. */
+export async function compileCommand(
+  options: CompileCommandOptions,
+  library: PassLibrary,
+  terminal: Terminal,
+): Promise<ExitCode> {
+  requirePass(library, options.stopAfter, "--stop-after");
+  if (options.printIr !== "all" && options.printIr !== "changed")
+    requirePass(library, options.printIr, "--print-ir", ["all", "changed"]);
+  const sources = sourceFiles(options.inputs);
+  const output = options.output ?? defaultOutput(sources);
+  refuseOverwriting(sources, output);
+  const progress = new Progress(options.quiet ? null : terminal);
+  const start = performance.now();
+  const runs: PassRun[] = [];
+  let failed: { readonly pass: string; readonly before: Model } | null = null;
+  let report: CompileReport;
+  try {
+    report = await compile(
+      {
+        inputs: sources.map(({ path }) => path),
+        output: options.dryRun ? null : output,
+        state: options.state,
+        externalData: options.externalData,
+        threads: options.threads,
+        ...(options.stopAfter === null ? {} : { stopAfter: options.stopAfter }),
+        onProgress: (message) => progress.say(message),
+        afterPass: (name, model, changed, milliseconds) => {
+          runs.push({ name, graph: graphOf(sources, library, runs.length), changed, milliseconds });
+          if (prints(options.printIr, name, changed)) terminal.err(irText(name, model));
+        },
+        onFailure: (pass, before) => {
+          failed = { pass, before };
+        },
+      },
+      library,
+    );
+  } catch (cause) {
+    if (options.repro !== null && !(cause instanceof MambacError))
+      terminal.err(`mambac: ${writeRepro(options.repro, { failed, cause, options, version: VERSION })}\n`);
+    throw asBug(cause);
+  } finally {
+    progress.done();
+  }
+  const elapsed = performance.now() - start;
+  if (options.json) terminal.out(`${JSON.stringify(documentOf(report, output, options, runs), null, 2)}\n`);
+  else if (options.stopAfter !== null) terminal.out(formatModel(report.model, { comments: true }));
+  else if (!options.quiet) terminal.out(textOf(report, output, options));
+  else tellWarnings(report, terminal);
+  if (options.timing && !options.json) terminal.out(`\n${timingText(runs, elapsed)}`);
+  return EXIT.ok;
+}
+
+function requirePass(library: PassLibrary, name: string | null, flag: string, words: readonly string[] = []): void {
+  if (name === null || library.names.includes(name)) return;
+  throw new MambacError(
+    "compile/pass-name",
+    `${flag}: there is no pass ${name}; ${words.length === 0 ? "" : `say ${words.join(", ")} or a pass: `}${library.names.join(", ")}`,
+  );
+}
+
+function refuseOverwriting(sources: readonly SourceFile[], output: string): void {
+  if (!sources.some(({ path }) => resolve(path) === resolve(output))) return;
+  throw new MambacError("compile/output", `the output ${output} is also the source; name another file with --output`);
+}
+
+/** Which graph the pass with this number worked on: raising runs on each source, the rest on the merged graph. */
+function graphOf(sources: readonly SourceFile[], library: PassLibrary, at: number): string {
+  return sources[Math.floor(at / library.raise().length)]?.role ?? "model";
+}
+
+function prints(choice: string | null, name: string, changed: number): boolean {
+  return choice === "all" || choice === name || (choice === "changed" && changed > 0);
+}
+
+function irText(name: string, model: Model): string {
+  return `; after ${name}\n${formatModel(model, { comments: true })}\n`;
+}
+
+/** Anything that is no message for people is a bug, whatever threw it. */
+function asBug(cause: unknown): unknown {
+  if (cause instanceof MambacError || cause instanceof InvariantError) return cause;
+  return new InvariantError(cause instanceof Error ? cause.message : String(cause), { cause });
+}
+
+interface Files {
+  readonly model: { readonly path: string; readonly bytes: number };
+  readonly data: { readonly path: string; readonly bytes: number } | null;
+}
+
+/** What was written, or what would be. Null where there is nothing to write yet. */
+function filesOf(report: CompileReport, output: string, options: CompileCommandOptions): Files | null {
+  if (report.written !== null) return report.written;
+  if (options.stopAfter !== null) return null;
+  const { model, data } = writtenSizes(report.model, output, { externalData: options.externalData });
+  return {
+    model: { path: output, bytes: model },
+    data: data === null ? null : { path: `${output}.data`, bytes: data },
+  };
+}
+
+/**
+ * Most memory a real run takes. A dry run does everything but writing, and writing streams one weight at a time, so this
+ * is the peak so far and room for the largest weight.
+ */
+function peakMemory(model: Model): number {
+  const largest = Math.max(0, ...[...model.graph.initializers.values()].map((tensor) => tensor.byteLength));
+  return process.resourceUsage().maxRSS * 1024 + largest;
+}
+
+function documentOf(
+  report: CompileReport,
+  output: string,
+  options: CompileCommandOptions,
+  runs: readonly PassRun[],
+): object {
+  const { before, after } = stateTotals(report.rows);
+  return {
+    command: "compile",
+    version: VERSION,
+    inputs: report.inputs,
+    dryRun: options.dryRun,
+    files: filesOf(report, output, options),
+    state: report.state,
+    layers: report.rows.map(layerDocument),
+    totals: { weightBytes: report.weightBytes, stateBytesBefore: before, stateBytesAfter: after },
+    remarks: report.remarks,
+    warnings: report.warnings,
+    ...(options.dryRun ? { peakMemoryBytes: peakMemory(report.model) } : {}),
+    ...(options.timing ? { passes: runs } : {}),
+    ...(options.stopAfter === null ? {} : { ir: formatModel(report.model, { comments: true }) }),
+  };
+}
+
+function textOf(report: CompileReport, output: string, options: CompileCommandOptions): string {
+  const files = filesOf(report, output, options);
+  const named = (file: Files["model"]): string => `${file.path} (${formatBytes(file.bytes)})`;
+  const facts: [string, string][] = report.inputs.map((source) => [
+    source.role === "model" ? "source" : source.role,
+    named(source),
+  ]);
+  facts.push(["state", `${stateText(report.state)}, ${formatStateTotal(report.rows)}`]);
+  facts.push(["weights", formatBytes(report.weightBytes)]);
+  if (files !== null) {
+    const list = [files.model, ...(files.data === null ? [] : [files.data])].map(named).join(", ");
+    facts.push([options.dryRun ? "would write" : "written", list]);
+  }
+  if (options.dryRun) facts.push(["peak memory", `about ${formatBytes(peakMemory(report.model))}`]);
+  return `${formatLayers(report.rows)}\n${formatFacts(facts)}${formatRemarks(report.remarks, report.warnings)}`;
+}
+
+function tellWarnings(report: CompileReport, terminal: Terminal): void {
+  const remarks = report.remarks.filter(({ kind }) => kind === "warning");
+  const text = formatRemarks(remarks, report.warnings).trimStart();
+  if (text !== "") terminal.err(text);
+}
+
+function timingText(runs: readonly PassRun[], elapsed: number): string {
+  const rest = elapsed - runs.reduce((sum, run) => sum + run.milliseconds, 0);
+  const ms = (value: number): string => value.toFixed(1).padStart(9);
+  return formatTable([
+    ["pass", "graph", "changed", "milliseconds"],
+    ...runs.map((run) => [run.name, run.graph, String(run.changed).padStart(7), ms(run.milliseconds)]),
+    ["read, compare, write", "", "", ms(rest)],
+    ["all", "", "", ms(elapsed)],
+  ]);
+}
