@@ -4,9 +4,10 @@
  */
 
 import { type AttributeInput, GraphBuilder, makeFunction, untyped } from "../ir/builder.js";
-import { attr, type FunctionDef, type Graph, makeNode, type Node } from "../ir/graph.js";
+import { attr, captures, type FunctionDef, type Graph, makeNode, subgraphs } from "../ir/graph.js";
 import { f32Tensor, i64Tensor, type Tensor, tensorFromBytes } from "../ir/tensor.js";
 import { type DType, dtypeNumber } from "../ir/types.js";
+import { invariant } from "../support/errors.js";
 import { OP_DOMAIN } from "./names.js";
 
 /** Opset of every body; with IR 10 it loads in ONNX Runtime 1.20 and later. */
@@ -47,11 +48,6 @@ export class Body {
   /** A float32 scalar. */
   float(value: number): string {
     return this.#constant(f32Tensor([], [value]), [value]);
-  }
-
-  /** A float32 vector. */
-  floats(values: readonly number[]): string {
-    return this.#constant(f32Tensor([values.length], values), values);
   }
 
   /** A uint8 scalar. */
@@ -203,7 +199,10 @@ export class Body {
     return { states: names.slice(0, states.length), outputs: names.slice(states.length) };
   }
 
-  /** The finished function; `results` are values of the top level, in the order of `outputs`. */
+  /**
+   * The finished function; `results` are values of the top level, in the order of `outputs`, which no branch or loop
+   * captures (they are renamed).
+   */
   function(
     name: string,
     signature: {
@@ -216,9 +215,11 @@ export class Body {
   ): FunctionDef {
     const renamed = new Map(results.map((result, index) => [result, signature.outputs[index] ?? result]));
     const rename = (value: string): string => renamed.get(value) ?? value;
-    const nodes = this.builder.nodes.map((node: Node) => ({
-      ...makeNode(node.op, node.inputs.map(rename), node.outputs.map(rename), node.attributes),
-    }));
+    const nodes = this.builder.nodes.map((node) =>
+      makeNode(node.op, node.inputs.map(rename), node.outputs.map(rename), node.attributes),
+    );
+    const captured = nodes.flatMap(subgraphs).flatMap(captures);
+    invariant(!captured.some((value) => renamed.has(value)), `${name}: a result is captured by a subgraph`);
     return makeFunction(OP_DOMAIN, name, signature, nodes, OPSETS, doc);
   }
 }

@@ -1,4 +1,5 @@
 import { describe, expect, test } from "vitest";
+import { dependencies } from "../../src/ir/graph.js";
 import { opAttributes, opFunction } from "../../src/ops/functions.js";
 import { convName, opName, opNames, parseOpName, pseudoHeadDim, stateType } from "../../src/ops/names.js";
 import { MambacError } from "../../src/support/errors.js";
@@ -68,7 +69,7 @@ test("every function declares its attributes, names its values once and captures
     expect(definition.attributeDefaults.size).toBe(0);
     const known = new Set(definition.inputs);
     for (const node of definition.nodes) {
-      for (const input of node.inputs) expect(input === "" || known.has(input), `${name}: ${input}`).toBe(true);
+      for (const input of dependencies(node)) expect(known.has(input), `${name}: ${input}`).toBe(true);
       for (const output of node.outputs) {
         expect(known.has(output), `${name}: ${output} twice`).toBe(false);
         known.add(output);
