@@ -9,11 +9,11 @@ import { mamba2Scan } from "./mamba2-scan.js";
 import { type Family, parseOpName, type ScanSpec } from "./names.js";
 
 /** Inputs of every scan, in order. */
-export const SCAN_INPUTS = ["x", "dt", "A", "B", "C", "D", "dt_bias", "past"] as const;
+const SCAN_INPUTS = ["x", "dt", "A", "B", "C", "D", "dt_bias", "past"] as const;
 /** Inputs of the convolutions, in order. */
-export const CONV_INPUTS = ["x", "weight", "bias", "past"] as const;
+const CONV_INPUTS = ["x", "weight", "bias", "past"] as const;
 /** Outputs of every operator, in order. */
-export const OP_OUTPUTS = ["y", "present"] as const;
+const OP_OUTPUTS = ["y", "present"] as const;
 
 const SCAN_ATTRIBUTES: Readonly<Record<Family, readonly string[]>> = {
   mamba1: ["channels", "head_dim", "d_state", "num_groups", "dt_min", "dt_max"],

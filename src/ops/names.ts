@@ -15,7 +15,7 @@ export type StateScale = "dsq" | "dsq-max";
 /** When the state is rounded to its format: once at the end of a call, or after every token in it. */
 export type Requantize = "call" | "token";
 
-export const FAMILIES: readonly Family[] = ["mamba1", "mamba2"];
+const FAMILIES: readonly Family[] = ["mamba1", "mamba2"];
 export const STATE_FORMATS: readonly StateFormat[] = ["f32", "f16", "h8", "h4"];
 export const STATE_SCALES: readonly StateScale[] = ["dsq", "dsq-max"];
 export const REQUANTIZE_MODES: readonly Requantize[] = ["call", "token"];
