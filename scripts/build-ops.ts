@@ -9,8 +9,8 @@
 import { execFile } from "node:child_process";
 import { createHash } from "node:crypto";
 import { existsSync } from "node:fs";
-import { mkdir, mkdtemp, readdir, readFile, rename, rm, writeFile } from "node:fs/promises";
-import { join } from "node:path";
+import { mkdir, readdir, readFile, rename, rm, writeFile } from "node:fs/promises";
+import { basename, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import { opsLibraryName, packageRoot } from "../src/run/locate.js";
@@ -88,29 +88,22 @@ export async function buildOps(options: BuildOptions = {}): Promise<BuildResult>
   if (options.tests === true || options.sanitize === true) programs.push({ target: tests, own: [TESTS], link: [] });
   if (options.bench === true) programs.push({ target: bench, own: [BENCH], link: [] });
 
-  const hash = await sourceHash(root, [compiler.version, ...FLAGS, ...LIBRARY_FLAGS, ...extra, import.meta.url]);
-  const stale: Program[] = [];
+  const headers = await hashOf(root, /\.h$/, [compiler.version, ...FLAGS, ...LIBRARY_FLAGS, ...extra]);
+  const objects = new Map<Unit, string>();
+  const units = [...KERNELS, ...programs.flatMap((program) => program.own)];
+  await eachOfTwo(units, async (unit) => {
+    objects.set(unit, await compile(compiler, root, join(out, "objects"), unit, headers, extra));
+  });
   for (const program of programs) {
-    const stamp = existsSync(program.target) ? await readFile(`${program.target}.stamp`, "utf8").catch(() => "") : "";
-    if (stamp !== hash) stale.push(program);
-  }
-  if (stale.length > 0) {
-    // Objects have a folder of their own per build, so that two builds at once cannot mix them.
-    const objects = await mkdtemp(join(out, "objects-"));
-    try {
-      const units: Unit[] = [...KERNELS, ...stale.flatMap((program) => program.own)];
-      await eachOfTwo(units, (unit) => compile(compiler, root, objects, unit, extra));
-      for (const program of stale) {
-        const parts = [...KERNELS, ...program.own].map((unit) => objectFile(objects, unit));
-        const made = join(objects, "linked");
-        const sanitizers = options.sanitize === true ? SANITIZE : [];
-        await compileOrThrow(compiler, [...parts, ...program.link, ...sanitizers, "-o", made]);
-        await rename(made, program.target);
-        await writeFile(`${program.target}.stamp`, hash);
-      }
-    } finally {
-      await rm(objects, { recursive: true, force: true });
-    }
+    const parts = [...KERNELS, ...program.own].flatMap((unit) => objects.get(unit) ?? []);
+    const stamp = parts.map((path) => basename(path)).join("\n");
+    const last = existsSync(program.target) ? await readFile(`${program.target}.stamp`, "utf8").catch(() => "") : "";
+    if (stamp === last) continue;
+    const made = `${program.target}.${process.pid}`; // renamed, so that a build beside this one never sees half a file
+    const sanitizers = options.sanitize === true ? SANITIZE : [];
+    await compileOrThrow(compiler, [...parts, ...program.link, ...sanitizers, "-o", made]);
+    await rename(made, program.target);
+    await writeFile(`${program.target}.stamp`, stamp);
   }
   return { kind: "built", library, tests, bench };
 }
@@ -131,20 +124,35 @@ function linkFlags(isGcc: boolean): string[] {
   return ["-shared", "-Wl,--as-needed", "-Wl,-z,defs", ...(isGcc ? ["-static-libgcc"] : [])];
 }
 
-function objectFile(folder: string, unit: Unit): string {
-  return join(folder, `${unit.source.replaceAll("/", "-")}.o`);
-}
-
+/** Compiles one file unless an object of the same text, headers and flags is there already; gives the object's path. */
 async function compile(
   compiler: Compiler,
   root: string,
   folder: string,
   unit: Unit,
+  headers: string,
   extra: readonly string[],
-): Promise<void> {
+): Promise<string> {
   const isTest = unit === TESTS || unit === BENCH;
-  const flags = [...FLAGS, ...(isTest ? [] : LIBRARY_FLAGS), ...extra, unit.level, `-I${join(root, "include")}`];
-  await compileOrThrow(compiler, [...flags, "-c", join(root, unit.source), "-o", objectFile(folder, unit)]);
+  const level = extra.includes("-g") ? "-O1" : unit.level; // instrumented code takes minutes to optimise further
+  const flags = [...FLAGS, ...(isTest ? [] : LIBRARY_FLAGS), ...extra, level, `-I${join(root, "include")}`];
+  const source = await readFile(join(root, unit.source), "utf8");
+  const key = createHash("sha256")
+    .update([headers, ...flags, source].join("\0"))
+    .digest("hex")
+    .slice(0, 16);
+  const name = basename(unit.source, ".cc");
+  const object = join(folder, `${name}-${key}.o`);
+  if (existsSync(object)) return object;
+  await mkdir(folder, { recursive: true });
+  const made = `${object}.${process.pid}`;
+  await compileOrThrow(compiler, [...flags, "-c", join(root, unit.source), "-o", made]);
+  await rename(made, object);
+  for (const file of await readdir(folder)) {
+    const old = file.startsWith(`${name}-`) && file.endsWith(".o") && join(folder, file) !== object;
+    if (old) await rm(join(folder, file), { force: true });
+  }
+  return object;
 }
 
 async function compileOrThrow(compiler: Compiler, args: readonly string[]): Promise<void> {
@@ -165,18 +173,14 @@ async function eachOfTwo<T>(items: readonly T[], work: (item: T) => Promise<void
   await Promise.all([worker(), worker()]);
 }
 
-async function sourceHash(root: string, rest: readonly string[]): Promise<string> {
-  const hash = createHash("sha256");
-  for (const text of rest) hash.update(text).update("\0");
+/** Hash of every file below `root` whose name matches, and of `rest`. */
+async function hashOf(root: string, pattern: RegExp, rest: readonly string[]): Promise<string> {
+  const hash = createHash("sha256").update(rest.join("\0"));
   const files = await readdir(root, { recursive: true, withFileTypes: true });
-  const sources = files
-    .filter((file) => file.isFile() && /\.(cc|h)$/.test(file.name))
+  const paths = files
+    .filter((file) => file.isFile() && pattern.test(file.name))
     .map((file) => join(file.parentPath, file.name));
-  for (const file of sources.sort())
-    hash
-      .update(file)
-      .update("\0")
-      .update(await readFile(file));
+  for (const path of paths.sort()) hash.update(`\0${path}\0`).update(await readFile(path));
   return hash.digest("hex");
 }
 

@@ -383,7 +383,7 @@ static void refusals(int rounds) {
     char error[64];
     CHECK(mambac_scan_run(op.name, nullptr, &call, error, sizeof error) == 1 && memchr(error, 0, sizeof error) != nullptr, "accepted nonsense");
     mambac_conv conv = {any(), any(), any(), any(), -1 - any() % 3, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
-    if (conv.width >= conv.kernel - 1) conv.kernel = 0;
+    if (conv.kernel < 1 || conv.width >= conv.kernel - 1) conv.kernel = 0;
     CHECK(mambac_conv_run("CausalConv", nullptr, &conv, error, sizeof error) == 1, "accepted nonsense");
   }
   CHECK(accepted > rounds / 100, "only %ld accepted: the test tests nothing", accepted);
