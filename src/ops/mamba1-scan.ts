@@ -51,12 +51,19 @@ export function mamba1Scan(body: Body, spec: ScanSpec, inputs: ScanValues): { y:
   return { y: body.add(y, skip), present: codec.store(body, next) };
 }
 
-/** One token: h [B,heads,P,N], drive with L = 1 -> y [B,1,E] without D x, and the state. */
+/**
+ * One token: h [B,heads,P,N], drive with L = 1 -> y [B,1,E] without D x, and the state. Sizes of what has an axis L are
+ * spelled out rather than inferred: a runtime infers shapes of this branch also where a graph fixes another L.
+ */
 function rowStep(body: Body, heads: string, A: string, h: string, drive: Drive): { y: string; state: string } {
-  const [groups, dState] = [body.size("num_groups"), body.size("d_state")];
-  const decay = body.exp(body.mul(body.reshape(drive.d, 0, -1, 1), A)); // [B,E,N]
+  const [groups, dState, channels] = [body.size("num_groups"), body.size("d_state"), body.size("channels")];
+  const perGroup = body.div(channels, groups);
+  const decay = body.exp(body.mul(body.reshape(drive.d, 0, channels, 1), A)); // [B,E,N]
   const kept = body.mul(body.reshape(h, 0, -1, dState), decay);
-  const fed = body.matmul(body.reshape(drive.u, 0, groups, -1, 1), body.reshape(drive.B, 0, groups, 1, dState));
+  const fed = body.matmul(
+    body.reshape(drive.u, 0, groups, perGroup, 1),
+    body.reshape(drive.B, 0, groups, 1, dState),
+  );
   const next = body.add(body.reshape(kept, 0, groups, -1, dState), fed); // [B,G,E/G,N]
   const read = body.matmul(next, body.reshape(drive.C, 0, groups, dState, 1));
   return { y: body.reshape(read, 0, 1, -1), state: body.reshape(next, 0, heads, body.size("head_dim"), dState) };
