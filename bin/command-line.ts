@@ -13,6 +13,7 @@ import {
   type Trust,
 } from "../passes/index.js";
 import {
+  benchCommand,
   compileCommand,
   type EvaluateMode,
   EXIT,
@@ -70,6 +71,7 @@ function commandLine(terminal: Terminal, outcome: Outcome, argv: readonly string
   addVerify(program, terminal, outcome);
   addGenerate(program, terminal, outcome);
   addEval(program, terminal, outcome);
+  addBench(program, terminal, outcome);
   return program;
 }
 
@@ -266,6 +268,54 @@ function addEval(program: Command, terminal: Terminal, outcome: Outcome): void {
         library,
         threads,
         ...reportOptions(flags),
+      },
+      terminal,
+    );
+  });
+}
+
+interface BenchFlags extends ReportFlags {
+  readonly against?: string[];
+  readonly trust?: Trust;
+  readonly batch: number[];
+  readonly threads: number[];
+  readonly prefill: number;
+  readonly steps: number;
+  readonly rounds: number;
+  readonly library: string;
+}
+
+function addBench(program: Command, terminal: Terminal, outcome: Outcome): void {
+  const command = program
+    .command("bench")
+    .description("tokens a second with the op library, without it, of the source, and of it on LinearAttention")
+    .argument("<out>", "the compiled file")
+    .option("--against <in...>", "its source: one file, a pair, or a folder")
+    .addOption(new Option("--trust <graph>", "which graph of a pair counts where they disagree").choices(TRUSTS))
+    .option("--batch <list>", "sequences that run together", integerList, [1, 8, 32])
+    .option("--threads <list>", "threads inside one operator", integerList, [1, 2])
+    .option("--prefill <n>", "tokens of the prompt", positiveInteger, 256)
+    .option("--steps <n>", "tokens decoded after it", positiveInteger, 64)
+    .option("--rounds <n>", "rounds, each running everything once", positiveInteger, 5)
+    .option("--library <file>", "the op library: auto, none or a path", "auto");
+  withReport(command).action(async (output: string, flags: BenchFlags) => {
+    const { against, batch, threads, prefill, steps, rounds, library, trust = null } = flags;
+    const state: StateChoice = { format: "f32", scale: "dsq-max", requantize: "call" };
+    outcome.code = await benchCommand(
+      {
+        output,
+        against: against ?? null,
+        batches: batch,
+        threads,
+        prefill,
+        steps,
+        rounds,
+        library,
+        ...reportOptions(flags),
+      },
+      {
+        raise: raiseRecipe,
+        finish: (pair) => finishRecipe({ pair, trust, state, stateNames: null, target: "linear-attention" }),
       },
       terminal,
     );

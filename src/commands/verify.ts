@@ -199,7 +199,7 @@ function firstLine(message: string): string {
 }
 
 /** Lengths of symbolic state axes of a source, such as the width of its convolution states. */
-function symbolicDims(graph: ReturnType<typeof readModel>["model"]["graph"]): Record<string, number> {
+export function symbolicDims(graph: ReturnType<typeof readModel>["model"]["graph"]): Record<string, number> {
   const bound = bindInputs(graph, { batch: 1, length: 1, past: 0 });
   const dims: Record<string, number> = {};
   for (const input of graph.inputs) {
