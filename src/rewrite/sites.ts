@@ -21,7 +21,7 @@ export interface LinearSite {
   /** Activation it reads, channels last unless `weightSide` is left. */
   readonly input: string;
   readonly output: string;
-  /** Initialiser: [K, N], or [N, K] when `transposed`. */
+  /** Initialiser, or the DequantizeLinear of a rounded one: [K, N], or [N, K] when `transposed`. */
   readonly weight: string;
   readonly transposed: boolean;
   /** `left`: W [N, K] times columns of activations [.., K, L]. */
@@ -131,16 +131,23 @@ export class Sites {
     return concrete(this.view, name)?.shape ?? null;
   }
 
+  /** A weight that a pass has rounded: integer codes behind a DequantizeLinear. */
+  #isRounded(name: string): boolean {
+    const node = this.index.producer.get(name);
+    return node?.op === "DequantizeLinear" && node.inputs.every((input) => this.graph.initializers.has(input));
+  }
+
   #linearAt(node: Node): LinearSite | null {
     if (node.domain !== "" || (node.op !== "MatMul" && node.op !== "Gemm")) return null;
     if (node.metadata.get("mambac.role") === "rotation") return null;
     const [a, b] = node.inputs;
     const [output] = node.outputs;
     if (a === undefined || b === undefined || output === undefined) return null;
-    const weightSide = this.graph.initializers.has(b) ? "right" : this.graph.initializers.has(a) ? "left" : null;
+    const isWeight = (name: string): boolean => this.graph.initializers.has(name) || this.#isRounded(name);
+    const weightSide = isWeight(b) ? "right" : isWeight(a) ? "left" : null;
     if (weightSide === null || (this.free.has(a) && this.free.has(b))) return null;
     const weight = weightSide === "right" ? b : a;
-    const shape = this.graph.initializers.get(weight)?.shape ?? [];
+    const shape = this.#shape(weight) ?? [];
     const [rows, columns] = shape;
     if (shape.length !== 2 || rows === undefined || columns === undefined) return null;
     if (node.op === "Gemm" && (weightSide === "left" || attrInt(node, "transA", 0) !== 0)) return null;
