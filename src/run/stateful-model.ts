@@ -385,7 +385,8 @@ interface StepPlan {
   write(ids: Tokens, positions: readonly number[]): void;
 }
 
-function auxiliaryMemory(input: Auxiliary, starts: readonly number[], length: number): Memory {
+/** What mambac feeds to an auxiliary input when each slot has seen `starts` tokens and `length` more come. */
+export function auxiliaryMemory(input: Auxiliary, starts: readonly number[], length: number): Memory {
   const first = starts[0] ?? 0;
   const steps = Array.from({ length }, (_, i) => i);
   switch (input.name) {
