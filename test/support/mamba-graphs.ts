@@ -9,6 +9,7 @@ import { Random } from "../../src/support/random.js";
 import { mambaModel } from "./mamba-graphs/model.js";
 import { DEFAULT_SIZES, DEFAULT_SPELLING, type MambaSizes, type Spelling } from "./mamba-graphs/spelling.js";
 
+export { arbitraryCase, type MambaCase } from "./mamba-graphs/arbitrary.js";
 export { mambaModel } from "./mamba-graphs/model.js";
 export * from "./mamba-graphs/spelling.js";
 

@@ -273,6 +273,7 @@ export class Writer {
       opsets: new Map([
         ["", this.spelling.opset],
         ["test.functions", 1],
+        ["com.microsoft", 1],
       ]),
       valueInfo: new Map(),
       doc: "",
