@@ -391,6 +391,8 @@ static void refusals(int rounds) {
   CHECK(mambac_scan_run("Mamba3Scan", nullptr, nullptr, error, sizeof error) == 1, "null");
   mambac_scan none = {};
   CHECK(mambac_scan_run("Mamba3Scan", nullptr, &none, error, sizeof error) == 1 && strstr(error, "Mamba3Scan"), "%s", error);
+  none.heads = none.head_dim = none.d_state = none.groups = 1;  // and no batch: nothing to compute
+  CHECK(mambac_scan_run("Mamba2ScanF32", nullptr, &none, error, sizeof error) == 0, "%s", error);
   CHECK(mambac_scan_run("Mamba2ScanF32", "mmx", &none, error, sizeof error) == 1 && strstr(error, "mmx"), "%s", error);
   CHECK(mambac_state_bytes("Mamba2ScanH4", 2, 64, 128) == 2 * (64 * 64 + 2 * 64 + 2 * 128), "state bytes");
 }

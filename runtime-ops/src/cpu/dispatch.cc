@@ -94,8 +94,8 @@ size_t scan_scratch_bytes(const ScanArgs& a) {
   const size_t packing = p * n + 3 * n + p + (p / 2 + 16) + (n / 2 + 16) + 32;
   const size_t ordered = 2 * n;                     // B and C of one token
   const size_t prefill = n * p + 2 * 32 * p;        // transposed state, inputs and sums of a block
-  const size_t lanes = 2 * 16 * n;                  // Mamba-1: state and rates of 16 channels
-  return sizeof(float) * (packing + ordered + prefill + lanes + 64);
+  const size_t lanes = 2 * 64 * n + 3 * 32 * 64;    // Mamba-1: states, rates and a block of tokens of 64 channels
+  return sizeof(float) * (packing + ordered + (prefill > lanes ? prefill : lanes) + 64);
 }
 
 bool run_scan_task(const Kernels& k, const ScanArgs& a, int64_t task) {

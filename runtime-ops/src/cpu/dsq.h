@@ -163,20 +163,14 @@ MAMBAC_INLINE void start_packing(Packing& k, Int vectors) {
   for (Int v = 0; v < vectors; v++) v_store(k.columns + 16 * v, v_zero());
 }
 
-// Old scales: Sc of row r as a float, and Ss / qmax of every column into k.step.
-MAMBAC_INLINE float one_half(const uint8_t* p) {
-  uint16_t t[16] = {0};
-  memcpy(t, p, 2);
-  float f[16];
-  v_store(f, h_widen(h_load(t)));
-  return f[0];
-}
+// Up to 16 halves from anywhere, zeros behind them.
 MAMBAC_INLINE Vec halves_at(const uint8_t* p, int count) {
   if (count == 16) return h_widen(h_load(p));
   uint16_t t[16] = {0};
   memcpy(t, p, (size_t)(2 * count));
   return h_widen(h_load(t));
 }
+// Old Ss / qmax of every column into k.step.
 template <class Codec>
 MAMBAC_INLINE void old_steps(Packing& k, const uint8_t* ss, Int n) {
   float* plain = Codec::kGroup == 8 ? k.ratio : k.step;  // ratio is free until the new scales are known
@@ -191,14 +185,19 @@ static void unpack_head(Packing& k, const uint8_t* in, Int p, Int n) {
   const Int vectors = round16(n) / 16, whole = n / 16, bytes = Codec::row_bytes(n);
   const uint8_t* sc = in + p * bytes;
   old_steps<Codec>(k, sc + 2 * p, n);
-  for (Int r = 0; r < p; r++) {
-    typename Codec::Decoder decoder;
-    decoder.set(one_half(sc + 2 * r));
-    float* row = k.rows + r * 16 * vectors;
-    for (Int v = 0; v < whole; v++)
-      v_store(row + 16 * v, v_mul(Codec::load(decoder, in + r * bytes, v), v_load(k.step + 16 * v)));
-    if (whole < vectors)
-      v_store(row + 16 * whole, v_mul(load_tail<Codec>(decoder, in + r * bytes, whole, n), v_load(k.step + 16 * whole)));
+  for (Int p0 = 0; p0 < p; p0 += 16) {
+    const int count = rows_left(p0, p);
+    float scale[16];
+    v_store(scale, halves_at(sc + 2 * p0, count));
+    for (int r = 0; r < count; r++) {
+      const uint8_t* codes = in + (p0 + r) * bytes;
+      float* row = k.rows + (p0 + r) * 16 * vectors;
+      typename Codec::Decoder decoder;
+      decoder.set(scale[r]);
+      for (Int v = 0; v < whole; v++) v_store(row + 16 * v, v_mul(Codec::load(decoder, codes, v), v_load(k.step + 16 * v)));
+      if (whole < vectors)
+        v_store(row + 16 * whole, v_mul(load_tail<Codec>(decoder, codes, whole, n), v_load(k.step + 16 * whole)));
+    }
   }
 }
 

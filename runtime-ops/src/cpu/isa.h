@@ -18,7 +18,7 @@
 #endif
 
 #if defined(__clang__)
-#define MAMBAC_UNROLL _Pragma("clang loop unroll(full)")
+#define MAMBAC_UNROLL _Pragma("clang loop unroll(enable)")
 #elif defined(__GNUC__)
 #define MAMBAC_UNROLL _Pragma("GCC unroll 8")
 #else

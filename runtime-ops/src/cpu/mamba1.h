@@ -9,20 +9,20 @@ MAMBAC_INLINE const float* group_row(const ScanArgs& a, const float* m, Int b, I
 
 // One token of channels e0 .. e0 + p - 1, states row by row.
 template <class Rows>
-static void mamba1_step(const ScanArgs& a, Int b, Int l, Int e0, const typename Rows::Element* past,
+static void mamba1_step(const ScanArgs& a, Int b, Int l, Int e0, Int p, const typename Rows::Element* past,
                         typename Rows::Element* present, Int row_stride) {
   const Int n = a.d_state, channels = a.heads * a.head_dim, whole = n / 16;
   const int tail = (int)(n % 16);
   const Int at = (b * a.length + l) * channels + e0;
-  for (Int p0 = 0; p0 < a.head_dim; p0 += 16) {
-    const int count = rows_left(p0, a.head_dim);
+  for (Int p0 = 0; p0 < p; p0 += 16) {
+    const int count = rows_left(p0, p);
     float d[16], xd[16];
     Vec sums[16];
     const Vec x = v_load_n(a.x + at + p0, count);
     const Vec delta = v_delta(v_load_n(a.dt + at + p0, count), v_load_n(a.dt_bias + e0 + p0, count), a.dt_min, a.dt_max);
-    v_store(d, delta);
+    v_store(d, v_mul(delta, v_set(kLog2E)));
     v_store(xd, v_mul(delta, x));
-    for (int r = 0; r < 16; r++) sums[r] = v_zero();
+    for (int r = count; r < 16; r++) sums[r] = v_zero();
     for (int r = 0; r < count; r++) {
       const Int e = e0 + p0 + r;
       const float *A = a.A + e * n, *B = group_row(a, a.B, b, l, e), *C = group_row(a, a.C, b, l, e);
@@ -31,13 +31,13 @@ static void mamba1_step(const ScanArgs& a, Int b, Int l, Int e0, const typename 
       const Vec dv = v_set(d[r]), xv = v_set(xd[r]);
       Vec sum = v_zero();
       for (Int v = 0; v < whole; v++) {
-        Vec h = v_fma(Rows::load(in + 16 * v), v_exp(v_mul(dv, v_load(A + 16 * v))), v_mul(xv, v_load(B + 16 * v)));
+        Vec h = v_fma(Rows::load(in + 16 * v), v_exp2(v_mul(dv, v_load(A + 16 * v))), v_mul(xv, v_load(B + 16 * v)));
         Rows::store(out + 16 * v, h);
         sum = v_fma(h, v_load(C + 16 * v), sum);
       }
       if (tail > 0) {
         const Int i = 16 * whole;
-        Vec h = v_fma(Rows::load_n(in + i, tail), v_exp(v_mul(dv, v_load_n(A + i, tail))), v_mul(xv, v_load_n(B + i, tail)));
+        Vec h = v_fma(Rows::load_n(in + i, tail), v_exp2(v_mul(dv, v_load_n(A + i, tail))), v_mul(xv, v_load_n(B + i, tail)));
         Rows::store_n(out + i, h, tail);
         sum = v_fma(h, v_load_n(C + i, tail), sum);
       }
@@ -47,47 +47,74 @@ static void mamba1_step(const ScanArgs& a, Int b, Int l, Int e0, const typename 
   }
 }
 
-// All tokens of up to 16 channels of one group, with lanes = channels. `state` and `rates` are [N, 16].
-static void mamba1_lanes(const ScanArgs& a, Int b, Int e0, int count, float* state, const float* rates) {
-  const Int n = a.d_state, channels = a.heads * a.head_dim;
-  const Vec bias = v_load_n(a.dt_bias + e0, count), skip = v_load_n(a.D + e0, count);
-  for (Int l = 0; l < a.length; l++) {
-    const Int at = (b * a.length + l) * channels + e0;
-    const float *B = group_row(a, a.B, b, l, e0), *C = group_row(a, a.C, b, l, e0);
-    const Vec x = v_load_n(a.x + at, count);
-    const Vec delta = v_delta(v_load_n(a.dt + at, count), bias, a.dt_min, a.dt_max), xd = v_mul(delta, x);
-    Vec sum = v_mul(skip, x);
-    for (Int i = 0; i < n; i++) {
-      Vec h = v_mul(v_load(state + 16 * i), v_exp2(v_mul(delta, v_load(rates + 16 * i))));
-      h = v_fma(xd, v_set(B[i]), h);
-      v_store(state + 16 * i, h);
-      sum = v_fma(h, v_set(C[i]), sum);
+// Prefill runs 64 channels of one group at a time, lanes = channels, over blocks of tokens whose inputs are gathered first:
+// rows of x, dt and y lie whole activations apart, which would hit the same few cache sets again and again.
+constexpr Int kLaneChannels = 64;
+struct LaneBlock {
+  float *state, *rates;     // [4][N, 16]
+  float *delta, *fed, *y;   // [kBlockTokens, 64]
+  MAMBAC_MEMBER LaneBlock(Carve& c, Int n)
+      : state(c.take(kLaneChannels * n)), rates(c.take(kLaneChannels * n)), delta(c.take(kBlockTokens * kLaneChannels)),
+        fed(c.take(kBlockTokens * kLaneChannels)), y(c.take(kBlockTokens * kLaneChannels)) {}
+};
+
+// `tokens` tokens from l on, of `count` <= 64 channels from e on.
+static void mamba1_lanes(const ScanArgs& a, const LaneBlock& k, Int b, Int l, int tokens, Int e, Int count) {
+  const Int n = a.d_state, channels = a.heads * a.head_dim, stride = a.groups * n;
+  const float *B = group_row(a, a.B, b, l, e), *C = group_row(a, a.C, b, l, e);
+  for (int t = 0; t < tokens; t++)
+    for (Int c = 0; c < count; c += 16) {
+      const int some = rows_left(c, count);
+      const Int from = (b * a.length + l + t) * channels + e + c, to = t * kLaneChannels + c;
+      const Vec x = v_load_n(a.x + from, some);
+      const Vec delta = v_delta(v_load_n(a.dt + from, some), v_load_n(a.dt_bias + e + c, some), a.dt_min, a.dt_max);
+      v_store(k.delta + to, v_mul(delta, v_set(kLog2E)));
+      v_store(k.fed + to, v_mul(delta, x));
+      v_store(k.y + to, v_mul(v_load_n(a.D + e + c, some), x));
     }
-    v_store_n(a.y + at, sum, count);
+  for (Int c = 0; c < count; c += 16) {
+    float* state = k.state + c * n;
+    const float* rates = k.rates + c * n;
+    for (int t = 0; t < tokens; t++) {
+      const Int at = t * kLaneChannels + c;
+      const Vec delta = v_load(k.delta + at), fed = v_load(k.fed + at);
+      const float *bt = B + t * stride, *ct = C + t * stride;
+      Vec sum = v_load(k.y + at);
+      for (Int i = 0; i < n; i++) {
+        Vec h = v_mul(v_load(state + 16 * i), v_exp2(v_mul(delta, v_load(rates + 16 * i))));
+        h = v_fma(fed, v_set(bt[i]), h);
+        v_store(state + 16 * i, h);
+        sum = v_fma(h, v_set(ct[i]), sum);
+      }
+      v_store(k.y + at, sum);
+    }
   }
+  for (int t = 0; t < tokens; t++)
+    for (Int c = 0; c < count; c += 16)
+      v_store_n(a.y + (b * a.length + l + t) * channels + e + c, v_load(k.y + t * kLaneChannels + c), rows_left(c, count));
 }
 
-// All tokens of one pseudo-head: lanes = channels where 16 of them share their group, else row by row.
-template <class Rows>
-static void mamba1_tokens(const ScanArgs& a, Int b, Int e0, const typename Rows::Element* past,
-                          typename Rows::Element* present, Int row_stride, bool pad, Carve c) {
+// All tokens of one pseudo-head, whose rows of float state lie `row_stride` apart; `pad`: rows have room for whole vectors.
+static void mamba1_tokens(const ScanArgs& a, Int b, Int e0, const float* past, float* present, Int row_stride, bool pad, Carve c) {
   const Int p = a.head_dim, n = a.d_state, each = a.heads * p / a.groups;
-  const bool together = e0 / each == (e0 + p - 1) / each;
-  if (a.length < 4 || !together) {
-    for (Int l = 0; l < a.length; l++) {
-      mamba1_step<Rows>(a, b, l, e0, past, present, row_stride);
-      past = present;
+  LaneBlock k(c, n);
+  for (Int p0 = 0; p0 < p; p0 += kLaneChannels) {
+    const Int count = p - p0 < kLaneChannels ? p - p0 : kLaneChannels, e = e0 + p0;
+    const float* in = past + p0 * row_stride;
+    float* out = present + p0 * row_stride;
+    if (a.length < 4 || e / each != (e + count - 1) / each) {
+      for (Int l = 0; l < a.length; l++, in = out) mamba1_step<F32Rows>(a, b, l, e, count, in, out, row_stride);
+      continue;
     }
-    return;
-  }
-  float *state = c.take(round16(n) * 16), *rates = c.take(round16(n) * 16);
-  for (Int p0 = 0; p0 < p; p0 += 16) {
-    const int count = rows_left(p0, p);
-    transpose_in<F32Rows>(a.A + (e0 + p0) * n, n, rates, 16, count, n);
-    for (Int i = 0; i < n; i++) v_store(rates + 16 * i, v_mul(v_load(rates + 16 * i), v_set(1.44269504f)));
-    transpose_in<Rows>(past + p0 * row_stride, row_stride, state, 16, count, n);
-    mamba1_lanes(a, b, e0 + p0, count, state, rates);
-    transpose_out<Rows>(present + p0 * row_stride, row_stride, state, 16, count, n, 1.0f, pad);
+    for (Int q = 0; q < count; q += 16) {
+      const int some = rows_left(q, count);
+      transpose_in<F32Rows>(a.A + (e + q) * n, n, k.rates + q * n, 16, some, n);
+      transpose_in<F32Rows>(in + q * row_stride, row_stride, k.state + q * n, 16, some, n);
+    }
+    for (Int l = 0; l < a.length; l += kBlockTokens)
+      mamba1_lanes(a, k, b, l, (int)(a.length - l < kBlockTokens ? a.length - l : kBlockTokens), e, count);
+    for (Int q = 0; q < count; q += 16)
+      transpose_out<F32Rows>(out + q * row_stride, row_stride, k.state + q * n, 16, rows_left(q, count), n, 1.0f, pad);
   }
 }
 
@@ -97,7 +124,7 @@ static void mamba1_halves(const ScanArgs& a, Int b, Int e0, const uint16_t* past
   float* rows = c.take(round16(p) * np);
   for (Int r = 0; r < p; r++)
     for (Int i = 0; i < n; i += 16) v_store(rows + r * np + i, F16Rows::load_n(past + r * n + i, rows_left(i, n)));
-  mamba1_tokens<F32Rows>(a, b, e0, rows, rows, np, true, c);
+  mamba1_tokens(a, b, e0, rows, rows, np, true, c);
   for (Int r = 0; r < p; r++)
     for (Int i = 0; i < n; i += 16) F16Rows::store_n(present + r * n + i, v_load(rows + r * np + i), rows_left(i, n));
 }
@@ -108,12 +135,12 @@ static void mamba1_packed(const ScanArgs& a, Int b, Int e0, const uint8_t* past,
   Packing k(c, p, np);
   unpack_head<Codec>(k, past, p, n);
   if (!a.per_token) {
-    mamba1_tokens<F32Rows>(a, b, e0, k.rows, k.rows, np, true, c);
+    mamba1_tokens(a, b, e0, k.rows, k.rows, np, true, c);
     a.max_norm ? pack_head<Codec, true>(k, present, p, n) : pack_head<Codec, false>(k, present, p, n);
     return;
   }
   for (Int l = 0; l < a.length; l++) {
-    mamba1_step<F32Rows>(a, b, l, e0, k.rows, k.rows, np);
+    mamba1_step<F32Rows>(a, b, l, e0, p, k.rows, k.rows, np);
     a.max_norm ? pack_head<Codec, true>(k, present, p, n) : pack_head<Codec, false>(k, present, p, n);
     if (l + 1 < a.length) unpack_head<Codec>(k, present, p, n);
   }
@@ -131,18 +158,18 @@ static void mamba1_task(const ScanArgs& a, int64_t task, void* scratch) {
   Carve c(scratch);
   switch (a.format) {
     case Format::kF32:
-      mamba1_tokens<F32Rows>(a, b, e0, (const float*)past, (float*)present, n, false, c);
+      mamba1_tokens(a, b, e0, (const float*)past, (float*)present, n, false, c);
       return;
     case Format::kF16:
       if (a.per_token) {
         for (Int l = 0; l < a.length; l++) {
-          mamba1_step<F16Rows>(a, b, l, e0, (const uint16_t*)past, (uint16_t*)present, n);
+          mamba1_step<F16Rows>(a, b, l, e0, p, (const uint16_t*)past, (uint16_t*)present, n);
           past = present;
         }
         return;
       }
       if (a.length == 1)
-        mamba1_step<F16Rows>(a, b, 0, e0, (const uint16_t*)past, (uint16_t*)present, n);
+        mamba1_step<F16Rows>(a, b, 0, e0, p, (const uint16_t*)past, (uint16_t*)present, n);
       else
         mamba1_halves(a, b, e0, (const uint16_t*)past, (uint16_t*)present, c);
       return;
