@@ -78,7 +78,7 @@ export interface Dataset {
  */
 export async function openDataset(options: DatasetOptions): Promise<Dataset> {
   const { vocabulary, sequenceLength = 512, samples = 128, seed = 0, shard = { index: 1, count: 1 } } = options;
-  requireCounts(sequenceLength, samples, shard);
+  requireCounts(sequenceLength, samples, seed, shard);
   const files: DataFile[] = [];
   const close = (): void => {
     for (const file of files.splice(0)) file.close();
@@ -125,10 +125,11 @@ export async function openDataset(options: DatasetOptions): Promise<Dataset> {
   }
 }
 
-function requireCounts(length: number, samples: number | null, shard: Shard): void {
+function requireCounts(length: number, samples: number | null, seed: number, shard: Shard): void {
   const whole = (value: number): boolean => Number.isSafeInteger(value) && value >= 1;
   if (!whole(length)) throw dataError("length", `a sequence cannot have ${length} tokens`);
   if (samples !== null && !whole(samples)) throw dataError("samples", `cannot draw ${samples} sequences`);
+  if (!Number.isSafeInteger(seed) || seed < 0) throw dataError("seed", `the seed ${seed} is not a whole number from 0 on`);
   if (!whole(shard.index) || !whole(shard.count) || shard.index > shard.count) {
     throw dataError("shard", `there is no shard ${shard.index} of ${shard.count}`);
   }
