@@ -2,9 +2,10 @@
 
 import type { Model } from "../ir/graph.js";
 import { formatDiagnostic, verifyModel } from "../ir/verify.js";
-import { EXIT, InvariantError, MambacError } from "../support/errors.js";
+import { EXIT, InvariantError, invariant, MambacError } from "../support/errors.js";
 import type { Execute, Fact, Pass, Remark } from "./pass.js";
 import { SEMANTIC_DOMAIN } from "./semantic.js";
+import type { Statistics, StatRequest } from "./statistics.js";
 
 /** A pass with its options bound. */
 export interface Step {
@@ -12,10 +13,13 @@ export interface Step {
   readonly requires: readonly Fact[];
   readonly establishes: readonly Fact[];
   readonly invalidates: readonly Fact[];
+  /** Statistics it needs of the model as it is before the pass. */
+  requests?(model: Model): readonly StatRequest[];
   run(
     model: Model,
     execute: Execute,
     report: (remark: Remark) => void,
+    statistics: Statistics | null,
   ): Promise<{ readonly model: Model; readonly changed: number }>;
 }
 
@@ -32,9 +36,31 @@ export function step<Options>(pass: Pass<Options>, options: Options): Step {
   };
 }
 
+/** A pass whose options depend on calibration. */
+export function calibratedStep<Options>(
+  pass: Pass<Options>,
+  requests: (model: Model) => readonly StatRequest[],
+  options: (statistics: Statistics) => Options,
+): Step {
+  const { name, requires, establishes, invalidates } = pass;
+  return {
+    name,
+    requires,
+    establishes,
+    invalidates,
+    requests,
+    run: (model, execute, report, statistics) => {
+      invariant(statistics !== null, `${name} ran without its statistics`);
+      return pass.run(model, options(statistics), { execute, report: (remark) => report({ ...remark, pass: name }) });
+    },
+  };
+}
+
 export interface PipelineHooks {
   readonly execute: Execute;
   readonly report: (remark: Remark) => void;
+  /** Collects statistics over calibration data; absent when no data were given. */
+  readonly collect?: (model: Model, requests: readonly StatRequest[]) => Promise<Statistics>;
   /** Called after each pass with the model it made. */
   readonly afterPass?: (name: string, model: Model, changed: number, milliseconds: number) => void;
   /** Called with the model before the pass that failed. */
@@ -76,11 +102,13 @@ export async function runSteps(
     );
   }
   let current = model;
-  for (const { name, run } of steps) {
+  for (const next of steps) {
+    const { name } = next;
     const start = hooks.now();
     let result: { readonly model: Model; readonly changed: number };
     try {
-      result = await run(current, hooks.execute, hooks.report);
+      const statistics = await gather(next, current, hooks);
+      result = await next.run(current, hooks.execute, hooks.report, statistics);
       assertSound(name, result.model);
     } catch (cause) {
       hooks.onFailure?.(name, current, cause);
@@ -94,6 +122,19 @@ export async function runSteps(
     if (name === hooks.stopAfter) return { model: current, stopped: true };
   }
   return { model: current, stopped: false };
+}
+
+async function gather({ name, requests }: Step, model: Model, hooks: PipelineHooks): Promise<Statistics | null> {
+  const wanted = requests?.(model) ?? null;
+  if (wanted === null) return null;
+  if (hooks.collect === undefined) {
+    throw new MambacError(
+      "pipeline/no-data",
+      `pass ${name} needs calibration data: give --calib FILE, or a recipe without it`,
+      EXIT.calibration,
+    );
+  }
+  return hooks.collect(model, wanted);
 }
 
 function assertSound(name: string, model: Model): void {
