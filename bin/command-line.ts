@@ -43,8 +43,13 @@ export async function main(argv: readonly string[], terminal: Terminal): Promise
     await program.parseAsync(kebabFlags(argv, program), { from: "user" });
     return outcome.code;
   } catch (cause) {
-    if (cause instanceof CommanderError) return cause.exitCode === 0 ? EXIT.ok : EXIT.usage;
-    return reportFailure(cause, terminal, { json: argv.includes("--json") });
+    const json = argv.includes("--json");
+    if (!(cause instanceof CommanderError)) return reportFailure(cause, terminal, { json });
+    if (cause.exitCode === 0) return EXIT.ok;
+    // Commander has told people already.
+    const { code, message } = cause;
+    if (json) terminal.out(`${JSON.stringify({ error: { code, message, exitCode: EXIT.usage } }, null, 2)}\n`);
+    return EXIT.usage;
   }
 }
 

@@ -7,7 +7,8 @@ import type { TableRow } from "./layer-table.js";
 
 /** Was this written by mambac? */
 export function isCompiled(model: Model): boolean {
-  return model.metadata.has("mambac.version") || model.graph.nodes.some((node) => node.domain === OP_DOMAIN);
+  const ours = model.graph.nodes.some((node) => node.domain === OP_DOMAIN && parseOpName(node.op) !== null);
+  return ours || model.metadata.has("mambac.version");
 }
 
 /** One row a scan and convolution, in graph order. */
