@@ -7,9 +7,9 @@ import { attrInt, type Node } from "../ir/graph.js";
 import { type Tensor, toNumbers } from "../ir/tensor.js";
 import { elementCount } from "../ir/types.js";
 import { axisRoles, concrete } from "./axes.js";
-import { cutRegion, tensorFromNumbers } from "./region.js";
+import { cutRegion, type ExecuteGraph, tensorFromNumbers } from "./region.js";
 import { Sampler } from "./sampler.js";
-import { type ExecuteGraph, PROOF_TOLERANCE, relativeError, type Trial } from "./scan-proof.js";
+import { PROOF_TOLERANCE, relativeError, type Trial } from "./scan-proof.js";
 import type { Tracer } from "./trace.js";
 
 export interface ProvedAttention {

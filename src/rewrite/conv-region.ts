@@ -8,10 +8,10 @@ import { isFloat, type Tensor, toNumbers } from "../ir/tensor.js";
 import { elementCount } from "../ir/types.js";
 import { causalConvReference } from "../ops/reference.js";
 import { concrete } from "./axes.js";
-import { aboveLayout, type Layout, layoutOf, toCanonical } from "./layout.js";
-import { cutRegion, evaluateConstants, tensorFromNumbers } from "./region.js";
+import { aboveLayout, type Layout, layoutsOf, toCanonical } from "./layout.js";
+import { cutRegion, type ExecuteGraph, evaluateConstants, tensorFromNumbers } from "./region.js";
 import { Sampler } from "./sampler.js";
-import { type ExecuteGraph, PROOF_TOLERANCE, relativeError, type Trial } from "./scan-proof.js";
+import { PROOF_TOLERANCE, relativeError, type Trial } from "./scan-proof.js";
 import type { Tracer } from "./trace.js";
 
 export type ConvForm = "conv" | "sum" | "fused";
@@ -220,8 +220,8 @@ export async function proveConv(
   | { readonly kind: "refused"; readonly reason: string; readonly error: number | null }
 > {
   const { channels, kernelSize } = region;
-  const x = layoutOf(tracer.view, region.x);
-  if (x === null || x.channels !== channels)
+  const inputs = layoutsOf(tracer.view, region.x).filter((layout) => layout.channels === channels);
+  if (inputs.length === 0)
     return { kind: "refused", reason: `${region.x} is not a per-token value of ${channels} channels`, error: null };
   const constants = await evaluateConstants(
     tracer.graph,
@@ -238,39 +238,39 @@ export async function proveConv(
   let best: number | null = null;
   let trouble: string | null = null;
   for (const end of region.ends) {
-    const y = layoutOf(tracer.view, end);
-    if (y === null || y.channels !== channels) continue;
+    const results = layoutsOf(tracer.view, end).filter((layout) => layout.channels === channels);
+    if (results.length === 0) continue;
     const runs = await runTrials(tracer, region, end, trials, execute);
     if (typeof runs === "string") {
       trouble = runs;
       continue;
     }
-    for (const bias of biases) {
-      for (const activation of ["silu", "none"] as const) {
-        let worst = 0;
-        for (const run of runs) {
-          worst = Math.max(worst, compare(region, { x, y, weight, bias, activation, kernelSize, end }, run));
-        }
-        best = Math.min(best ?? Number.POSITIVE_INFINITY, worst);
-        if (worst > PROOF_TOLERANCE) continue;
-        const first = aboveLayout(tracer, end, channels);
-        const stateName = region.pastState ?? region.presentState;
-        const stateWidth = stateName === null ? null : (concrete(tracer.view, stateName)?.shape?.[2] ?? null);
-        return {
-          kind: "proved",
-          conv: {
-            region,
-            x: { name: region.x, layout: x },
-            y: { name: first, layout: layoutOf(tracer.view, first) ?? y },
-            weight,
-            bias,
-            activation,
-            stateWidth,
-            error: worst,
-            lengths: runs.map((run) => run.trial.sizes.length),
-          },
-        };
-      }
+    const readings = biases.flatMap((bias) =>
+      (["silu", "none"] as const).flatMap((activation) =>
+        inputs.flatMap((x) => results.map((y) => ({ x, y, weight, bias, activation, kernelSize, end }))),
+      ),
+    );
+    for (const reading of readings) {
+      const worst = runs.reduce((error, run) => Math.max(error, compare(region, reading, run)), 0);
+      best = Math.min(best ?? Number.POSITIVE_INFINITY, worst);
+      if (worst > PROOF_TOLERANCE) continue;
+      const { bias, activation } = reading;
+      const stateName = region.pastState ?? region.presentState;
+      const stateWidth = stateName === null ? null : (concrete(tracer.view, stateName)?.shape?.[2] ?? null);
+      return {
+        kind: "proved",
+        conv: {
+          region,
+          x: { name: region.x, layout: reading.x },
+          y: aboveLayout(tracer, end, reading.y),
+          weight,
+          bias,
+          activation,
+          stateWidth,
+          error: worst,
+          lengths: runs.map((run) => run.trial.sizes.length),
+        },
+      };
     }
   }
   return { kind: "refused", reason: trouble ?? "no reading of it is a causal convolution", error: best };

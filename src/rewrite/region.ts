@@ -11,6 +11,9 @@ export type Region =
   | { readonly kind: "region"; readonly graph: Graph; readonly leaves: readonly Leaf[] }
   | { readonly kind: "open"; readonly reason: string };
 
+/** Runs a graph of its own. */
+export type ExecuteGraph = (graph: Graph, feeds: ReadonlyMap<string, Tensor>) => Promise<Map<string, Tensor>>;
+
 export interface Leaf {
   readonly name: string;
   readonly dtype: DType;
@@ -115,7 +118,7 @@ export async function evaluateConstants(
   graph: Graph,
   inference: Inference,
   names: readonly string[],
-  run: (graph: Graph, feeds: ReadonlyMap<string, Tensor>) => Promise<Map<string, Tensor>>,
+  run: ExecuteGraph,
 ): Promise<Map<string, Tensor>> {
   const out = new Map<string, Tensor>();
   const computed: string[] = [];

@@ -12,7 +12,7 @@
 import { type Attribute, attr, attrFloat, attrInt, attrString, makeNode, type Node } from "../ir/graph.js";
 import type { Family, Requantize, StateFormat, StateScale } from "../ops/names.js";
 import type { ConvForm } from "./conv-region.js";
-import type { StateLayout } from "./scan-proof.js";
+import type { StateLayout } from "./scan-hypotheses.js";
 import type { ScanForm } from "./scan-region.js";
 
 export const SEMANTIC_DOMAIN = "mambac.ir";

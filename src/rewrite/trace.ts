@@ -5,6 +5,7 @@
 
 import { attrInt, type Graph, type Node, type UseIndex, useIndex } from "../ir/graph.js";
 import { concrete, dataFree, isLengthAxis, type View } from "./axes.js";
+import { layoutOf } from "./layout.js";
 
 const MOVES_FIRST_INPUT = new Set([
   "Identity",
@@ -59,11 +60,16 @@ export class Tracer {
     const input = node?.inputs[0];
     if (node === undefined || input === undefined || input === "") return null;
     if (node.domain !== "") return null;
-    if (MOVES_FIRST_INPUT.has(node.op)) return input;
+    if (MOVES_FIRST_INPUT.has(node.op)) return this.#losesTokens(node.op, input, name) ? null : input;
     if (node.op === "Slice") return this.#slicesLength(node) ? input : null;
     if (node.op === "Gather") return this.#gathersLength(node) ? input : null;
     if (node.op === "Split") return isLengthAxis(this.view, input, attrInt(node, "axis", 0)) ? input : null;
     return null;
+  }
+
+  /** Batch and length apart behind the node but in one axis before it: x W written as a product of matrices. */
+  #losesTokens(op: string, input: string, output: string): boolean {
+    return op === "Reshape" && layoutOf(this.view, output) !== null && layoutOf(this.view, input) === null;
   }
 
   /** A Slice along the length only, forwards: the same tokens or a part of them. */

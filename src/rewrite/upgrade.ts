@@ -12,7 +12,7 @@ export const TARGET_OPSET = 21;
 
 /** Operators whose meaning or form changed between 13 and 21 in ways not handled here. */
 const CHANGED = new Set(
-  "BatchNormalization Resize GroupNormalization GridSample ScatterND ScatterElements Col2Im AveragePool Optional OptionalHasElement OptionalGetElement".split(
+  "BatchNormalization Resize GroupNormalization GridSample Col2Im AveragePool Optional OptionalHasElement OptionalGetElement".split(
     " ",
   ),
 );
