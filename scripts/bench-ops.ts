@@ -1,0 +1,340 @@
+/**
+ * Times the op library's kernels inside ONNX Runtime and holds them to the speed gates of the project.
+ *
+ * `tsx scripts/bench-ops.ts [--rounds 15] [--only C1,C3] [--clock wall|cpu] [--json]`. Every gate is a ratio of two things that run
+ * alternately (A, B, A, B, ...) in one process: the median of the rounds' quotients, with the smallest and largest. A group
+ * of which the baseline moved by more than 25 % between rounds is measured again, three times at most, and then marked as
+ * unsteady. Exits with 3 when a gate is missed. Sizes of the 370M model unless said: H=32 P=64 N=128, 48 layers.
+ */
+
+import { execFileSync } from "node:child_process";
+import { parseArgs } from "node:util";
+import { formatTable } from "../src/commands/text-table.js";
+import { ratioOf, type Spread, spreadOf } from "../src/run/bench-plan.js";
+import { EXIT } from "../src/support/errors.js";
+import { buildOps } from "./build-ops.js";
+import { LINEAR_ATTENTION, openCase, PRIMITIVES, type Runnable, type Shape } from "./ops-models.js";
+
+interface Entrant {
+  readonly label: string;
+  readonly kind: string;
+  readonly shape: Shape;
+  readonly threads?: number;
+  /** Default true. */
+  readonly inPlace?: boolean;
+}
+
+interface Group {
+  readonly title: string;
+  readonly entrants: readonly Entrant[];
+  /** Read 768 MB before every timed step. */
+  readonly cold?: boolean;
+}
+
+type Gate =
+  | {
+      readonly kind: "measured";
+      readonly id: string;
+      readonly what: string;
+      /** Time of `slow` over time of `fast`, both labels of `group`. */
+      readonly group: keyof typeof GROUPS;
+      readonly slow: string;
+      readonly fast: string;
+      /** Null: reported, held to nothing. */
+      readonly minimum: number | null;
+    }
+  | {
+      readonly kind: "absent";
+      readonly id: string;
+      readonly what: string;
+      readonly minimum: number;
+      readonly why: string;
+    };
+
+const APART = "LinearAttention, state apart";
+
+const MODEL_370M: Shape = { layers: 48, batch: 1, length: 1, heads: 32, headDim: 64, dState: 128 };
+const LAYER_130M: Shape = { layers: 1, batch: 1, length: 1, heads: 24, headDim: 64, dState: 128 };
+
+function scans(shape: Shape, ...formats: readonly string[]): Entrant[] {
+  return formats.map((format) => ({ label: format, kind: `Mamba2Scan${format}`, shape }));
+}
+
+// Batch 32 of all 48 layers would be 1.6 GB of float states; 8 layers are 268 MB, already far beyond any cache level
+// that one core has to itself.
+const BATCH_32: Shape = { ...MODEL_370M, layers: 8, batch: 32 };
+const BATCH_8: Shape = { ...MODEL_370M, layers: 12, batch: 8 };
+const PROMPT: Shape = { ...LAYER_130M, length: 512 };
+
+const GROUPS = {
+  one: {
+    title: "decode, batch 1",
+    entrants: [
+      { label: PRIMITIVES, kind: PRIMITIVES, shape: MODEL_370M },
+      ...scans(MODEL_370M, "F32", "F16", "H8", "H8Max", "H4", "H4Max"),
+    ],
+  },
+  cold: { title: "decode, batch 1, cold", entrants: scans(MODEL_370M, "F32", "F16", "H8", "H4"), cold: true },
+  many: { title: "decode, batch 32", entrants: scans(BATCH_32, "F32", "F16", "H8", "H8Max", "H4", "H4Max") },
+  threads: {
+    title: "decode, batch 8, threads",
+    entrants: [1, 2].flatMap((threads) =>
+      scans(BATCH_8, "F32", "H8", "H4").map((one) => ({ ...one, label: `${one.label} on ${threads}`, threads })),
+    ),
+  },
+  decode: {
+    title: "decode, one layer H=24",
+    entrants: [
+      { label: APART, kind: LINEAR_ATTENTION, shape: LAYER_130M, inPlace: false },
+      { label: LINEAR_ATTENTION, kind: LINEAR_ATTENTION, shape: LAYER_130M },
+      ...scans(LAYER_130M, "F32"),
+    ],
+  },
+  prompt: {
+    title: "prefill of 512, one layer H=24",
+    entrants: [{ label: LINEAR_ATTENTION, kind: LINEAR_ATTENTION, shape: PROMPT }, ...scans(PROMPT, "F32", "H8", "H4")],
+  },
+} as const satisfies Record<string, Group>;
+
+const NO_FROZEN_SCALES = "no operator keeps its scales: they were found an order of magnitude worse in error";
+
+const GATES: readonly Gate[] = [
+  gate("C1", "f32 against primitive operators", "one", PRIMITIVES, "F32", 8),
+  gate("C2", "exact h4 against primitive operators", "one", PRIMITIVES, "H4", 12),
+  gate("C3", "exact h4 against f32, batch 1, cold", "cold", "F32", "H4", 1.5),
+  gate("C3", "exact h4 against f32, batch 32", "many", "F32", "H4", 1.5),
+  gate("C4", "exact h8 against f32, batch 1", "one", "F32", "H8", 1.5),
+  gate("C4", "exact h8 against f32, batch 32", "many", "F32", "H8", 1.5),
+  { kind: "absent", id: "C5", what: "h4 with static scales against f32", minimum: 3.5, why: NO_FROZEN_SCALES },
+  gate("C6", "exact h4 against f16, batch 1", "one", "F16", "H4", null),
+  gate("C6", "exact h4 against f16, batch 32", "many", "F16", "H4", null),
+  { kind: "absent", id: "C7", what: "AVX2: h4 with static scales against f32", minimum: 2, why: NO_FROZEN_SCALES },
+  gate("C8", "f32, 2 threads against 1, batch 8", "threads", "F32 on 1", "F32 on 2", 1.8),
+  gate("C8", "h8, 2 threads against 1, batch 8", "threads", "H8 on 1", "H8 on 2", 1.8),
+  gate("C8", "h4, 2 threads against 1, batch 8", "threads", "H4 on 1", "H4 on 2", 1.8),
+  {
+    kind: "absent",
+    id: "C9",
+    what: "replay of 16 tokens against exact h4",
+    minimum: 2.5,
+    why: "there is no replay operator",
+  },
+  gate("LA", "decode, f32 in place against LinearAttention with its state apart", "decode", APART, "F32", 1.8),
+  gate("LA", "decode, f32 in place against LinearAttention in place too", "decode", LINEAR_ATTENTION, "F32", null),
+  gate("LA", "prefill of 512, f32 against LinearAttention", "prompt", LINEAR_ATTENTION, "F32", 1.5),
+  gate("-", "h4 with max scales against f32, batch 1", "one", "F32", "H4Max", null),
+  gate("-", "h8 with max scales against f32, batch 1", "one", "F32", "H8Max", null),
+  gate("-", "prefill of 512, h4 against LinearAttention", "prompt", LINEAR_ATTENTION, "H4", null),
+];
+
+function gate(
+  id: string,
+  what: string,
+  group: keyof typeof GROUPS,
+  slow: string,
+  fast: string,
+  minimum: number | null,
+): Gate {
+  return { kind: "measured", id, what, group, slow, fast, minimum };
+}
+
+interface Measured {
+  /** Microseconds of a step (all layers), by label, one a round. */
+  readonly times: ReadonlyMap<string, readonly number[]>;
+  readonly steady: boolean;
+}
+
+interface Row {
+  readonly id: string;
+  readonly what: string;
+  readonly ratio: Spread | null;
+  /** Quotient of the two fastest rounds: what a quiet machine would give. */
+  readonly fastest: number | null;
+  readonly minimum: number | null;
+  readonly verdict: "PASS" | "FAIL" | "not built" | "not measured" | "reported";
+  readonly note: string;
+}
+
+const { values } = parseArgs({
+  options: {
+    rounds: { type: "string", default: "15" },
+    only: { type: "string", default: "" },
+    clock: { type: "string", default: "wall" },
+    json: { type: "boolean", default: false },
+  },
+});
+const rounds = Math.max(3, Number(values.rounds));
+const cpuTime = values.clock === "cpu";
+const only = values.only === "" ? null : new Set(values.only.split(","));
+const wanted = (id: string): boolean => only === null || only.has(id);
+
+const built = await buildOps({ bench: true });
+if (built.kind === "unavailable") {
+  process.stderr.write(`the op library cannot be built: ${built.reason}\n`);
+  process.exit(EXIT.unsupported);
+}
+
+/** A round's figure is the fastest of so many runs, as a run that was interrupted says nothing. */
+const SAMPLES = 3;
+
+/** Microseconds. CPU time leaves out what others take from a busy machine, and is no good for several threads. */
+function clock(): number {
+  if (!cpuTime) return 1000 * performance.now();
+  const { user, system } = process.cpuUsage();
+  return user + system;
+}
+
+const cache = new Uint8Array(768 * 2 ** 20);
+
+/** Pushes everything out of the caches a core has to itself. */
+function flush(): number {
+  let sum = 0;
+  for (let i = 0; i < cache.length; i += 64) sum += cache[i] ?? 0;
+  return sum;
+}
+
+async function measure(group: Group, library: string): Promise<Measured> {
+  process.stderr.write(`${group.title}\n`);
+  const cases: { readonly label: string; readonly runnable: Runnable; readonly repeats: number }[] = [];
+  try {
+    for (const { label, kind, shape, threads = 1, inPlace = true } of group.entrants) {
+      const runnable = await openCase(kind, shape, { library, threads, inPlace });
+      runnable.run();
+      const start = performance.now();
+      runnable.run();
+      const milliseconds = performance.now() - start;
+      const repeats = group.cold === true ? 1 : Math.max(1, Math.min(200, Math.ceil(4 / milliseconds)));
+      cases.push({ label, runnable, repeats });
+    }
+    let result: Measured | null = null;
+    for (let attempt = 0; attempt < 3 && result?.steady !== true; attempt++)
+      result = timeAll(cases, group.cold === true);
+    return result ?? { times: new Map(), steady: false };
+  } finally {
+    for (const { runnable } of cases) runnable.close();
+  }
+}
+
+function timeAll(
+  cases: readonly { readonly label: string; readonly runnable: Runnable; readonly repeats: number }[],
+  cold: boolean,
+): Measured {
+  const times = new Map<string, number[]>(cases.map(({ label }) => [label, []]));
+  for (let round = 0; round < rounds; round++) {
+    for (const { label, runnable, repeats } of cases) {
+      // What was measured before has filled the caches, so a warm case warms up again.
+      if (!cold) runnable.run();
+      let fastest = Number.POSITIVE_INFINITY;
+      for (let sample = 0; sample < SAMPLES; sample++) {
+        if (cold) flush();
+        const start = clock();
+        for (let i = 0; i < repeats; i++) runnable.run();
+        fastest = Math.min(fastest, (clock() - start) / repeats);
+      }
+      times.get(label)?.push(fastest);
+    }
+  }
+  const [baseline = []] = times.values();
+  const sorted = [...baseline].sort((a, b) => a - b);
+  const at = (share: number): number => sorted[Math.floor(share * (sorted.length - 1))] ?? 0;
+  return { times, steady: at(0.9) <= 1.25 * at(0.1) };
+}
+
+/** C10 needs no ONNX Runtime: the kernel against a bare pass over the same memory, from the native benchmark. */
+function bandwidthRow(bench: string): Row {
+  process.stderr.write("float states against a bare pass over them\n");
+  const text = execFileSync(
+    bench,
+    ["--case", "stack", "--rounds", String(2 * rounds), "--clock", cpuTime ? "cpu" : "wall"],
+    { encoding: "utf8" },
+  );
+  const [first] = JSON.parse(text) as readonly {
+    readonly isa: string;
+    readonly variants: readonly { readonly name: string; readonly speed: number; readonly fastest: number }[];
+  }[];
+  const find = (start: string): { speed: number; fastest: number } | undefined =>
+    first?.variants.find(({ name }) => name.startsWith(start));
+  const [kernel, pass] = [find("F32"), find("pass")];
+  if (kernel === undefined || pass === undefined) throw new Error("the native benchmark lacks a variant");
+  const median = 1 / pass.speed;
+  return {
+    id: "C10",
+    what: `f32 over memory bandwidth in place (${first?.isa ?? ""})`,
+    ratio: { median, min: median, max: median },
+    fastest: pass.fastest / kernel.fastest,
+    minimum: 0.85,
+    verdict: median >= 0.85 ? "PASS" : "FAIL",
+    note: "",
+  };
+}
+
+const results = new Map<string, Measured>();
+const rows: Row[] = [];
+for (const one of GATES) {
+  if (!wanted(one.id)) continue;
+  const { id, what } = one;
+  if (one.kind === "absent") {
+    const { minimum, why } = one;
+    rows.push({ id, what, ratio: null, fastest: null, minimum, verdict: "not built", note: why });
+    continue;
+  }
+  if (cpuTime && one.group === "threads") {
+    const note = "CPU time says nothing about threads: measure with --clock wall on an idle machine";
+    rows.push({ id, what, ratio: null, fastest: null, minimum: one.minimum, verdict: "not measured", note });
+    continue;
+  }
+  const measured = results.get(one.group) ?? (await measure(GROUPS[one.group], built.library));
+  results.set(one.group, measured);
+  const [slow = [], fast = []] = [measured.times.get(one.slow), measured.times.get(one.fast)];
+  const ratio = ratioOf(slow, fast);
+  const [best, other] = [spreadOf(slow), spreadOf(fast)];
+  const passed = one.minimum !== null && (ratio?.median ?? 0) >= one.minimum;
+  rows.push({
+    id,
+    what,
+    ratio,
+    fastest: best === null || other === null ? null : best.min / other.min,
+    minimum: one.minimum,
+    verdict: one.minimum === null ? "reported" : passed ? "PASS" : "FAIL",
+    note: measured.steady ? "" : "unsteady: the machine was busy",
+  });
+}
+if (wanted("C10")) rows.push(bandwidthRow(built.bench));
+
+const timings = [...results].flatMap(([group, { times }]) =>
+  [...times].map(([label, list]) => ({ group, label, microseconds: spreadOf(list) })),
+);
+if (values.json) process.stdout.write(`${JSON.stringify({ rounds, gates: rows, timings }, null, 2)}\n`);
+else {
+  const digits = (value: number | null | undefined): string =>
+    value === null || value === undefined ? "-" : value.toFixed(2);
+  process.stdout.write(
+    `${formatTable([
+      ["case", "of", "us a step", "smallest", "largest"],
+      ...timings.map(({ group, label, microseconds }) => {
+        const title = GROUPS[group as keyof typeof GROUPS].title;
+        return [
+          title,
+          label,
+          ...[microseconds?.median, microseconds?.min, microseconds?.max].map((v) => v?.toFixed(1) ?? "-"),
+        ];
+      }),
+    ])}\n`,
+  );
+  process.stdout.write(
+    formatTable([
+      ["gate", "", "ratio", "rounds", "fastest", "minimum", "verdict", "note"],
+      ...rows.map(({ id, what, ratio, fastest, minimum, verdict, note }) => [
+        id,
+        what,
+        digits(ratio?.median),
+        ratio === null ? "" : `${digits(ratio.min)}..${digits(ratio.max)}`,
+        digits(fastest),
+        digits(minimum),
+        verdict,
+        note,
+      ]),
+    ]),
+  );
+}
+if (rows.some(({ verdict }) => verdict === "FAIL")) process.exitCode = EXIT.belowGate;
