@@ -37,6 +37,7 @@ export const completeStates: Pass<CompleteStatesOptions> = definePass({
     const type = tokenInput(graph)?.type;
     const batch: Dim = type?.kind === "tensor" ? (type.shape?.[0] ?? "batch_size") : "batch_size";
     const outputs = new Set(graph.outputs.map((output) => output.name));
+    const taken = valueNames(graph);
     const counters = new Map<StateSlot["kind"], number>();
     let changed = 0;
     for (const node of graph.nodes) {
@@ -48,9 +49,10 @@ export const completeStates: Pass<CompleteStatesOptions> = definePass({
         counters.set(slot.kind, number + 1);
         const names = defaultStateNames(slot.kind, number);
         const oldPresent = current.outputs[slot.output] ?? "";
-        const present = outputs.has(oldPresent) ? oldPresent : names.present;
+        const present = outputs.has(oldPresent) ? oldPresent : unused(names.present, taken);
         const oldPast = current.inputs[slot.input] ?? "";
-        const past = oldPast !== "" ? oldPast : (options.names.get(present) ?? pastNameFor(present) ?? names.past);
+        const wanted = options.names.get(present) ?? pastNameFor(present) ?? names.past;
+        const past = oldPast !== "" ? oldPast : unused(wanted, taken);
         if (oldPast === "") {
           edit.addInput(slotType(slot, batch, past));
           current = { ...current, inputs: replaced(current.inputs, slot.input, past) };
@@ -58,6 +60,7 @@ export const completeStates: Pass<CompleteStatesOptions> = definePass({
         }
         if (!outputs.has(oldPresent)) {
           edit.addOutput(slotType(slot, batch, present));
+          if (oldPresent !== "") edit.replaceValue(oldPresent, present);
           current = { ...current, outputs: replaced(current.outputs, slot.output, present) };
           changed += 1;
         }
@@ -68,6 +71,19 @@ export const completeStates: Pass<CompleteStatesOptions> = definePass({
     return Promise.resolve({ model: { ...model, graph: retyped(edit.commit(), batch) }, changed });
   },
 });
+
+function valueNames(graph: Graph): Set<string> {
+  const nodes = graph.nodes.flatMap((node) => node.outputs);
+  return new Set([...graph.inputs.map((input) => input.name), ...graph.initializers.keys(), ...nodes]);
+}
+
+/** The name, or the name with a number behind it where the graph has such a value already. */
+function unused(name: string, taken: Set<string>): string {
+  let free = name;
+  for (let twin = 2; taken.has(free); twin++) free = `${name}.${twin}`;
+  taken.add(free);
+  return free;
+}
 
 function replaced(names: readonly string[], at: number, name: string): string[] {
   const out = [...names];

@@ -194,11 +194,12 @@ type TargetDim = number | "batch" | "length";
 /** Leading dimensions that stay are copied (0); a later one that follows batch or length is read from the tokens. */
 function reshapeTarget(from: readonly number[], to: readonly number[], view: View): TargetDim[] {
   const { batch, length } = view.sizes;
+  // Tokens of all sequences in one axis: no other axis can hold the length.
+  if (to[0] === batch * length && from[0] !== to[0]) return to.map((size, axis) => (axis === 0 ? -1 : size));
   let prefix = true;
   return to.map((size, axis): TargetDim => {
     prefix &&= from[axis] === size;
     if (prefix) return 0;
-    if (axis === 0 && size === batch * length && batch * length !== batch) return -1;
     if (axis === 0 && size === batch) return "batch";
     return axis === 1 && size === length ? "length" : size;
   });

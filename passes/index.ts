@@ -29,5 +29,6 @@ export const PASSES: Readonly<Record<string, Pass<never>>> = Object.freeze({
 
 export { SCAN_TARGETS, type ScanTarget } from "./lower.js";
 export { TRUSTS, type Trust } from "./merge-pair.js";
-export { type FinishOptions, finishRecipe, raiseRecipe } from "./recipes.js";
+export { PRESETS, presetNamed, type QuantRecipe } from "./quant-recipes.js";
+export { executableRecipe, type FinishOptions, finishRecipe, raiseRecipe } from "./recipes.js";
 export { STATE_STYLES, type StateStyle } from "./rename-states.js";

@@ -13,7 +13,7 @@
  *     after    MatMul, with an initialiser
  */
 
-import { attr, attrInts, type Graph, type Model, type Node, type ValueInfo } from "../src/ir/graph.js";
+import { attr, attrInts, type Graph, type Model, type Node, useIndex, type ValueInfo } from "../src/ir/graph.js";
 import { inferConcrete } from "../src/ir/infer.js";
 import { f32Tensor, i64Tensor, type Tensor } from "../src/ir/tensor.js";
 import { dtypeNumber } from "../src/ir/types.js";
@@ -117,20 +117,28 @@ function numericDims(values: readonly ValueInfo[]): ValueInfo[] {
   });
 }
 
-/** Drops Identity nodes and Casts that change nothing. Outputs of the graph keep their producer. */
+/**
+ * Drops Identity nodes and Casts that change nothing. One that only names an output of the graph goes too: what it reads
+ * takes the name, unless that has a public name itself or is no result of a node.
+ */
 function dropNoOps(graph: Graph, opset: number): { graph: Graph; changed: number } {
   const inference = inferConcrete(graph, bindInputs(graph, { batch: 2, length: 5, past: 3 }), { opset });
-  const outputs = new Set(graph.outputs.map((output) => output.name));
+  const { outputs, producer } = useIndex(graph);
+  const named = new Set<string>();
   const edit = new GraphEdit(graph);
   let changed = 0;
   for (const node of graph.nodes) {
     const [input] = node.inputs;
     const [output] = node.outputs;
-    if (node.domain !== "" || input === undefined || output === undefined || outputs.has(output)) continue;
+    if (node.domain !== "" || input === undefined || output === undefined) continue;
     const from = inference.values.get(input)?.dtype;
     const to = node.attributes.get("to");
     const noCast = node.op === "Cast" && from != null && to?.kind === "int" && Number(to.value) === dtypeNumber(from);
     if (node.op !== "Identity" && !noCast) continue;
+    if (outputs.has(output)) {
+      if (outputs.has(input) || named.has(input) || !producer.has(input)) continue;
+      named.add(input);
+    }
     edit.removeNode(node);
     edit.replaceValue(output, input);
     changed += 1;

@@ -8,6 +8,8 @@ import { freeLength } from "./free-length.js";
 import { lower, type ScanTarget } from "./lower.js";
 import { mergePair, type Trust } from "./merge-pair.js";
 import { normalise } from "./normalise.js";
+import type { QuantRecipe } from "./quant-recipes.js";
+import { quantSteps } from "./quant-steps.js";
 import { quantizeState } from "./quantize-state.js";
 import { raiseAttention } from "./raise-attention.js";
 import { raiseConv } from "./raise-conv.js";
@@ -24,6 +26,8 @@ export interface FinishOptions {
   /** The raised decode graph of a pair, and how to compare the two sources by running them. */
   readonly pair: { readonly decode: Model; readonly measure: () => Promise<number | null> } | null;
   readonly trust: Trust | null;
+  /** How to quantize weights and activations; null leaves them float. */
+  readonly quant?: QuantRecipe | null;
   readonly state: StateChoice;
   readonly stateNames: StateStyle | null;
   readonly target: ScanTarget;
@@ -41,9 +45,15 @@ export function finishRecipe(options: FinishOptions): Step[] {
     ...merge,
     step(freeLength, {}),
     step(completeStates, { names }),
+    ...(options.quant == null ? [] : quantSteps(options.quant)),
     step(quantizeState, options.state),
     ...(options.stateNames === null ? [] : [step(renameStates, { style: options.stateNames })]),
     step(lower, { target: options.target }),
     step(tidy, {}),
   ];
+}
+
+/** A model between two passes as something that runs: float states, operators with their functions, names kept. */
+export function executableRecipe(): Step[] {
+  return [step(quantizeState, { format: "f32", scale: "dsq", requantize: "call" }), step(lower, { target: "mambac" })];
 }

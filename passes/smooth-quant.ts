@@ -24,13 +24,15 @@ import { viewGraph } from "../src/rewrite/axes.js";
 import { GraphEdit } from "../src/rewrite/edit.js";
 import { layoutOf } from "../src/rewrite/layout.js";
 import { definePass, type Pass, type PassContext } from "../src/rewrite/pass.js";
-import { type LinearSite, type MambaBlock, Sites } from "../src/rewrite/sites.js";
+import { type LinearRole, type LinearSite, type MambaBlock, Sites } from "../src/rewrite/sites.js";
 import { mainOpset } from "../src/rewrite/trials.js";
 import { scaledWeight, weightValues } from "../src/rewrite/weights.js";
 
 export interface SmoothQuantOptions {
   /** 0 leaves the weights alone, 1 flattens the activations. */
   readonly alpha: number;
+  /** Projections whose inputs are smoothed. */
+  readonly roles: ReadonlySet<LinearRole>;
   /** Largest magnitude of each channel (last axis) of an activation, from calibration. */
   readonly channelAbsMax: (value: string) => Float64Array;
 }
@@ -62,13 +64,15 @@ export const smoothQuant: Pass<SmoothQuantOptions> = definePass({
 });
 
 /** The activations whose channels must be calibrated. */
-export function smoothedInputs(model: Model): string[] {
+export function smoothedInputs(model: Model, roles: ReadonlySet<LinearRole>): string[] {
   const sites = new Sites(viewGraph(model.graph, mainOpset(model)));
   const names = new Set<string>();
-  for (const site of sites.linears) if (sites.normOf(site.input) !== null) names.add(site.input);
+  for (const site of sites.linears)
+    if (roles.has(site.role) && sites.normOf(site.input) !== null) names.add(site.input);
   for (const block of sites.blocks) {
-    if (isGatedWithoutNorm(block) && block.outProj !== null) names.add(block.outProj.input);
-    if (lowRankColumns(sites, block) !== null && block.dtProj !== null) names.add(block.dtProj.input);
+    if (roles.has("out_proj") && isGatedWithoutNorm(block) && block.outProj !== null) names.add(block.outProj.input);
+    if (roles.has("dt_proj") && lowRankColumns(sites, block) !== null && block.dtProj !== null)
+      names.add(block.dtProj.input);
   }
   return [...names];
 }
@@ -113,7 +117,7 @@ function smoothNorms(sites: Sites, edit: GraphEdit, options: SmoothQuantOptions,
   const handled = new Set<string>();
   let changed = 0;
   for (const site of sites.linears) {
-    const norm = sites.normOf(site.input);
+    const norm = options.roles.has(site.role) ? sites.normOf(site.input) : null;
     if (norm === null || handled.has(norm.output)) continue;
     handled.add(norm.output);
     const readers = sites.readersOf(norm.output);
@@ -163,7 +167,14 @@ function smoothGates(sites: Sites, edit: GraphEdit, options: SmoothQuantOptions,
   let changed = 0;
   for (const block of sites.blocks) {
     const { gate, outProj, gateColumns } = block;
-    if (!isGatedWithoutNorm(block) || gate === null || outProj === null || gateColumns === null) continue;
+    if (
+      !options.roles.has("out_proj") ||
+      !isGatedWithoutNorm(block) ||
+      gate === null ||
+      outProj === null ||
+      gateColumns === null
+    )
+      continue;
     const z = layoutOf(sites.view, gate.z);
     const weight = graph.initializers.get(gateColumns.linear.weight);
     const onlyGate = (sites.index.users.get(gate.z) ?? []).every((user) => user === gate.silu || user === gate.sigmoid);
@@ -208,7 +219,7 @@ function smoothLowRankDt(sites: Sites, edit: GraphEdit, options: SmoothQuantOpti
   const { graph } = sites;
   let changed = 0;
   for (const block of sites.blocks) {
-    const columns = lowRankColumns(sites, block);
+    const columns = options.roles.has("dt_proj") ? lowRankColumns(sites, block) : null;
     const { dtProj, xProj } = block;
     const weight = xProj === null ? undefined : graph.initializers.get(xProj.weight);
     if (columns === null || dtProj === null || xProj === null || weight === undefined) continue;

@@ -7,14 +7,18 @@ import type { Model } from "./ir/graph.js";
 import { formatType } from "./ir/types.js";
 import { readModel } from "./onnx/read.js";
 import { encodeModel, type Written, writeModel } from "./onnx/write.js";
+import type { StatRequest } from "./quant/calibration.js";
+import type { Statistics } from "./quant/statistics.js";
 import { tokenInput, viewGraph } from "./rewrite/axes.js";
 import type { Execute, Remark } from "./rewrite/pass.js";
 import { nothingFound, runSteps, type Step } from "./rewrite/pipeline.js";
 import { type SemanticOp, type StateChoice, semanticOps } from "./rewrite/semantic.js";
 import { slotType, stateBytes, stateSlots } from "./rewrite/states.js";
 import { mainOpset } from "./rewrite/trials.js";
+import { type DatasetOptions, openDataset } from "./run/dataset.js";
 import { pairDisagreement } from "./run/pair-agreement.js";
 import { openSession } from "./run/session.js";
+import { collectStatistics } from "./run/statistics.js";
 import { identifySource, type Source, sourceFiles } from "./sources.js";
 import { MambacError } from "./support/errors.js";
 
@@ -30,6 +34,8 @@ export interface RaisedPair {
 export interface CompilerPasses {
   readonly raise: () => Step[];
   readonly finish: (pair: RaisedPair | null) => Step[];
+  /** Makes a model between two passes executable; needed only for calibration. */
+  readonly executable?: () => Step[];
 }
 
 export interface CompileOptions {
@@ -41,6 +47,8 @@ export interface CompileOptions {
   readonly externalData?: "auto" | "always" | "never";
   readonly stopAfter?: string;
   readonly threads?: number;
+  /** Data for passes that need statistics of activations. */
+  readonly calibration?: Omit<DatasetOptions, "vocabulary">;
   readonly onRemark?: (remark: Remark) => void;
   readonly onProgress?: (message: string) => void;
   readonly afterPass?: (name: string, model: Model, changed: number, milliseconds: number) => void;
@@ -91,6 +99,9 @@ export async function compile(options: CompileOptions, passes: CompilerPasses): 
     ...(options.afterPass === undefined ? {} : { afterPass: options.afterPass }),
     ...(options.onFailure === undefined ? {} : { onFailure: options.onFailure }),
     ...(options.stopAfter === undefined ? {} : { stopAfter: options.stopAfter }),
+    ...(options.calibration === undefined || passes.executable === undefined
+      ? {}
+      : { collect: collector(options, options.calibration, passes.executable) }),
   };
   const raiseSteps = passes.raise();
   const stopsEarly = options.stopAfter !== undefined && raiseSteps.some(({ name }) => name === options.stopAfter);
@@ -144,6 +155,29 @@ export function executor(threads: number): Execute {
   };
 }
 
+/** Statistics of a model between two passes: made executable, then run over the data. */
+function collector(
+  options: CompileOptions,
+  calibration: NonNullable<CompileOptions["calibration"]>,
+  executable: () => Step[],
+): (model: Model, requests: readonly StatRequest[]) => Promise<Statistics> {
+  return async (model, requests) => {
+    const steps = executable();
+    const known = new Set(steps.flatMap(({ requires }) => requires));
+    const { model: ready } = await runSteps(
+      model,
+      steps,
+      { execute: executor(options.threads ?? 1), report: () => undefined, now: () => performance.now() },
+      known,
+    );
+    const dataset = await openDataset({ ...calibration, vocabulary: vocabularyOf(model) });
+    return collectStatistics(withStateNames(ready, semanticOps(model.graph.nodes)), requests, dataset, {
+      threads: options.threads ?? 1,
+      ...(options.onProgress === undefined ? {} : { onProgress: options.onProgress }),
+    });
+  };
+}
+
 /** Pairs above this size are compared by their parameters only. */
 const MEASURED_BYTES = 2 ** 29;
 
@@ -194,17 +228,22 @@ function vocabularyOf(model: Model): number {
   return model.graph.initializers.get(lookup?.inputs[0] ?? "")?.shape[0] ?? 16;
 }
 
-/** The model with what mambac says about itself in the metadata; no dates, hosts or paths. */
-function described(model: Model, ops: readonly SemanticOp[], sources: readonly Source[], state: StateChoice): Model {
+/** The model with its pairs of states in the metadata, where sessions look for them. */
+function withStateNames(model: Model, ops: readonly SemanticOp[]): Model {
   const states = ops
     .flatMap(stateSlots)
     .map(({ op, input, output }) => ({ input: op.node.inputs[input], output: op.node.outputs[output] }));
-  const metadata = new Map(model.metadata);
+  return { ...model, metadata: new Map([...model.metadata, ["mambac.states", JSON.stringify(states)]]) };
+}
+
+/** The model with what mambac says about itself in the metadata; no dates, hosts or paths. */
+function described(model: Model, ops: readonly SemanticOp[], sources: readonly Source[], state: StateChoice): Model {
+  const named = withStateNames(model, ops);
+  const metadata = new Map(named.metadata);
   metadata.set("mambac.version", VERSION);
   metadata.set("mambac.source_sha256", sources.map((source) => source.sha256).join(" "));
   metadata.set("mambac.state", stateText(state));
-  metadata.set("mambac.states", JSON.stringify(states));
-  return { ...model, producerName: "mambac", producerVersion: VERSION, metadata };
+  return { ...named, producerName: "mambac", producerVersion: VERSION, metadata };
 }
 
 /** `h4 dsq-max, rounded at the end of a call`. */

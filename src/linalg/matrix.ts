@@ -22,6 +22,26 @@ export interface GemmOptions {
  */
 export type Gemm = <T extends FloatArray>(a: Matrix<T>, b: Matrix<T>, options?: GemmOptions) => Promise<Matrix<T>>;
 
+/** A plain loop in float64: right for small matrices, and where no runtime is at hand. */
+export const loopGemm: Gemm = (a, b, options = {}) => {
+  const [rows, inner] = options.transposeA === true ? [a.cols, a.rows] : [a.rows, a.cols];
+  const cols = options.transposeB === true ? b.rows : b.cols;
+  const out =
+    a.data.slice(0, 0).constructor === Float32Array ? new Float32Array(rows * cols) : new Float64Array(rows * cols);
+  const row = new Float64Array(cols);
+  for (let i = 0; i < rows; i++) {
+    row.fill(0);
+    for (let k = 0; k < inner; k++) {
+      const factor = options.transposeA === true ? a.data[k * a.cols + i]! : a.data[i * a.cols + k]!;
+      if (factor === 0) continue;
+      if (options.transposeB === true) for (let j = 0; j < cols; j++) row[j]! += factor * b.data[j * b.cols + k]!;
+      else for (let j = 0; j < cols; j++) row[j]! += factor * b.data[k * b.cols + j]!;
+    }
+    out.set(row, i * cols);
+  }
+  return Promise.resolve({ rows, cols, data: out as typeof a.data });
+};
+
 /** A matrix over existing numbers. */
 export function matrixOf<T extends FloatArray>(rows: number, cols: number, data: T): Matrix<T> {
   invariant(data.length === rows * cols, `matrix [${rows},${cols}] over ${data.length} numbers`);

@@ -2,10 +2,11 @@
 
 import type { Model } from "../ir/graph.js";
 import { formatDiagnostic, verifyModel } from "../ir/verify.js";
+import type { StatRequest } from "../quant/calibration.js";
+import type { Statistics } from "../quant/statistics.js";
 import { EXIT, InvariantError, invariant, MambacError } from "../support/errors.js";
 import type { Execute, Fact, Pass, Remark } from "./pass.js";
 import { SEMANTIC_DOMAIN } from "./semantic.js";
-import type { Statistics, StatRequest } from "./statistics.js";
 
 /** A pass with its options bound. */
 export interface Step {
@@ -40,7 +41,7 @@ export function step<Options>(pass: Pass<Options>, options: Options): Step {
 export function calibratedStep<Options>(
   pass: Pass<Options>,
   requests: (model: Model) => readonly StatRequest[],
-  options: (statistics: Statistics) => Options,
+  options: (statistics: Statistics) => Options | Promise<Options>,
 ): Step {
   const { name, requires, establishes, invalidates } = pass;
   return {
@@ -49,9 +50,12 @@ export function calibratedStep<Options>(
     establishes,
     invalidates,
     requests,
-    run: (model, execute, report, statistics) => {
+    run: async (model, execute, report, statistics) => {
       invariant(statistics !== null, `${name} ran without its statistics`);
-      return pass.run(model, options(statistics), { execute, report: (remark) => report({ ...remark, pass: name }) });
+      return pass.run(model, await options(statistics), {
+        execute,
+        report: (remark) => report({ ...remark, pass: name }),
+      });
     },
   };
 }

@@ -1,0 +1,152 @@
+/**
+ * Quantization recipes: which transforms, roundings and activation ranges, as data. The presets carry the names of the
+ * field.
+ */
+
+import type { StateChoice } from "../src/rewrite/semantic.js";
+import type { LinearRole } from "../src/rewrite/sites.js";
+import { MambacError } from "../src/support/errors.js";
+
+export type RoundingMethod = "nearest" | "gptq";
+
+/** Ordered rules: the last whose roles hold the projection decides; a projection no rule names stays float. */
+export interface WeightRule {
+  readonly roles: readonly LinearRole[];
+  /** Spelling of a weight scheme, such as `i8:channel` or `i4:g128`; null keeps float. */
+  readonly scheme: string | null;
+  readonly method: RoundingMethod;
+}
+
+export interface ActivationRule {
+  readonly roles: readonly LinearRole[];
+  readonly timing: "static" | "dynamic";
+  /** Share of magnitudes that must be representable; 1 is the largest ever seen. */
+  readonly share: number;
+}
+
+export type ResidualRotation = "none" | "hadamard" | "klt";
+
+export interface QuantRecipe {
+  readonly name: string;
+  readonly summary: string;
+  readonly smooth: { readonly alpha: number; readonly roles: readonly LinearRole[] } | null;
+  readonly rotate: {
+    readonly residual: ResidualRotation;
+    readonly output: boolean;
+    readonly dt: "none" | "hadamard" | "klt";
+    readonly state: boolean;
+  };
+  readonly weights: readonly WeightRule[];
+  readonly activations: ActivationRule | null;
+  readonly state: StateChoice;
+}
+
+const F32: StateChoice = { format: "f32", scale: "dsq", requantize: "call" };
+const H8: StateChoice = { format: "h8", scale: "dsq", requantize: "call" };
+const H4: StateChoice = { format: "h4", scale: "dsq-max", requantize: "call" };
+const NO_ROTATION: QuantRecipe["rotate"] = { residual: "none", output: false, dt: "none", state: false };
+const IN_OUT: readonly LinearRole[] = ["in_proj", "out_proj"];
+const ALL: readonly LinearRole[] = ["in_proj", "x_proj", "dt_proj", "out_proj", "lm_head", "other"];
+const BLOCK: readonly LinearRole[] = ["in_proj", "x_proj", "dt_proj", "out_proj", "other"];
+
+function recipe(name: string, summary: string, parts: Partial<Omit<QuantRecipe, "name" | "summary">>): QuantRecipe {
+  return { name, summary, smooth: null, rotate: NO_ROTATION, weights: [], activations: null, state: F32, ...parts };
+}
+
+const nearest = (roles: readonly LinearRole[], scheme: string): WeightRule => ({ roles, scheme, method: "nearest" });
+const gptq = (roles: readonly LinearRole[], scheme: string): WeightRule => ({ roles, scheme, method: "gptq" });
+const fixed = (roles: readonly LinearRole[], share: number = 1): ActivationRule => ({ roles, timing: "static", share });
+
+/** The presets, in the order they are listed. */
+export const PRESETS: readonly QuantRecipe[] = Object.freeze([
+  recipe("float", "no quantization of weights or activations", {}),
+  recipe("ptqssm-w8-all", "PTQ-SSM: every projection 8 bits, one scale a tensor", {
+    weights: [nearest(ALL, "i8:tensor")],
+  }),
+  recipe("ptqssm-w8-inout", "PTQ-SSM: in_proj and out_proj 8 bits, one scale a tensor", {
+    weights: [nearest(IN_OUT, "i8:tensor")],
+  }),
+  recipe("ptqssm-w8-inout-pc", "PTQ-SSM: in_proj and out_proj 8 bits, one scale an output channel", {
+    weights: [nearest(IN_OUT, "i8:channel")],
+  }),
+  recipe("naive-w8a8", "8-bit weights and static 8-bit activations, one scale a tensor each", {
+    weights: [nearest(BLOCK, "i8:tensor")],
+    activations: fixed(BLOCK),
+  }),
+  recipe("rtn-w4a16", "4-bit weights in groups of 128, rounded to nearest", { weights: [nearest(BLOCK, "i4:g128")] }),
+  recipe("gptq-w4a16", "GPTQ: 4-bit weights in groups of 128", { weights: [gptq(BLOCK, "i4:g128")] }),
+  recipe("smoothquant-w8a8", "SmoothQuant alpha 0.5, 8-bit weights by channel, static 8-bit activations", {
+    smooth: { alpha: 0.5, roles: BLOCK },
+    weights: [nearest(BLOCK, "i8:channel")],
+    activations: fixed(BLOCK),
+  }),
+  recipe("quamba-w8a8", "Quamba: Hadamard before out_proj, static 8-bit activations", {
+    rotate: { ...NO_ROTATION, output: true },
+    weights: [nearest(BLOCK, "i8:channel")],
+    activations: fixed(BLOCK),
+    state: H8,
+  }),
+  recipe("quamba2-w8a8", "Quamba2: residual stream and out_proj rotated, 8-bit weights and activations, 8-bit state", {
+    rotate: { ...NO_ROTATION, residual: "hadamard", output: true },
+    weights: [nearest(BLOCK, "i8:channel")],
+    activations: fixed(BLOCK),
+    state: H8,
+  }),
+  recipe("quamba2-w4a16", "Quamba2: rotated, GPTQ 4-bit weights in groups of 128", {
+    rotate: { ...NO_ROTATION, residual: "hadamard", output: true },
+    weights: [gptq(IN_OUT, "i4:g128")],
+    state: H8,
+  }),
+  recipe(
+    "mambaquant-w8a8",
+    "MambaQuant: KLT-enhanced rotation of the residual stream, smooth-fused rotation of out_proj",
+    {
+      smooth: { alpha: 0.5, roles: ["out_proj", "dt_proj"] },
+      rotate: { residual: "klt", output: true, dt: "klt", state: false },
+      weights: [nearest(BLOCK, "i8:channel")],
+      activations: fixed(BLOCK),
+    },
+  ),
+  recipe("qmamba-w8a8h8", "Q-Mamba: SmoothQuant W8A8 with an 8-bit DSQ state", {
+    smooth: { alpha: 0.5, roles: BLOCK },
+    weights: [nearest(BLOCK, "i8:channel")],
+    activations: fixed(BLOCK),
+    state: H8,
+  }),
+  recipe("qmamba-w8a8h4", "Q-Mamba: SmoothQuant W8A8 with a 4-bit DSQ state", {
+    smooth: { alpha: 0.5, roles: BLOCK },
+    weights: [nearest(BLOCK, "i8:channel")],
+    activations: fixed(BLOCK),
+    state: H4,
+  }),
+  recipe("qmamba-w4a16h4", "Q-Mamba: GPTQ 4-bit weights in groups of 128 with a 4-bit DSQ state", {
+    weights: [gptq(BLOCK, "i4:g128")],
+    state: H4,
+  }),
+  recipe("w8a8h8", "what we recommend: smooth-fused rotation, W8A8, 8-bit state", {
+    smooth: { alpha: 0.5, roles: ["out_proj", "dt_proj"] },
+    rotate: { ...NO_ROTATION, residual: "hadamard", output: true },
+    weights: [nearest(BLOCK, "i8:channel")],
+    activations: fixed(BLOCK),
+    state: { ...H8, scale: "dsq-max" },
+  }),
+  recipe("w8a8h4", "what we recommend: smooth-fused rotation, W8A8, 4-bit state", {
+    smooth: { alpha: 0.5, roles: ["out_proj", "dt_proj"] },
+    rotate: { ...NO_ROTATION, residual: "hadamard", output: true },
+    weights: [nearest(BLOCK, "i8:channel")],
+    activations: fixed(BLOCK),
+    state: H4,
+  }),
+]);
+
+/** A preset by name. Throws `recipe/unknown`. */
+export function presetNamed(name: string): QuantRecipe {
+  const found = PRESETS.find((preset) => preset.name === name);
+  if (found === undefined) {
+    throw new MambacError(
+      "recipe/unknown",
+      `there is no recipe ${name}; recipes: ${PRESETS.map((preset) => preset.name).join(", ")}`,
+    );
+  }
+  return found;
+}

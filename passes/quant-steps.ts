@@ -1,0 +1,158 @@
+/**
+ * The passes of a quantization recipe, in their order: gains into weights before the stream is rotated, smoothing after it
+ * (absorbing a gain would undo it), the online rotation of out_proj after its smoothing, rounding on the transformed
+ * weights, activation ranges last, on the rounded graph.
+ */
+
+import type { Model } from "../src/ir/graph.js";
+import { hadamardRotation } from "../src/linalg/hadamard.js";
+import { kltRotation } from "../src/linalg/klt.js";
+import { loopGemm, matrixOf } from "../src/linalg/matrix.js";
+import type { StatRequest } from "../src/quant/calibration.js";
+import { parseWeightScheme, type WeightScheme } from "../src/quant/scheme.js";
+import type { Statistics } from "../src/quant/statistics.js";
+import { viewGraph } from "../src/rewrite/axes.js";
+import { calibratedStep, type Step, step } from "../src/rewrite/pipeline.js";
+import type { Rotation } from "../src/rewrite/rotation.js";
+import { type LinearRole, type LinearSite, Sites } from "../src/rewrite/sites.js";
+import { mainOpset } from "../src/rewrite/trials.js";
+import { Random } from "../src/support/random.js";
+import { absorbNormGain } from "./absorb-norm-gain.js";
+import { alignLinears } from "./align-linears.js";
+import { insertQdq, quantizedInputs } from "./insert-qdq.js";
+import type { QuantRecipe, RoundingMethod } from "./quant-recipes.js";
+import { rotateDt } from "./rotate-dt.js";
+import { rotateOutput } from "./rotate-output.js";
+import { rotateResidual } from "./rotate-residual.js";
+import { rotateState } from "./rotate-state.js";
+import { roundNearest } from "./round-nearest.js";
+import { smoothedInputs, smoothQuant } from "./smooth-quant.js";
+import { tidy } from "./tidy.js";
+
+const channelAbsMax = (value: string): StatRequest => ({ value, kind: "absmax", perChannel: true });
+const secondMoment = (value: string): StatRequest => ({ value, kind: "second-moment", perChannel: true });
+
+/** Everything between complete states and the choice of the state format. */
+export function quantSteps(recipe: QuantRecipe): Step[] {
+  if (recipe.weights.length === 0 && recipe.activations === null && recipe.smooth === null && !rotates(recipe))
+    return [];
+  return [
+    step(alignLinears, {}),
+    step(tidy, {}),
+    ...residualSteps(recipe),
+    ...smoothSteps(recipe),
+    ...(recipe.rotate.output ? [step(rotateOutput, {})] : []),
+    ...dtSteps(recipe),
+    ...(recipe.rotate.state ? [step(rotateState, {})] : []),
+    ...roundingSteps(recipe),
+    ...activationSteps(recipe),
+  ];
+}
+
+function rotates({ rotate }: QuantRecipe): boolean {
+  return rotate.residual !== "none" || rotate.output || rotate.dt !== "none" || rotate.state;
+}
+
+function residualSteps({ rotate }: QuantRecipe): Step[] {
+  if (rotate.residual === "none") return [];
+  if (rotate.residual === "hadamard") {
+    const rotationFor = (size: number): Rotation => ({
+      kind: "hadamard",
+      rotation: hadamardRotation(size, new Random(0).split("rotate-residual")),
+    });
+    return [step(absorbNormGain, {}), step(rotateResidual, { rotationFor })];
+  }
+  // K from the normalised input of the first block, one matrix for the whole stream.
+  const first = (model: Model): string | null => sitesOf(model).blocks[0]?.inProj?.input ?? null;
+  let site: string | null = null;
+  return [
+    step(absorbNormGain, {}),
+    calibratedStep(
+      rotateResidual,
+      (model) => {
+        site = first(model);
+        return site === null ? [] : [secondMoment(site)];
+      },
+      async (statistics) => {
+        const rotation = site === null ? null : await kltOf(statistics, site);
+        return { rotationFor: (size) => rotation ?? { kind: "hadamard", rotation: hadamardRotation(size) } };
+      },
+    ),
+  ];
+}
+
+async function kltOf(statistics: Statistics, value: string): Promise<Rotation> {
+  const { size, matrix, count } = statistics.secondMoment(value);
+  const { matrix: rotation } = await kltRotation(matrixOf(size, size, matrix), count, hadamardRotation(size), loopGemm);
+  return { kind: "dense", size, matrix: rotation.data };
+}
+
+function smoothSteps({ smooth }: QuantRecipe): Step[] {
+  if (smooth === null) return [];
+  const roles = new Set<LinearRole>(smooth.roles);
+  return [
+    calibratedStep(
+      smoothQuant,
+      (model) => smoothedInputs(model, roles).map(channelAbsMax),
+      (statistics) => ({ alpha: smooth.alpha, roles, channelAbsMax: (value) => statistics.channelAbsMax(value) }),
+    ),
+  ];
+}
+
+function dtSteps({ rotate }: QuantRecipe): Step[] {
+  if (rotate.dt === "none") return [];
+  if (rotate.dt === "hadamard") return [step(rotateDt, { rotationFor: null })];
+  let inputs: string[] = [];
+  return [
+    calibratedStep(
+      rotateDt,
+      (model) => {
+        inputs = sitesOf(model).blocks.flatMap(({ dtProj }) => dtProj?.input ?? []);
+        return inputs.map(secondMoment);
+      },
+      async (statistics) => {
+        const rotations = new Map<string, Rotation>();
+        for (const value of inputs) rotations.set(value, await kltOf(statistics, value));
+        return {
+          rotationFor: (activation, rank) =>
+            rotations.get(activation) ?? { kind: "hadamard", rotation: hadamardRotation(rank) },
+        };
+      },
+    ),
+  ];
+}
+
+function schemeOf(recipe: QuantRecipe, site: LinearSite, method: RoundingMethod): WeightScheme | null {
+  const rule = recipe.weights.findLast(({ roles }) => roles.includes(site.role));
+  return rule === undefined || rule.scheme === null || rule.method !== method ? null : parseWeightScheme(rule.scheme);
+}
+
+function roundingSteps(recipe: QuantRecipe): Step[] {
+  if (recipe.weights.length === 0) return [];
+  return [step(roundNearest, { schemeFor: (site) => schemeOf(recipe, site, "nearest") })];
+}
+
+function activationSteps({ activations }: QuantRecipe): Step[] {
+  if (activations === null) return [];
+  const roles = new Set<LinearRole>(activations.roles);
+  if (activations.timing === "dynamic") return [step(insertQdq, { roles, timing: "dynamic", range: () => 0 })];
+  const { share } = activations;
+  return [
+    calibratedStep(
+      insertQdq,
+      (model) =>
+        quantizedInputs(model, roles).map(
+          ({ value }): StatRequest => ({ value, kind: share === 1 ? "absmax" : "percentile", perChannel: false }),
+        ),
+      (statistics) => ({
+        roles,
+        timing: "static" as const,
+        range: (value: string) => (share === 1 ? statistics.absMax(value) : statistics.percentile(value, share)),
+      }),
+    ),
+  ];
+}
+
+function sitesOf(model: Model): Sites {
+  return new Sites(viewGraph(model.graph, mainOpset(model)));
+}
