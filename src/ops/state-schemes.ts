@@ -5,7 +5,6 @@
  * All scales are halves, rounded before use; codes are round-half-even, clamped to +-(2^(bits-1) - 1).
  */
 
-import { roundHalfEven } from "../ir/tensor.js";
 import { assertNever, invariant } from "../support/errors.js";
 import { MAX_HALF, MIN_CHANNEL_SCALE, roundToHalf } from "./packed-state.js";
 import type { HeadRounding } from "./reference.js";
@@ -37,18 +36,20 @@ export interface RankOneScale {
   readonly state: Float64Array;
 }
 
+/** Float64 numbers near it are whole. */
+const NO_FRACTIONS = 1.5 * 2 ** 52;
+
 /** Rounds heads in place by a scheme. */
 export function schemeRounding(scheme: StateScheme): HeadRounding {
   const qmax = 2 ** (scheme.bits - 1) - 1;
   return (state, offset, headDim, dState) => {
     const head = state.subarray(offset, offset + headDim * dState);
-    const scale = schemeScale(scheme, head, offset / head.length, headDim, dState);
-    for (let p = 0; p < headDim; p++) {
-      for (let n = 0; n < dState; n++) {
-        const step = scale(p, n) / qmax;
-        const code = step > 0 ? roundHalfEven(head[p * dState + n]! / step) : 0;
-        head[p * dState + n] = Math.min(Math.max(code, -qmax), qmax) * step;
-      }
+    const scales = schemeScales(scheme, head, offset / head.length, headDim, dState);
+    for (let i = 0; i < head.length; i++) {
+      const step = scales[i]! / qmax;
+      // Adding and taking away a number without room for fractions rounds half to even.
+      const code = step > 0 ? head[i]! / step + NO_FRACTIONS - NO_FRACTIONS : 0;
+      head[i] = Math.min(Math.max(code, -qmax), qmax) * step;
     }
   };
 }
@@ -74,30 +75,23 @@ export function schemeBytes(scheme: StateScheme, headDim: number, dState: number
   }
 }
 
-type ScaleAt = (p: number, n: number) => number;
-
-function schemeScale(scheme: StateScheme, head: Float64Array, index: number, headDim: number, dState: number): ScaleAt {
+/** The scale of each value of a head, [P, N]. */
+function schemeScales(
+  scheme: StateScheme,
+  head: Float64Array,
+  index: number,
+  headDim: number,
+  dState: number,
+): Float64Array {
   switch (scheme.kind) {
-    case "tensor": {
-      const scale = peak(head);
-      return () => scale;
-    }
-    case "channel": {
-      const scales = rowsOf(head, headDim, dState).map(peak);
-      return (p) => scales[p]!;
-    }
-    case "state": {
-      const scales = columnsOf(head, headDim, dState).map(peak);
-      return (_p, n) => scales[n]!;
-    }
-    case "group": {
-      const { size } = scheme;
-      const count = Math.ceil(dState / size);
-      const scales = rowsOf(head, headDim, dState).flatMap((row) =>
-        Array.from({ length: count }, (_, group) => peak(row.subarray(group * size, (group + 1) * size))),
-      );
-      return (p, n) => scales[p * count + Math.floor(n / size)]!;
-    }
+    case "tensor":
+      return new Float64Array(head.length).fill(peak(head));
+    case "channel":
+      return groupScales(head, headDim, dState, dState);
+    case "state":
+      return columnScales(head, dState);
+    case "group":
+      return groupScales(head, headDim, dState, scheme.size);
     case "dsq":
       return outer(decoupledScales(head, headDim, dState, scheme));
     case "static": {
@@ -110,18 +104,34 @@ function schemeScale(scheme: StateScheme, head: Float64Array, index: number, hea
   }
 }
 
-function outer(scale: RankOneScale): ScaleAt {
-  return (p, n) => scale.channel[p]! * scale.state[n]!;
+function outer({ channel, state }: RankOneScale): Float64Array {
+  const out = new Float64Array(channel.length * state.length);
+  for (let p = 0; p < channel.length; p++) {
+    for (let n = 0; n < state.length; n++) out[p * state.length + n] = channel[p]! * state[n]!;
+  }
+  return out;
 }
 
-function rowsOf(head: Float64Array, headDim: number, dState: number): Float64Array[] {
-  return Array.from({ length: headDim }, (_, p) => head.subarray(p * dState, (p + 1) * dState));
+/** One scale for every `size` values of a row; the last group of a row may be shorter. */
+function groupScales(head: Float64Array, headDim: number, dState: number, size: number): Float64Array {
+  const out = new Float64Array(head.length);
+  for (let p = 0; p < headDim; p++) {
+    for (let n = 0; n < dState; n += size) {
+      const [from, to] = [p * dState + n, p * dState + Math.min(n + size, dState)];
+      out.fill(peak(head.subarray(from, to)), from, to);
+    }
+  }
+  return out;
 }
 
-function columnsOf(head: Float64Array, headDim: number, dState: number): Float64Array[] {
-  return Array.from({ length: dState }, (_, n) =>
-    Float64Array.from({ length: headDim }, (_v, p) => head[p * dState + n]!),
-  );
+/** One scale a column. */
+function columnScales(head: Float64Array, dState: number): Float64Array {
+  const peaks = new Float64Array(dState);
+  for (let i = 0; i < head.length; i++) peaks[i % dState] = Math.max(peaks[i % dState]!, Math.abs(head[i]!));
+  const out = new Float64Array(head.length);
+  for (let n = 0; n < dState; n++) peaks[n] = roundToHalf(Math.min(peaks[n]!, MAX_HALF));
+  for (let i = 0; i < out.length; i++) out[i] = peaks[i % dState]!;
+  return out;
 }
 
 /** Largest magnitude, as a half. */
@@ -139,19 +149,22 @@ function decoupledScales(
   rule: { readonly norm: "mean" | "max"; readonly gamma: number; readonly order: "channel" | "state" },
 ): RankOneScale {
   const byRow = rule.order === "channel";
-  const lines = byRow ? rowsOf(head, headDim, dState) : columnsOf(head, headDim, dState);
-  const first = Float64Array.from(lines, (line) => {
+  const [count, length] = byRow ? [headDim, dState] : [dState, headDim];
+  const [across, along] = byRow ? [dState, 1] : [1, dState];
+  const first = new Float64Array(count);
+  const second = new Float64Array(length);
+  for (let i = 0; i < count; i++) {
     let norm = 0;
-    for (const value of line) {
-      norm = rule.norm === "mean" ? norm + Math.abs(value) / line.length : Math.max(norm, Math.abs(value));
+    for (let j = 0; j < length; j++) {
+      const magnitude = Math.abs(head[i * across + j * along]!);
+      norm = rule.norm === "mean" ? norm + magnitude / length : Math.max(norm, magnitude);
     }
-    return roundToHalf(Math.min(Math.max(norm ** rule.gamma, MIN_CHANNEL_SCALE), MAX_HALF));
-  });
-  const second = new Float64Array(byRow ? dState : headDim);
-  lines.forEach((line, i) => {
-    for (let j = 0; j < line.length; j++) second[j] = Math.max(second[j]!, Math.abs(line[j]!) / first[i]!);
-  });
-  for (let j = 0; j < second.length; j++) second[j] = roundToHalf(Math.min(second[j]!, MAX_HALF));
+    first[i] = roundToHalf(Math.min(Math.max(norm ** rule.gamma, MIN_CHANNEL_SCALE), MAX_HALF));
+    for (let j = 0; j < length; j++) {
+      second[j] = Math.max(second[j]!, Math.abs(head[i * across + j * along]!) / first[i]!);
+    }
+  }
+  for (let j = 0; j < length; j++) second[j] = roundToHalf(Math.min(second[j]!, MAX_HALF));
   return byRow ? { channel: first, state: second } : { channel: second, state: first };
 }
 
