@@ -4,6 +4,7 @@
  * - a weight on the left, W [N, K] times columns [K, L] (dt_proj of transformers exports), becomes a Transpose, a MatMul
  *   with W^T on the right and a Transpose back, which cancel against the layout changes around them;
  * - Gemm becomes MatMul and Add, with its transposition folded into the weight;
+ * - a Transpose of a weight (a tied head) is folded into it;
  * - a weight that several nodes read (a tied head, merged equal tensors) is cloned for each.
  *
  * Refuses: Gemm with alpha or beta other than 1 (left as it is, with a remark).
@@ -12,7 +13,7 @@
  *     after    Transpose -> MatMul([B, L, 48], W^T [48, 1536]) -> Transpose
  */
 
-import { attr, attrFloat, makeNode, type Node } from "../src/ir/graph.js";
+import { attr, attrFloat, attrInts, type Graph, makeNode, type Node } from "../src/ir/graph.js";
 import type { Tensor } from "../src/ir/tensor.js";
 import { viewGraph } from "../src/rewrite/axes.js";
 import { GraphEdit } from "../src/rewrite/edit.js";
@@ -29,10 +30,12 @@ export const alignLinears: Pass<Record<string, never>> = definePass({
   establishes: ["linears-aligned"],
   invalidates: [],
   run(model, _options, context) {
-    const sites = new Sites(viewGraph(model.graph, mainOpset(model)));
-    const edit = new GraphEdit(model.graph);
+    const folded = foldTransposes(model.graph);
+    const { graph } = folded;
+    const sites = new Sites(viewGraph(graph, mainOpset(model)));
+    const edit = new GraphEdit(graph);
     const claimed = new Set<string>();
-    let changed = 0;
+    let changed = folded.changed;
     for (const [at, site] of sites.linears.entries()) {
       const shared =
         claimed.has(site.weight) ||
@@ -53,7 +56,7 @@ export const alignLinears: Pass<Record<string, never>> = definePass({
         });
         continue;
       }
-      const tensor = model.graph.initializers.get(site.weight);
+      const tensor = graph.initializers.get(site.weight);
       if (tensor === undefined) continue;
       rewrite(edit, site, tensor, at);
       changed += 1;
@@ -61,6 +64,24 @@ export const alignLinears: Pass<Record<string, never>> = definePass({
     return Promise.resolve({ model: changed === 0 ? model : { ...model, graph: edit.commit() }, changed });
   },
 });
+
+/** Weights behind a Transpose become weights of their own. */
+function foldTransposes(graph: Graph): { graph: Graph; changed: number } {
+  const edit = new GraphEdit(graph);
+  let changed = 0;
+  for (const node of graph.nodes) {
+    const tensor = graph.initializers.get(node.inputs[0] ?? "");
+    const [output] = node.outputs;
+    if (node.op !== "Transpose" || node.domain !== "" || tensor?.shape.length !== 2 || output === undefined) continue;
+    if (attrInts(node, "perm")?.[0] !== 1 && node.attributes.has("perm")) continue;
+    const name = `${output}.folded`;
+    edit.addInitializers(new Map([[name, transposedWeight(tensor)]]));
+    edit.removeNode(node);
+    edit.replaceValue(output, name);
+    changed += 1;
+  }
+  return { graph: changed === 0 ? graph : edit.commit(), changed };
+}
 
 function rewrite(edit: GraphEdit, site: LinearSite, tensor: Tensor, at: number): void {
   const weight = `${site.weight}.${at}`;
