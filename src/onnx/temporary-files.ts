@@ -7,7 +7,7 @@
  */
 
 import { randomBytes } from "node:crypto";
-import { rmSync } from "node:fs";
+import { mkdtempSync, rmSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
 
 const SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
@@ -45,6 +45,13 @@ export class TemporaryFiles {
     return path;
   }
 
+  /** A new folder in `parent`, to be removed with everything in it. */
+  folder(parent: string, prefix: string): string {
+    const path = mkdtempSync(join(parent, prefix));
+    this.#paths.add(path);
+    return path;
+  }
+
   /** No longer temporary: renamed to what it was written for. */
   keep(path: string): void {
     this.#paths.delete(path);
@@ -53,7 +60,7 @@ export class TemporaryFiles {
   removeAll(): void {
     for (const path of this.#paths) {
       try {
-        rmSync(path, { force: true });
+        rmSync(path, { force: true, recursive: true });
       } catch {
         // The error that led here is worth more than this one.
       }

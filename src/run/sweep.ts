@@ -5,7 +5,7 @@
  * waits in a temporary file. So memory holds one block and one call, whatever the depth and the number of sequences.
  */
 
-import { mkdtempSync, rmSync } from "node:fs";
+import { rmSync } from "node:fs";
 import { type FileHandle, open } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -82,13 +82,13 @@ export async function sweep(options: SweepOptions, visitor: SweepVisitor): Promi
     boundaries: options.boundaries ?? [],
     ...(options.onNotice === undefined ? {} : { onNotice: options.onNotice }),
   });
-  const folder = mkdtempSync(join(options.temporaryFolder ?? tmpdir(), "mambac-calibrate-"));
   const temporary = new TemporaryFiles();
   let incoming: HiddenFile | null = null;
   try {
+    const folder = temporary.folder(options.temporaryFolder ?? tmpdir(), "mambac-calibrate-");
     for (const [at, block] of blocks.entries()) {
       const outgoing: HiddenFile | null =
-        block.output === null ? null : await HiddenFile.create(temporary.beside(join(folder, `values${at}`)));
+        block.output === null ? null : await HiddenFile.create(join(folder, `values${at}`));
       try {
         await runBlock({ block, signature, options, visitor, incoming, outgoing }, folder, (sequence) =>
           options.onProgress?.({ block: at, blocks: blocks.length, sequence, sequences: options.dataset.count }),
@@ -103,7 +103,6 @@ export async function sweep(options: SweepOptions, visitor: SweepVisitor): Promi
   } finally {
     await incoming?.close();
     temporary.close();
-    rmSync(folder, { recursive: true, force: true });
   }
 }
 
