@@ -151,13 +151,16 @@ function view(
 
 /**
  * Lengths worth trying. A file that claims a free length but was traced at one step count gives itself away by the
- * number of its step selections, so those counts are tried too.
+ * number of its step selections, so those counts are tried too, the larger ones first.
  */
 function freeLengths(graph: Graph): number[] {
-  const counts = new Set<number>([5]);
-  for (const node of graph.nodes) if (node.op === "Concat" && node.inputs.length > 8) counts.add(node.inputs.length);
-  counts.add(16);
-  return [...counts];
+  const counts = new Set<number>();
+  for (const node of graph.nodes) {
+    if (node.op === "Concat") counts.add(node.inputs.length);
+    else if (node.op === "Split") counts.add(node.outputs.length);
+  }
+  const steps = [...counts].filter((count) => count > 1).sort((a, b) => b - a);
+  return [...new Set([5, ...steps.filter((count) => count > 8), 16, ...steps])];
 }
 
 /** Role of each axis of a value, or null when its shape is unknown. */

@@ -70,7 +70,7 @@ function regionAt(tracer: Tracer, node: Node, stateOutputs: ReadonlyMap<string, 
   const channels = elementCount(concrete(tracer.view, start.weight)?.shape ?? []) / start.kernelSize;
   const { ends, biases } = followResult(tracer, node, start.result);
   const present =
-    start.present ??
+    publicName(tracer, start.present) ??
     (stateOutputs.get(stream.x) ?? []).find((name) => {
       const shape = concrete(tracer.view, name)?.shape;
       return shape?.[1] === channels && !ends.includes(name);
@@ -88,6 +88,16 @@ function regionAt(tracer: Tracer, node: Node, stateOutputs: ReadonlyMap<string, 
     biases: [...start.biases, ...biases],
     ends,
   };
+}
+
+/** The output of the graph that a value becomes, perhaps after a Cast. */
+function publicName(tracer: Tracer, name: string | null): string | null {
+  for (let at = name; at !== null && at !== ""; ) {
+    if (tracer.index.outputs.has(at)) return at;
+    const users: readonly Node[] = tracer.index.users.get(at) ?? [];
+    at = users.find((user) => user.op === "Cast" || user.op === "Identity")?.outputs[0] ?? null;
+  }
+  return null;
 }
 
 interface Anchor {

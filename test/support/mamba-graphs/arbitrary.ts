@@ -115,6 +115,8 @@ export function arbitraryCase(family: Family, form: GraphForm): fc.Arbitrary<Mam
         claimsFreeLength: form === "unrolled" && claims && states === "none",
         states: form === "step" || form === "branches" ? "both" : states,
         ...(perHead ? { dtToChannels: false, broadcastA: "no" } : {}),
+        // These forms put heads into one axis, so every head needs its own B and C.
+        ...(perHead && family === "mamba2" && free.groupRepeat === "broadcast" ? { groupRepeat: "expand" } : {}),
         ...(form === "linear-attention" && fused ? { conv: "fused", stateWidth: "k-1" } : {}),
         branchLong: family === "mamba1" && long === "chunked" ? "loop" : long,
         // Functions cannot read the initialisers they need inside an If that is itself in a function.

@@ -49,7 +49,7 @@ function paddingOf(w: Writer): Padding {
   const cut = (value: Axed): Axed => {
     if (missing === 0) return value;
     const end = fixed ? w.ints([length]) : w.dim("l");
-    return { name: w.op("Slice", [value.name, w.ints([0]), end, w.ints([1])]), axes: value.axes };
+    return { name: w.op("Slice", [value.name, w.ints([0]), end, w.ints([value.axes.indexOf("l")])]), axes: value.axes };
   };
   return { chunked, padded, cut };
 }
