@@ -171,9 +171,8 @@ describe("looking inside", () => {
   const out = (): string => join(folder, "out.onnx");
 
   test("--json is one document and nothing else, whatever else is asked for", async () => {
-    const result = await mambac(
-      ...["compile", PAIR, "-o", out(), "--json", "--timing", "--print-ir", "all", "--state", "h4", "--threads", "2"],
-    );
+    const flags = ["--json", "--timing", "--print-ir", "all", "--state", "h4", "--threads", "2"];
+    const result = await mambac("compile", PAIR, "-o", out(), ...flags);
     expect(result.code).toBe(0);
     const document = documentIn(result);
     expect(document).toMatchObject({
@@ -225,7 +224,9 @@ describe("looking inside", () => {
     expect(early.code).toBe(0);
     expect(early.out.match(/mambac\.ir\.SelectiveScan\(/g)).toHaveLength(2);
     const late = await mambac("compile", PAIR, "-o", out(), "--stop-after", "lower", "--json");
-    expect(documentIn(late)).toMatchObject({ files: null, ir: expect.stringContaining("com.mambac.Mamba2ScanH8Max(") });
+    const document = documentIn(late);
+    expect(document["files"]).toBeNull();
+    expect(document["ir"]).toContain("com.mambac.Mamba2ScanH8Max(");
     expect(readdirSync(folder)).toEqual([]);
   });
 
