@@ -1,0 +1,74 @@
+/** Codes as ONNX stores them: several to a byte, low bits first. */
+
+import { asBytes, numberToFloat16, type Tensor, tensorFromBytes } from "../ir/tensor.js";
+import type { DType } from "../ir/types.js";
+import { invariant } from "../support/errors.js";
+import type { Quantized } from "./grid.js";
+import { scaleLayout } from "./scale-layout.js";
+import type { Bits } from "./scheme.js";
+
+/** Bits a code occupies: ONNX has no 3-bit type, those live in 4 bits. */
+export function storedBits(bits: Bits): 2 | 4 | 8 {
+  return bits === 3 ? 4 : bits;
+}
+
+/** Codes -> bytes; the last byte is padded with zero bits. Signs are cut to two's complement. */
+export function packCodes(codes: Int8Array | Uint8Array, bits: 2 | 4 | 8): Uint8Array {
+  const bytes = new Uint8Array(codes.buffer, codes.byteOffset, codes.length);
+  if (bits === 8) return bytes.slice();
+  const perByte = 8 / bits;
+  const packed = new Uint8Array(Math.ceil(bytes.length / perByte));
+  if (bits === 4) {
+    const pairs = bytes.length >> 1;
+    for (let i = 0; i < pairs; i++) packed[i] = (bytes[2 * i]! & 15) | (bytes[2 * i + 1]! << 4);
+    if (bytes.length % 2 === 1) packed[pairs] = bytes[bytes.length - 1]! & 15;
+    return packed;
+  }
+  for (let i = 0; i < bytes.length; i++) packed[i >> 2]! |= (bytes[i]! & 3) << (2 * (i & 3));
+  return packed;
+}
+
+/** The first `count` codes of packed bytes. */
+export function unpackCodes(
+  packed: Uint8Array,
+  count: number,
+  bits: 2 | 4 | 8,
+  signed: boolean,
+): Int8Array | Uint8Array {
+  invariant(
+    packed.length === Math.ceil((count * bits) / 8),
+    `${packed.length} bytes for ${count} codes of ${bits} bits`,
+  );
+  const codes = signed ? new Int8Array(count) : new Uint8Array(count);
+  const perByte = 8 / bits;
+  const mask = 2 ** bits - 1;
+  for (let i = 0; i < count; i++) {
+    const code = (packed[Math.floor(i / perByte)]! >> (bits * (i % perByte))) & mask;
+    codes[i] = signed && code > mask >> 1 ? code - mask - 1 : code;
+  }
+  return codes;
+}
+
+/** The inputs of a DequantizeLinear node. Types of 2 bits need opset 25, of 4 bits opset 21. */
+export interface QuantizedTensors {
+  readonly codes: Tensor;
+  readonly scales: Tensor;
+  /** Null stands for zero. */
+  readonly zeroPoints: Tensor | null;
+}
+
+/** A quantized tensor as ONNX tensors. */
+export function quantizedTensors(quantized: Quantized): QuantizedTensors {
+  const { bits, zeroPoints, scales, shape } = quantized;
+  const stored = storedBits(bits);
+  const dtype: DType = `${zeroPoints === null ? "i" : "u"}${stored}`;
+  const scaleShape = scaleLayout(shape, quantized.granularity).shape;
+  return {
+    codes: tensorFromBytes(dtype, shape, packCodes(quantized.codes, stored)),
+    scales:
+      quantized.scaleType === "f32"
+        ? tensorFromBytes("f32", scaleShape, asBytes(scales.slice()))
+        : tensorFromBytes("f16", scaleShape, asBytes(Uint16Array.from(scales, numberToFloat16))),
+    zeroPoints: zeroPoints === null ? null : tensorFromBytes(dtype, scaleShape, packCodes(zeroPoints, stored)),
+  };
+}
