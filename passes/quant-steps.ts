@@ -25,6 +25,7 @@ import { rotateDt } from "./rotate-dt.js";
 import { rotateOutput } from "./rotate-output.js";
 import { rotateResidual } from "./rotate-residual.js";
 import { rotateState } from "./rotate-state.js";
+import { gptqInputs, roundGptq } from "./round-gptq.js";
 import { roundNearest } from "./round-nearest.js";
 import { smoothedInputs, smoothQuant } from "./smooth-quant.js";
 import { tidy } from "./tidy.js";
@@ -124,12 +125,34 @@ function dtSteps({ rotate }: QuantRecipe): Step[] {
 
 function schemeOf(recipe: QuantRecipe, site: LinearSite, method: RoundingMethod): WeightScheme | null {
   const rule = recipe.weights.findLast(({ roles }) => roles.includes(site.role));
-  return rule === undefined || rule.scheme === null || rule.method !== method ? null : parseWeightScheme(rule.scheme);
+  if (rule === undefined || rule.scheme === null || rule.method !== method) return null;
+  const scheme = parseWeightScheme(rule.scheme);
+  // A projection with fewer inputs than a group has is one group: one scale an output channel.
+  const { granularity } = scheme;
+  return granularity.kind === "group" && granularity.size >= site.inFeatures
+    ? { ...scheme, granularity: { kind: "channel", axis: 1 } }
+    : scheme;
 }
 
 function roundingSteps(recipe: QuantRecipe): Step[] {
   if (recipe.weights.length === 0) return [];
-  return [step(roundNearest, { schemeFor: (site) => schemeOf(recipe, site, "nearest") })];
+  const gptqScheme = (site: LinearSite): WeightScheme | null => schemeOf(recipe, site, "gptq");
+  const usesGptq = recipe.weights.some(({ method }) => method === "gptq");
+  return [
+    ...(usesGptq
+      ? [
+          calibratedStep(
+            roundGptq,
+            (model) => gptqInputs(model, gptqScheme).map(secondMoment),
+            (statistics) => ({
+              schemeFor: gptqScheme,
+              secondMoment: (value: string) => statistics.secondMoment(value),
+            }),
+          ),
+        ]
+      : []),
+    step(roundNearest, { schemeFor: (site) => schemeOf(recipe, site, "nearest") }),
+  ];
 }
 
 function activationSteps({ activations }: QuantRecipe): Step[] {

@@ -16,6 +16,7 @@ import { type SemanticOp, type StateChoice, semanticOps } from "./rewrite/semant
 import { slotType, stateBytes, stateSlots } from "./rewrite/states.js";
 import { mainOpset } from "./rewrite/trials.js";
 import { type DatasetOptions, openDataset } from "./run/dataset.js";
+import { openOrtGemm } from "./run/ort-gemm.js";
 import { pairDisagreement } from "./run/pair-agreement.js";
 import { openSession } from "./run/session.js";
 import { collectStatistics } from "./run/statistics.js";
@@ -86,11 +87,13 @@ export interface CompileReport {
 
 /** Compiles; see `CompileOptions`. Throws `MambacError` for whatever the user can mend; nothing is written then. */
 export async function compile(options: CompileOptions, passes: CompilerPasses): Promise<CompileReport> {
+  await using products = openOrtGemm({ threads: options.threads ?? 1 });
   const sources = sourceFiles(options.inputs).map(identifySource);
   const remarks: Remark[] = [];
   const warnings: string[] = [];
   const hooks = {
     execute: executor(options.threads ?? 1),
+    gemm: products.gemm,
     report: (remark: Remark): void => {
       remarks.push(remark);
       options.onRemark?.(remark);
@@ -229,7 +232,7 @@ function vocabularyOf(model: Model): number {
 }
 
 /** The model with its pairs of states in the metadata, where sessions look for them. */
-function withStateNames(model: Model, ops: readonly SemanticOp[]): Model {
+export function withStateNames(model: Model, ops: readonly SemanticOp[]): Model {
   const states = ops
     .flatMap(stateSlots)
     .map(({ op, input, output }) => ({ input: op.node.inputs[input], output: op.node.outputs[output] }));

@@ -2,6 +2,7 @@
 
 import type { Model } from "../ir/graph.js";
 import type { Tensor } from "../ir/tensor.js";
+import type { Gemm } from "../linalg/matrix.js";
 
 /** Runs a small model on given inputs. Injected, so that passes never import a runtime. */
 export type Execute = (model: Model, feeds: ReadonlyMap<string, Tensor>) => Promise<Map<string, Tensor>>;
@@ -43,6 +44,8 @@ export interface Remark {
 
 export interface PassContext {
   readonly execute: Execute;
+  /** Matrix products at the speed of a runtime. */
+  readonly gemm: Gemm;
   report(remark: Omit<Remark, "pass">): void;
 }
 

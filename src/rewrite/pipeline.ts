@@ -2,10 +2,11 @@
 
 import type { Model } from "../ir/graph.js";
 import { formatDiagnostic, verifyModel } from "../ir/verify.js";
+import { type Gemm, loopGemm } from "../linalg/matrix.js";
 import type { StatRequest } from "../quant/calibration.js";
 import type { Statistics } from "../quant/statistics.js";
 import { EXIT, InvariantError, invariant, MambacError } from "../support/errors.js";
-import type { Execute, Fact, Pass, Remark } from "./pass.js";
+import type { Execute, Fact, Pass, PassContext, Remark } from "./pass.js";
 import { SEMANTIC_DOMAIN } from "./semantic.js";
 
 /** A pass with its options bound. */
@@ -18,7 +19,7 @@ export interface Step {
   requests?(model: Model): readonly StatRequest[];
   run(
     model: Model,
-    execute: Execute,
+    tools: Pick<PassContext, "execute" | "gemm">,
     report: (remark: Remark) => void,
     statistics: Statistics | null,
   ): Promise<{ readonly model: Model; readonly changed: number }>;
@@ -32,8 +33,8 @@ export function step<Options>(pass: Pass<Options>, options: Options): Step {
     requires,
     establishes,
     invalidates,
-    run: (model, execute, report) =>
-      pass.run(model, options, { execute, report: (remark) => report({ ...remark, pass: name }) }),
+    run: (model, tools, report) =>
+      pass.run(model, options, { ...tools, report: (remark) => report({ ...remark, pass: name }) }),
   };
 }
 
@@ -50,10 +51,10 @@ export function calibratedStep<Options>(
     establishes,
     invalidates,
     requests,
-    run: async (model, execute, report, statistics) => {
+    run: async (model, tools, report, statistics) => {
       invariant(statistics !== null, `${name} ran without its statistics`);
       return pass.run(model, await options(statistics), {
-        execute,
+        ...tools,
         report: (remark) => report({ ...remark, pass: name }),
       });
     },
@@ -63,6 +64,8 @@ export function calibratedStep<Options>(
 export interface PipelineHooks {
   readonly execute: Execute;
   readonly report: (remark: Remark) => void;
+  /** Matrix products; a plain loop unless given. */
+  readonly gemm?: Gemm;
   /** Collects statistics over calibration data; absent when no data were given. */
   readonly collect?: (model: Model, requests: readonly StatRequest[]) => Promise<Statistics>;
   /** Called after each pass with the model it made. */
@@ -112,7 +115,12 @@ export async function runSteps(
     let result: { readonly model: Model; readonly changed: number };
     try {
       const statistics = await gather(next, current, hooks);
-      result = await next.run(current, hooks.execute, hooks.report, statistics);
+      result = await next.run(
+        current,
+        { execute: hooks.execute, gemm: hooks.gemm ?? loopGemm },
+        hooks.report,
+        statistics,
+      );
       assertSound(name, result.model);
     } catch (cause) {
       hooks.onFailure?.(name, current, cause);
