@@ -92,9 +92,12 @@ class Rotations {
 /** Diagonalises (d, e) in place: d becomes the eigenvalues, unsorted; rotations go to `rotations`. */
 function implicitQl(d: Float64Array, e: Float64Array, rotations: Rotations): void {
   const n = d.length;
+  // Couplings are judged against the whole matrix: between two eigenvalues near zero none would ever be small.
+  let norm = 0;
+  for (let i = 0; i < n; i++) norm = Math.max(norm, Math.abs(d[i]!) + Math.abs(e[i] ?? 0));
   for (let l = 0; l < n; l++) {
     for (let sweeps = 0; ; sweeps++) {
-      const m = firstSplit(d, e, l);
+      const m = firstSplit(d, e, l, norm);
       if (m === l) break;
       invariant(sweeps < MAX_SWEEPS, `eigenvalue ${l} of ${n} does not converge`);
       sweep(d, e, l, m, rotations);
@@ -104,11 +107,10 @@ function implicitQl(d: Float64Array, e: Float64Array, rotations: Rotations): voi
 }
 
 /** The first m >= l whose coupling to m + 1 is negligible. */
-function firstSplit(d: Float64Array, e: Float64Array, l: number): number {
+function firstSplit(d: Float64Array, e: Float64Array, l: number, norm: number): number {
   let m = l;
   for (; m < d.length - 1; m++) {
-    const size = Math.abs(d[m]!) + Math.abs(d[m + 1]!);
-    if (Math.abs(e[m]!) <= Number.EPSILON * size) break;
+    if (Math.abs(e[m]!) <= Number.EPSILON * norm) break;
   }
   return m;
 }

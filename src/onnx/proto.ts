@@ -258,7 +258,8 @@ class Column {
   addPacked(reader: protobuf.Reader): void {
     const end = endOfBlock(reader);
     if (this.#kind === "floats" || this.#kind === "doubles") {
-      const bytes = reader.buf.slice(reader.pos, end);
+      // Not reader.buf.slice: on a Node Buffer that is a view, which may lie unaligned.
+      const bytes = Uint8Array.prototype.slice.call(reader.buf, reader.pos, end);
       const width = this.#kind === "floats" ? 4 : 8;
       if (bytes.byteLength % width !== 0) throw malformed(reader, "a packed list ends inside a number");
       reader.pos = end;

@@ -1,0 +1,62 @@
+/**
+ * The truth about quantized projections: which of them ONNX Runtime really runs as integer or low-bit kernels, read from
+ * the graph it made of the model.
+ */
+
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { dirname, join } from "node:path";
+import type { Graph } from "../ir/graph.js";
+import { readModelBytes } from "../onnx/read.js";
+import { openNativeSession } from "./native-session.js";
+
+const INTEGER_KERNELS = new Set([
+  "QLinearMatMul",
+  "MatMulIntegerToFloat",
+  "DynamicQuantizeMatMul",
+  "MatMulInteger",
+  "MatMulNBits",
+  "QGemm",
+]);
+
+export interface KernelCensus {
+  /** Projections that run on integers or unpack low-bit weights. */
+  readonly quantized: number;
+  /** Projections in all: products with a constant matrix. */
+  readonly projections: number;
+  /** Count of each kernel, by operator name. */
+  readonly kernels: ReadonlyMap<string, number>;
+  /** Outputs of projections that still multiply floats. */
+  readonly float: readonly string[];
+}
+
+/** Loads a model with every optimisation and counts what its projections became. `MatMul` inside operators is not counted. */
+export async function kernelCensus(path: string): Promise<KernelCensus> {
+  const folder = mkdtempSync(join(tmpdir(), "mambac-census-"));
+  try {
+    const optimized = join(folder, "optimized.onnx");
+    const session = await openNativeSession(path, { optimization: "all", optimizedModelPath: optimized });
+    session.close();
+    // Weights the optimiser left alone are still named relative to the model they came from.
+    return countKernels(readModelBytes(readFileSync(optimized), dirname(path)).model.graph);
+  } finally {
+    rmSync(folder, { recursive: true, force: true });
+  }
+}
+
+function countKernels(graph: Graph): KernelCensus {
+  const kernels = new Map<string, number>();
+  const float: string[] = [];
+  let quantized = 0;
+  for (const node of graph.nodes) {
+    const constant = node.inputs.some((input) => graph.initializers.get(input)?.shape.length === 2);
+    const isInteger = INTEGER_KERNELS.has(node.op);
+    const isFloat = (node.op === "MatMul" || node.op === "Gemm" || node.op === "FusedMatMul") && constant;
+    // The factors of an online rotation are no projections.
+    if (!isInteger && (!isFloat || node.inputs.some((input) => /\.(walsh|hadamard)\d+_/.test(input)))) continue;
+    kernels.set(node.op, (kernels.get(node.op) ?? 0) + 1);
+    if (isInteger) quantized += 1;
+    else float.push(node.outputs[0] ?? "");
+  }
+  return { quantized, projections: quantized + float.length, kernels, float };
+}
