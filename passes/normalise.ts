@@ -2,6 +2,7 @@
  * normalise: brings a graph into the one spelling recognition expects. Nothing is computed and no weight is touched.
  *
  * - model-local functions are inlined (operators known by name keep theirs);
+ * - an If whose condition is the same for any number of tokens becomes the branch it takes;
  * - Constant nodes become initialisers; Identity nodes and Casts to the type a value already has disappear;
  * - numeric dimension names ("32") become numbers; recorded shapes of intermediate values are dropped, they may be stale;
  * - negative entries of Transpose.perm, which TorchScript writes and ONNX Runtime refuses to load, are made positive;
@@ -18,6 +19,7 @@ import { inferConcrete } from "../src/ir/infer.js";
 import { f32Tensor, i64Tensor, type Tensor } from "../src/ir/tensor.js";
 import { dtypeNumber } from "../src/ir/types.js";
 import { bindInputs, dimNumber } from "../src/rewrite/axes.js";
+import { inlineDecidedBranches } from "../src/rewrite/branches.js";
 import { GraphEdit } from "../src/rewrite/edit.js";
 import { inlineFunctions } from "../src/rewrite/inline.js";
 import { definePass, type Pass, type PassContext } from "../src/rewrite/pass.js";
@@ -33,14 +35,13 @@ export const normalise: Pass<Record<string, never>> = definePass({
   invalidates: [],
   run(model, _options, context) {
     const { model: flat, inlined } = inlineFunctions(model);
-    let { graph } = flat;
-    const lifted = liftConstants(graph);
-    graph = lifted.graph;
-    const repaired = repairTransposes(graph, context);
-    graph = {
+    const branches = inlineDecidedBranches(flat);
+    const lifted = liftConstants(branches.graph);
+    const repaired = repairTransposes(lifted.graph, context);
+    let graph: Graph = {
       ...repaired.graph,
-      inputs: numericDims(graph.inputs),
-      outputs: numericDims(graph.outputs),
+      inputs: numericDims(repaired.graph.inputs),
+      outputs: numericDims(repaired.graph.outputs),
       valueInfo: new Map(),
     };
     const opset = mainOpset(flat);
@@ -59,7 +60,10 @@ export const normalise: Pass<Record<string, never>> = definePass({
     }
     const dropped = dropNoOps(graph, opsets.get("") ?? TARGET_OPSET);
     const next: Model = { ...flat, opsets, irVersion: Math.max(flat.irVersion, 10), graph: dropped.graph };
-    return Promise.resolve({ model: next, changed: inlined + lifted.changed + repaired.changed + dropped.changed });
+    return Promise.resolve({
+      model: next,
+      changed: inlined + branches.changed + lifted.changed + repaired.changed + dropped.changed,
+    });
   },
 });
 

@@ -10,6 +10,7 @@ import { encodeModel, type Written, writeModel } from "./onnx/write.js";
 import type { StatRequest } from "./quant/calibration.js";
 import type { Statistics } from "./quant/statistics.js";
 import { tokenInput, viewGraph } from "./rewrite/axes.js";
+import { splitBranches } from "./rewrite/branches.js";
 import type { Execute, Remark } from "./rewrite/pass.js";
 import { nothingFound, runSteps, type Step } from "./rewrite/pipeline.js";
 import { type SemanticOp, type StateChoice, semanticOps } from "./rewrite/semantic.js";
@@ -48,6 +49,8 @@ export interface CompileOptions {
   readonly externalData?: "auto" | "always" | "never";
   readonly stopAfter?: string;
   readonly threads?: number;
+  /** The quantization recipe as it was resolved, for the metadata. */
+  readonly recipe?: { readonly name: string } | null;
   /** Data for passes that need statistics of activations. */
   readonly calibration?: Omit<DatasetOptions, "vocabulary">;
   readonly onRemark?: (remark: Remark) => void;
@@ -115,8 +118,19 @@ export async function compile(options: CompileOptions, passes: CompilerPasses): 
     warnings.push(...found.map((warning) => `${source.path}: ${warning}`));
     options.onProgress?.(`recognising ${source.role === "model" ? "the graph" : `the ${source.role} graph`}`);
     const { stopAfter: _ignored, ...plain } = hooks;
-    const result = await runSteps(model, raiseSteps, stopsEarly ? hooks : plain);
-    raised.push({ role: source.role, model: result.model });
+    const parts = source.role === "model" ? splitBranches(model) : null;
+    if (parts !== null) options.onProgress?.("its layers choose between a step and a scan: taking both apart");
+    const graphs: readonly { readonly role: Source["role"]; readonly model: Model }[] =
+      parts === null
+        ? [{ role: source.role, model }]
+        : [
+            { role: "prefill", model: parts.prefill },
+            { role: "decode", model: parts.decode },
+          ];
+    for (const part of graphs) {
+      const result = await runSteps(part.model, raiseSteps, stopsEarly ? hooks : plain);
+      raised.push({ role: part.role, model: result.model });
+    }
   }
   const main = raised.find(({ role }) => role !== "decode")?.model;
   if (main === undefined) throw new MambacError("compile/inputs", "there is no graph to compile");
@@ -137,7 +151,7 @@ export async function compile(options: CompileOptions, passes: CompilerPasses): 
     },
     new Set(raiseSteps.flatMap(({ establishes }) => establishes)),
   );
-  const model = finished.stopped ? finished.model : described(finished.model, before, sources, options.state);
+  const model = finished.stopped ? finished.model : described(finished.model, before, sources, options);
   let written: Written | null = null;
   if (options.output !== null && !finished.stopped) {
     options.onProgress?.(`writing ${options.output}`);
@@ -190,9 +204,11 @@ async function measurePair(
   decode: Model,
   report: (remark: Remark) => void,
 ): Promise<number | null> {
+  // One file that holds both takes one token as well as many.
+  const [whole] = sources.filter(({ role }) => role === "model");
   const [first, second] = [
-    sources.find(({ role }) => role === "prefill"),
-    sources.find(({ role }) => role === "decode"),
+    sources.find(({ role }) => role === "prefill") ?? whole,
+    sources.find(({ role }) => role === "decode") ?? whole,
   ];
   const notice = (message: string): void =>
     report({ pass: "merge-pair", kind: "warning", code: "merge-pair/not-measured", where: "model", message });
@@ -240,12 +256,18 @@ export function withStateNames(model: Model, ops: readonly SemanticOp[]): Model 
 }
 
 /** The model with what mambac says about itself in the metadata; no dates, hosts or paths. */
-function described(model: Model, ops: readonly SemanticOp[], sources: readonly Source[], state: StateChoice): Model {
+function described(
+  model: Model,
+  ops: readonly SemanticOp[],
+  sources: readonly Source[],
+  { state, recipe }: CompileOptions,
+): Model {
   const named = withStateNames(model, ops);
   const metadata = new Map(named.metadata);
   metadata.set("mambac.version", VERSION);
   metadata.set("mambac.source_sha256", sources.map((source) => source.sha256).join(" "));
   metadata.set("mambac.state", stateText(state));
+  if (recipe != null) metadata.set("mambac.recipe", JSON.stringify(recipe));
   return { ...named, producerName: "mambac", producerVersion: VERSION, metadata };
 }
 
