@@ -37,6 +37,8 @@ export interface BenchSettings {
   /** Tokens decoded after it. */
   readonly steps: number;
   readonly rounds: number;
+  /** 'cpu': processor time instead of the wall clock, for one thread on a machine that others use too; default 'wall'. */
+  readonly clock?: "wall" | "cpu";
 }
 
 /** What a subject is, before anything is timed. */

@@ -38,7 +38,8 @@ async function openPackage(
   subject: BenchSubject & { readonly kind: "package" },
   settings: BenchSettings,
 ): Promise<OpenSubject> {
-  const { batch, threads, steps } = settings;
+  const { batch, threads } = settings;
+  const timed = timerOf(settings);
   const model = await loadPackage(subject.path, { batch, threads, library: subject.library ?? "none" });
   const facts = factsOf(model, settings, {});
   if (subject.library !== null) requireKernels(facts, subject.library);
@@ -50,7 +51,7 @@ async function openPackage(
   const sequence = async (): Promise<RoundTimes> => {
     model.reset();
     const prefill = await timed(batch * tokens.prompt.length, () => model.prefill(tokens.prompt));
-    return { prefill, decode: await decode(model, tokens.next, steps) };
+    return { prefill, decode: await decode(model, tokens.next, timed) };
   };
   return opened(model, facts, await repeated(sequence));
 }
@@ -59,7 +60,8 @@ async function openPair(
   subject: BenchSubject & { readonly kind: "pair" },
   settings: BenchSettings,
 ): Promise<OpenSubject> {
-  const { batch, threads, steps } = settings;
+  const { batch, threads } = settings;
+  const timed = timerOf(settings);
   const options = { backend: "node", batch, threads } as const;
   const model = await loadPackage(subject.decode, { ...options, dims: subject.dims });
   const notes: string[] = [];
@@ -77,7 +79,7 @@ async function openPair(
     const prefill = first === null ? null : await timed(batch * prompt.length, () => first.prefill(prompt));
     if (start === null) model.reset();
     else model.restore(start);
-    return { prefill, decode: await decode(model, tokens.next, steps) };
+    return { prefill, decode: await decode(model, tokens.next, timed) };
   };
   const close = async (): Promise<void> => {
     await first?.close();
@@ -105,6 +107,7 @@ async function openForward(
   settings: BenchSettings,
 ): Promise<OpenSubject> {
   const { batch, threads, steps } = settings;
+  const timed = timerOf(settings);
   const model = await loadPackage(subject.path, { backend: "node", batch, threads });
   const notes = ["it has no state: every token runs its whole prefix again"];
   const { prompt, next } = await randomTokens(model, settings);
@@ -172,16 +175,25 @@ async function randomTokens(
   return { prompt: draw(settings.prefill), next: draw(settings.steps) };
 }
 
-async function decode(model: LoadedPackage, tokens: readonly number[], steps: number): Promise<Timing> {
-  return timed(model.batch * steps, async () => {
-    for (let i = 0; i < steps; i++) await model.step(tokens[i] ?? 0);
+async function decode(model: LoadedPackage, tokens: readonly number[], timed: Timer): Promise<Timing> {
+  return timed(model.batch * tokens.length, async () => {
+    for (const token of tokens) await model.step(token);
   });
 }
 
-async function timed(tokens: number, work: () => Promise<unknown>): Promise<Timing> {
-  const start = performance.now();
-  await work();
-  return { tokens, milliseconds: performance.now() - start };
+type Timer = (tokens: number, work: () => Promise<unknown>) => Promise<Timing>;
+
+function timerOf({ clock }: BenchSettings): Timer {
+  const now = (): number => {
+    if (clock !== "cpu") return performance.now();
+    const { user, system } = process.cpuUsage();
+    return (user + system) / 1000;
+  };
+  return async (tokens, work) => {
+    const start = now();
+    await work();
+    return { tokens, milliseconds: now() - start };
+  };
 }
 
 /** Warms up with two sequences, and repeats short ones within a round. */
