@@ -2,8 +2,12 @@
 
 import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
 import {
+  executableRecipe,
   finishRecipe,
   PASSES,
+  PRESETS,
+  presetNamed,
+  type QuantRecipe,
   raiseRecipe,
   SCAN_TARGETS,
   type ScanTarget,
@@ -77,6 +81,7 @@ function commandLine(terminal: Terminal, outcome: Outcome, argv: readonly string
   addGenerate(program, terminal, outcome);
   addEval(program, terminal, outcome);
   addBench(program, terminal, outcome);
+  addRecipe(program, terminal);
   return program;
 }
 
@@ -103,6 +108,11 @@ interface RunFlags extends ReportFlags {
 }
 
 interface CompileFlags extends RecipeFlags, ReportFlags {
+  readonly recipe?: string;
+  readonly calib?: string[];
+  readonly numSamples: number;
+  readonly seqLen: number;
+  readonly seed: number;
   readonly output?: string;
   readonly externalData: "auto" | "always" | "never";
   readonly threads: number;
@@ -130,6 +140,11 @@ function addCompile(program: Command, terminal: Terminal, outcome: Outcome, argv
         .choices(["auto", "always", "never"])
         .default("auto"),
     )
+    .option("--recipe <name>", "how to quantize weights and activations; `mambac recipe list` names them")
+    .option("--calib <file...>", "text, JSONL, npy, npz, safetensors or Parquet for recipes that need calibration")
+    .option("--num-samples <n>", "sequences of calibration data", positiveInteger, 64)
+    .option("--seq-len <n>", "tokens of a calibration sequence", positiveInteger, 512)
+    .option("--seed <n>", "seed of the choice of sequences", integer, 0)
     .option("--dry-run", "do everything but write; tell sizes and memory")
     .option("--threads <n>", "threads of the proofs; the result does not depend on it", positiveInteger, 1)
     .option("--print-ir <pass>", "print the graph to stderr after this pass, after all, or after those that changed it")
@@ -137,11 +152,25 @@ function addCompile(program: Command, terminal: Terminal, outcome: Outcome, argv
     .option("--timing", "tell how long each pass took")
     .option("--repro <folder>", "should mambac have a bug, write what a report needs there")
     .action(async (inputs: string[], flags: CompileFlags) => {
+      const recipe = flags.recipe === undefined ? null : presetNamed(flags.recipe);
+      const stateGiven = command.getOptionValueSource("state") === "cli";
+      const state = recipe === null || stateGiven ? stateChoice(flags) : recipe.state;
       outcome.code = await compileCommand(
         {
           inputs,
           output: flags.output ?? null,
-          state: stateChoice(flags),
+          state,
+          recipe,
+          ...(flags.calib === undefined
+            ? {}
+            : {
+                calibration: {
+                  paths: flags.calib,
+                  samples: flags.numSamples,
+                  sequenceLength: flags.seqLen,
+                  seed: flags.seed,
+                },
+              }),
           externalData: flags.externalData,
           threads: flags.threads,
           dryRun: flags.dryRun ?? false,
@@ -152,10 +181,28 @@ function addCompile(program: Command, terminal: Terminal, outcome: Outcome, argv
           repro: flags.repro ?? null,
           commandLine: argv,
         },
-        passLibrary(flags),
+        passLibrary(flags, state, recipe),
         terminal,
       );
     });
+}
+
+function addRecipe(program: Command, terminal: Terminal): void {
+  const command = program.command("recipe").description("the quantization recipes that ship with mambac");
+  command
+    .command("list")
+    .description("name them all")
+    .option("--json", "one JSON document on stdout")
+    .action((flags: { json?: boolean }) => {
+      const rows = PRESETS.map(({ name, summary }) => ({ name, summary }));
+      if (flags.json === true) terminal.out(`${JSON.stringify(rows, null, 2)}\n`);
+      else for (const { name, summary } of rows) terminal.out(`${name.padEnd(22)}  ${summary}\n`);
+    });
+  command
+    .command("show")
+    .description("print one, resolved, as JSON")
+    .argument("<name>", "its name")
+    .action((name: string) => terminal.out(`${JSON.stringify(presetNamed(name), null, 2)}\n`));
 }
 
 function addInspect(program: Command, terminal: Terminal, outcome: Outcome): void {
@@ -362,13 +409,17 @@ function reportOptions(flags: ReportFlags): { readonly json: boolean; readonly q
   return { json: flags.json ?? false, quiet: flags.quiet ?? false };
 }
 
-function passLibrary(flags: RecipeFlags): PassLibrary {
-  const state = stateChoice(flags);
+function passLibrary(
+  flags: RecipeFlags,
+  state: StateChoice = stateChoice(flags),
+  quant: QuantRecipe | null = null,
+): PassLibrary {
   const { trust = null, stateNames = null, scan: target = "mambac" } = flags;
   return {
     names: Object.keys(PASSES),
     raise: raiseRecipe,
-    finish: (pair) => finishRecipe({ pair, trust, state, stateNames, target }),
+    executable: executableRecipe,
+    finish: (pair) => finishRecipe({ pair, trust, quant, state, stateNames, target }),
   };
 }
 

@@ -1,11 +1,19 @@
 /** `mambac compile`: compiles, and tells what was found and what became of it. */
 
 import { resolve } from "node:path";
-import { type CompileReport, type CompilerPasses, compile, stateText, VERSION } from "../compile.js";
+import {
+  type CompileOptions,
+  type CompileReport,
+  type CompilerPasses,
+  compile,
+  stateText,
+  VERSION,
+} from "../compile.js";
 import type { Model } from "../ir/graph.js";
 import { formatModel } from "../ir/text.js";
 import { type WriteOptions, writtenSizes } from "../onnx/write.js";
 import type { StateChoice } from "../rewrite/semantic.js";
+import { type KernelCensus, kernelCensus } from "../run/kernel-census.js";
 import { defaultOutput, type SourceFile, sourceFiles } from "../sources.js";
 import { EXIT, type ExitCode, InvariantError, MambacError } from "../support/errors.js";
 import { formatLayers, formatRemarks, formatStateTotal, layerDocument, stateTotals } from "./layer-table.js";
@@ -23,6 +31,9 @@ export interface CompileCommandOptions {
   /** Null: beside the source, as `<name>.mambac.onnx`. */
   readonly output: string | null;
   readonly state: StateChoice;
+  /** The quantization recipe, resolved; null leaves weights and activations float. */
+  readonly recipe?: { readonly name: string } | null;
+  readonly calibration?: NonNullable<CompileOptions["calibration"]>;
   readonly externalData: NonNullable<WriteOptions["externalData"]>;
   readonly threads: number;
   /** Everything but writing. */
@@ -71,6 +82,8 @@ export async function compileCommand(
         state: options.state,
         externalData: options.externalData,
         threads: options.threads,
+        recipe: options.recipe ?? null,
+        ...(options.calibration === undefined ? {} : { calibration: options.calibration }),
         ...(options.stopAfter === null ? {} : { stopAfter: options.stopAfter }),
         onProgress: (message) => progress.say(message),
         afterPass: (name, model, changed, milliseconds) => {
@@ -91,9 +104,11 @@ export async function compileCommand(
     progress.done();
   }
   const elapsed = performance.now() - start;
-  if (options.json) terminal.out(`${JSON.stringify(documentOf(report, output, options, runs), null, 2)}\n`);
+  const census =
+    options.recipe == null || report.written === null ? null : await kernelCensus(report.written.model.path);
+  if (options.json) terminal.out(`${JSON.stringify(documentOf(report, output, options, runs, census), null, 2)}\n`);
   else if (options.stopAfter !== null) terminal.out(formatModel(report.model, { comments: true }));
-  else if (!options.quiet) terminal.out(textOf(report, output, options));
+  else if (!options.quiet) terminal.out(textOf(report, output, options, census));
   else tellWarnings(report, terminal);
   if (options.timing && !options.json) terminal.out(`\n${timingText(runs, elapsed)}`);
   return EXIT.ok;
@@ -161,6 +176,7 @@ function documentOf(
   output: string,
   options: CompileCommandOptions,
   runs: readonly PassRun[],
+  census: KernelCensus | null,
 ): object {
   const { before, after } = stateTotals(report.rows);
   return {
@@ -170,6 +186,8 @@ function documentOf(
     dryRun: options.dryRun,
     files: filesOf(report, output, options),
     state: report.state,
+    recipe: options.recipe ?? null,
+    ...(census === null ? {} : { kernels: { ...census, kernels: Object.fromEntries(census.kernels) } }),
     layers: report.rows.map(layerDocument),
     totals: { weightBytes: report.weightBytes, stateBytesBefore: before, stateBytesAfter: after },
     remarks: report.remarks,
@@ -180,7 +198,12 @@ function documentOf(
   };
 }
 
-function textOf(report: CompileReport, output: string, options: CompileCommandOptions): string {
+function textOf(
+  report: CompileReport,
+  output: string,
+  options: CompileCommandOptions,
+  census: KernelCensus | null,
+): string {
   const files = filesOf(report, output, options);
   const named = (file: Files["model"]): string => `${file.path} (${formatBytes(file.bytes)})`;
   const facts: [string, string][] = report.inputs.map((source) => [
@@ -189,12 +212,20 @@ function textOf(report: CompileReport, output: string, options: CompileCommandOp
   ]);
   facts.push(["state", `${stateText(report.state)}, ${formatStateTotal(report.rows)}`]);
   facts.push(["weights", formatBytes(report.weightBytes)]);
+  if (options.recipe != null) facts.push(["recipe", options.recipe.name]);
+  if (census !== null) facts.push(["projections", censusText(census)]);
   if (files !== null) {
     const list = [files.model, ...(files.data === null ? [] : [files.data])].map(named).join(", ");
     facts.push([options.dryRun ? "would write" : "written", list]);
   }
   if (options.dryRun) facts.push(["peak memory", `about ${formatBytes(peakMemory(report.model))}`]);
   return `${formatLayers(report.rows)}\n${formatFacts(facts)}${formatRemarks(report.remarks, report.warnings)}`;
+}
+
+/** What ONNX Runtime makes of the projections, read from its optimised graph. */
+function censusText({ quantized, projections, kernels }: KernelCensus): string {
+  const list = [...kernels].map(([name, count]) => `${count} ${name}`).join(", ");
+  return `${quantized} of ${projections} run as integer or low-bit kernels in ONNX Runtime (${list})`;
 }
 
 function tellWarnings(report: CompileReport, terminal: Terminal): void {

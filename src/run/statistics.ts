@@ -28,7 +28,7 @@ export async function collectStatistics(
       ...(options.threads === undefined ? {} : { threads: options.threads }),
       ...(options.boundaries === undefined ? {} : { boundaries: options.boundaries }),
       onProgress: ({ block, blocks, sequence, sequences }) =>
-        options.onProgress?.(`calibrating: block ${block + 1} of ${blocks}, sequence ${sequence + 1} of ${sequences}`),
+        options.onProgress?.(`calibrating: block ${block + 1} of ${blocks}, sequence ${sequence} of ${sequences}`),
     },
     {
       statistic: (request, observer) => {
