@@ -40,16 +40,18 @@ const LAYOUTS: ReadonlyMap<MessageName, Layout> = buildLayouts();
 function buildLayouts(): Map<MessageName, Layout> {
   const layouts = new Map<MessageName, Layout>();
   for (const message of Object.keys(SCHEMA) as MessageName[]) {
-    const fields = Object.entries(SCHEMA[message]).map(([name, [number, spelled]]): Field => {
-      const repeated = spelled.endsWith("[]");
-      const type = repeated ? spelled.slice(0, -2) : spelled;
-      return {
-        name,
-        number,
-        repeated,
-        type: Object.hasOwn(SCHEMA, type) ? { message: type as MessageName } : { scalar: type as ScalarName },
-      };
-    });
+    const fields = Object.entries<readonly [number, string]>(SCHEMA[message]).map(
+      ([name, [number, spelled]]): Field => {
+        const repeated = spelled.endsWith("[]");
+        const type = repeated ? spelled.slice(0, -2) : spelled;
+        return {
+          name,
+          number,
+          repeated,
+          type: Object.hasOwn(SCHEMA, type) ? { message: type as MessageName } : { scalar: type as ScalarName },
+        };
+      },
+    );
     fields.sort((a, b) => a.number - b.number);
     layouts.set(message, { fields, byNumber: new Map(fields.map((field) => [field.number, field])) });
   }
@@ -349,7 +351,7 @@ export interface Encoded {
 
 /** Encodes one message. */
 export function encode<M extends MessageName>(message: M, value: MessageInit<M>): Encoded {
-  return encodeMessage(message, value as Readonly<Record<string, unknown>>);
+  return encodeMessage(message, value);
 }
 
 function encodeMessage(message: MessageName, value: Readonly<Record<string, unknown>>): Encoded {

@@ -35,7 +35,7 @@ export function tokenInput(graph: Graph): ValueInfo | null {
       input.type.shape?.length === 2,
   );
   return (
-    integer.find((input) => /ids$/.test(input.name) && !/position/.test(input.name)) ??
+    integer.find((input) => input.name.endsWith("ids") && !/position/.test(input.name)) ??
     integer.find((input) => !/mask|position/.test(input.name)) ??
     real[0] ??
     null

@@ -136,8 +136,9 @@ export async function runSteps(
   return { model: current, stopped: false };
 }
 
-async function gather({ name, requests }: Step, model: Model, hooks: PipelineHooks): Promise<Statistics | null> {
-  const wanted = requests?.(model) ?? null;
+async function gather(step: Step, model: Model, hooks: PipelineHooks): Promise<Statistics | null> {
+  const { name } = step;
+  const wanted = step.requests?.(model) ?? null;
   if (wanted === null) return null;
   if (hooks.collect === undefined) {
     throw new MambacError(

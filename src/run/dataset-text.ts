@@ -151,7 +151,7 @@ function idsOf(record: Readonly<Record<string, unknown>>): ArrayLike<number | bi
   for (const field of ID_FIELDS) {
     const value = record[field];
     if (ArrayBuffer.isView(value) && "length" in value) return value as unknown as ArrayLike<number | bigint>;
-    if (Array.isArray(value)) return value as unknown as readonly (number | bigint)[];
+    if (Array.isArray(value)) return value as readonly (number | bigint)[];
   }
   return null;
 }

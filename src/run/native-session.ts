@@ -232,7 +232,7 @@ export class NativeBinding {
   /** Runs; gives copies of the outputs asked for with `allocateOutput`. Throws `ort/RunWithBinding`. */
   run(): Map<string, Tensor> {
     this.#ort.fn.RunWithBinding(this.#session.handle, 0n, this.handle);
-    return this.#outputs.some((output) => !output.bound) ? this.#collect() : new Map();
+    return this.#outputs.some((output) => !output.bound) ? this.#collect() : new Map<string, Tensor>();
   }
 
   close(): void {

@@ -6,6 +6,7 @@
  * `loadOrt` says why and callers fall back to onnxruntime-node.
  */
 
+import type * as koffiModule from "koffi";
 import type { LibraryHandle, TypeObject } from "koffi";
 import { assertNever, MambacError } from "../support/errors.js";
 import { findOnnxRuntime } from "./locate.js";
@@ -36,7 +37,7 @@ export interface Ort {
   takeString(address: bigint): string;
 }
 
-type Koffi = typeof import("koffi");
+type Koffi = typeof koffiModule;
 
 type RawCall = (...args: unknown[]) => unknown;
 
@@ -88,9 +89,11 @@ function bind(koffi: Koffi, library: LibraryHandle, path: string): Ort {
     koffi.decode(address, koffi.array("void *", count)) as (bigint | null)[];
   const getBase = library.func("OrtGetApiBase", "void *", []);
   const [getApiAt, versionAt] = pointers(getBase() as bigint, 2);
-  const version = koffi.decode(versionAt, koffi.proto("str", []))() as string;
+  const readVersion = koffi.decode(versionAt, koffi.proto("str", [])) as RawCall;
+  const version = readVersion() as string;
   requireVersion(version, path);
-  const table = koffi.decode(getApiAt, koffi.proto("void *", ["uint32_t"]))(API_VERSION) as bigint | null;
+  const getApi = koffi.decode(getApiAt, koffi.proto("void *", ["uint32_t"])) as RawCall;
+  const table = getApi(API_VERSION) as bigint | null;
   if (table === null) {
     throw new MambacError("ort/version", `ONNX Runtime ${version} at ${path} offers no C API version ${API_VERSION}`);
   }

@@ -123,14 +123,15 @@ async function openWithLibrary(
   try {
     const profilePrefix = trace.prefix;
     const session = await openNativeSession(parts.modelPath, { ...nativeOptions(options), library, profilePrefix });
+    let executed: ExecutedOps;
     try {
-      const executed = splitByKernel(counts, await traceOneRun(session, parts, trace));
-      const inPlace = inPlaceStates(parts.model, parts.signature, executed);
-      return finish(nativeRunner(session), { ...parts, library, inPlace, executed });
+      executed = splitByKernel(counts, await traceOneRun(session, parts, trace));
     } catch (cause) {
       session.close();
       throw cause;
     }
+    const inPlace = inPlaceStates(parts.model, parts.signature, executed);
+    return await finish(nativeRunner(session), { ...parts, library, inPlace, executed });
   } finally {
     trace.close();
   }

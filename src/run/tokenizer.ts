@@ -2,7 +2,7 @@
 
 import { existsSync, readFileSync, statSync } from "node:fs";
 import { dirname, join } from "node:path";
-import { Tokenizer as HubTokenizer } from "@huggingface/tokenizers";
+import { Tokenizer as PackageTokenizer } from "@huggingface/tokenizers";
 import { MambacError } from "../support/errors.js";
 
 /** Turns tokens into text as they come. Bytes of an unfinished character are held back. */
@@ -65,6 +65,14 @@ function readJson(file: string): object {
   if (typeof value === "object" && value !== null) return value;
   throw new MambacError("tokenizer/load", `${file} holds no JSON object`);
 }
+
+/** What is used of the package, whose own types resolve in bundlers only. */
+interface HubTokenizer {
+  encode(text: string, options: { readonly add_special_tokens: boolean }): { readonly ids: number[] };
+  decode(ids: readonly number[], options: { readonly skip_special_tokens: boolean }): string;
+}
+
+const HubTokenizer = PackageTokenizer as unknown as new (definition: object, config: object) => HubTokenizer;
 
 /** A tokenizer from the parsed contents of tokenizer.json and tokenizer_config.json. */
 export function hubTokenizer(definition: object, config: object, label: string = "tokenizer.json"): Tokenizer {

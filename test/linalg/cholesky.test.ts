@@ -8,12 +8,12 @@ import { maxAbs, maxDifference, normalMatrix } from "../support/arrays.js";
 import { loopGemm } from "../support/loop-gemm.js";
 
 /** A positive definite matrix whose channels differ in scale by up to 10^spread. */
-async function positive(size: number, seed: number, spread: number): Promise<Matrix> {
+function positive(size: number, seed: number, spread: number): Promise<Matrix> {
   const x = normalMatrix(size + 3, size, seed);
   const random = new Random(seed + 1);
   const scales = Array.from({ length: size }, () => 10 ** (spread * random.uniform()));
   for (let i = 0; i < x.data.length; i++) x.data[i]! *= scales[i % size] ?? 1;
-  return await loopGemm(x, x, { transposeA: true });
+  return loopGemm(x, x, { transposeA: true });
 }
 
 /** Textbook factor, in the order of the definition. */

@@ -101,7 +101,7 @@ describe("refusals name the tensor", () => {
     ["an impossible size beside zero", "f32", [0, 2 ** 40, 2 ** 40], {}, /impossible dimensions/],
     ["segments", "f32", [1], { segment: { begin: 0n } }, /segments/],
   ])("%s", (_, dtype, dims, data, expected) => {
-    expect(() => read(dtype, dims, data)).toThrowError(expected);
+    expect(() => read(dtype, dims, data)).toThrow(expected);
   });
 });
 
@@ -138,6 +138,6 @@ describe("sparse tensors are stored densely", () => {
       /cannot be stored densely/,
     ],
   ])("refuses %s", (_, value, expected) => {
-    expect(() => sparse(value)).toThrowError(expected);
+    expect(() => sparse(value)).toThrow(expected);
   });
 });

@@ -27,7 +27,7 @@ import {
 } from "../ops/scan-case.js";
 
 const built = await buildOps({ tests: true });
-if (built.kind === "unavailable") console.warn(`the op library is not tested: ${built.reason}`);
+if (built.kind === "unavailable") process.stderr.write(`The op library is not tested: ${built.reason}\n`);
 const { library, tests } = built.kind === "built" ? built : { library: "", tests: "" };
 
 const SCANS: readonly (readonly [string, ScanSpec])[] = opNames().flatMap((name) => {

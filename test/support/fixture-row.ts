@@ -166,7 +166,7 @@ async function measuredRow(
     runsPacked(files, folder, "h8", trust, tokens),
     runsPacked(files, folder, "h4", trust, tokens),
   ]);
-  const [h8 = "", h4 = ""] = formats;
+  const [h8, h4] = formats;
   const errors = [prefill, split, ...(decode === null ? [] : [decode])];
   return {
     name,
@@ -185,7 +185,7 @@ async function measuredRow(
 }
 
 function rowsOf(ids: Float64Array, batch: number, length: number): number[][] {
-  return Array.from({ length: batch }, (_, b) => [...ids.slice(b * length, (b + 1) * length)]);
+  return Array.from({ length: batch }, (_, b) => Array.from(ids.slice(b * length, (b + 1) * length)));
 }
 
 type Loaded = Awaited<ReturnType<typeof loadPackage>>;
