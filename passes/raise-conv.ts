@@ -4,7 +4,8 @@
  * Purpose: Conv with padding and a cut, Mul + ReduceSum over a rolled state and CausalConvWithState become one operator
  * that works for any length and carries its own state.
  * Algebra: y[c, t] = act(bias[c] + sum_k w[c, k] s[c, t + k - (K-1)]) over the stream s = (past, x).
- * Refuses: convolutions that look backwards and forwards (vision), strided ones, and whatever does not reproduce to 1e-4.
+ * Refuses: convolutions that look backwards and forwards (vision), strided ones, whatever does not reproduce to 1e-4, and
+ * graphs that turn their tokens around.
  *
  *     before   Concat(past, x) -> Conv -> Slice -> Sigmoid -> Mul; Slice -> present
  *     after    CausalConv(x, weight, bias, past) -> (y, present)
@@ -15,6 +16,7 @@ import { attr } from "../src/ir/graph.js";
 import { f32Tensor } from "../src/ir/tensor.js";
 import { dtypeNumber } from "../src/ir/types.js";
 import { concrete } from "../src/rewrite/axes.js";
+import { backwardRead } from "../src/rewrite/causality.js";
 import { findConvRegions, type ProvedConv, proveConv } from "../src/rewrite/conv-region.js";
 import { GraphEdit } from "../src/rewrite/edit.js";
 import { emitCast, emitFromCanonical, emitToCanonical } from "../src/rewrite/layout.js";
@@ -34,6 +36,8 @@ export const raiseConv: Pass<Record<string, never>> = definePass({
     const { tracer, trials } = proofTrials(model);
     const labels = new Set<string>();
     const edit = new GraphEdit(model.graph);
+    // Its scans stay as they are, and a convolution without them would carry a state for nothing.
+    if (backwardRead(tracer) !== null) return { model, changed: 0 };
     let changed = 0;
     for (const [at, region] of findConvRegions(tracer).entries()) {
       const layer = layerLabel(

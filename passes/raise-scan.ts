@@ -6,7 +6,8 @@
  * Method: find candidates loosely, run each against the float64 recurrence, replace only what agrees (see
  * `src/rewrite/scan-region.ts` and `scan-proof.ts`).
  * Algebra: h_t = exp(d_t A) h_{t-1} + d_t x_t outer B_t, y_t = h_t C_t + D x_t, d_t = clip(softplus(dt_t + dt_bias)).
- * Refuses: regions that no assignment of roles reproduces to 1e-4; the remark names layer, anchor and smallest error.
+ * Refuses: regions that no assignment of roles reproduces to 1e-4, and graphs that turn their tokens around (see
+ * `src/rewrite/causality.ts`); the remark names layer, anchor and smallest error.
  *
  *     before   Softplus, Exp, Mul, Add, Gather x L, MatMul x L, Concat ...
  *     after    SelectiveScan(x, dt, A, B, C, D, dt_bias, past) -> (y, present)
@@ -17,6 +18,7 @@ import type { Graph, Node } from "../src/ir/graph.js";
 import { f32Tensor } from "../src/ir/tensor.js";
 import { dtypeNumber } from "../src/ir/types.js";
 import { concrete } from "../src/rewrite/axes.js";
+import { backwardRead, backwardReason } from "../src/rewrite/causality.js";
 import { GraphEdit } from "../src/rewrite/edit.js";
 import { emitCast, emitFromCanonical, emitToCanonical } from "../src/rewrite/layout.js";
 import { definePass, type Pass, type PassContext } from "../src/rewrite/pass.js";
@@ -37,18 +39,29 @@ export const raiseScan: Pass<Record<string, never>> = definePass({
     const { tracer, trials } = proofTrials(model);
     const labels = new Set<string>();
     const proved: { scan: ProvedScan; layer: string }[] = [];
-    for (const [at, region] of findScanRegions(tracer).entries()) {
+    const { regions, misses } = findScanRegions(tracer);
+    const backwards = backwardRead(tracer);
+    for (const [at, miss] of misses.entries()) {
+      const layer = layerLabel([miss.dt, miss.anchor.name], at, new Set());
+      refuse(context, layer, miss.anchor, miss.reason, null);
+    }
+    for (const [at, region] of regions.entries()) {
       const layer = layerLabel(
         [region.dt, region.dtBias ?? "", ...region.roots, ...region.exits, ...region.nodes.map((node) => node.name)],
         at,
         labels,
       );
+      if (backwards !== null) {
+        refuse(context, layer, region.anchor, backwardReason(backwards), null);
+        continue;
+      }
       const result = await proveScan(tracer, region, trials, (graph, feeds) =>
         context.execute({ ...model, graph }, feeds),
       );
       if (result.kind === "proved") proved.push({ scan: result.scan, layer });
       else refuse(context, layer, region.anchor, result.refused.reason, result.refused.error);
     }
+    if (proved.length === 0) return { model, changed: 0 };
     return { model: { ...model, graph: replaceAll(tracer, proved) }, changed: proved.length };
   },
 });

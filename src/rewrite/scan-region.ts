@@ -47,19 +47,34 @@ export interface ScanRegion {
   readonly nodes: readonly Node[];
 }
 
-/** All candidate regions of the graph, in graph order. */
-export function findScanRegions(tracer: Tracer): ScanRegion[] {
+/** Something that starts like a scan and then reads too few or too many values to be one. */
+export interface NearMiss {
+  readonly anchor: Node;
+  readonly dt: string;
+  readonly reason: string;
+}
+
+/** All candidate regions of the graph, and what came close, in graph order. */
+export function findScanRegions(tracer: Tracer): {
+  readonly regions: readonly ScanRegion[];
+  readonly misses: readonly NearMiss[];
+} {
   const regions: ScanRegion[] = [];
+  const misses: NearMiss[] = [];
   const taken = new Set<Node>();
   for (const node of tracer.graph.nodes) {
     const inner = softplusInput(tracer, node);
     if (inner === null || taken.has(node)) continue;
     const region = growRegion(tracer, node, inner);
     if (region === null) continue;
+    if ("reason" in region) {
+      misses.push(region);
+      continue;
+    }
     for (const member of region.nodes) taken.add(member);
     regions.push(region);
   }
-  return regions;
+  return { regions, misses };
 }
 
 /** The value a softplus is taken of: Softplus itself, or Log(1 + Exp(v)) and its stable form with -|v|. */
@@ -99,7 +114,7 @@ function splitBias(tracer: Tracer, value: string): { dt: string; bias: string | 
   return { dt: root, bias: null };
 }
 
-function growRegion(tracer: Tracer, anchor: Node, softplusOf: string): ScanRegion | null {
+function growRegion(tracer: Tracer, anchor: Node, softplusOf: string): ScanRegion | NearMiss | null {
   const { graph, index, free } = tracer;
   if (free.has(softplusOf)) return null;
   const { dt, bias } = splitBias(tracer, softplusOf);
@@ -155,7 +170,11 @@ function growRegion(tracer: Tracer, anchor: Node, softplusOf: string): ScanRegio
   }
   const nodes = [...accepted];
   const form = formOf(nodes, pastState !== null, tracer);
-  if (form === null || roots.size !== 3) return null;
+  if (form === null) return null;
+  if (roots.size !== 3) {
+    const found = roots.size === 0 ? "none" : [...roots].join(", ");
+    return { anchor, dt, reason: `beside dt a scan reads x, B and C; of such values there is here: ${found}` };
+  }
   const values = nodes.flatMap((node) => node.outputs.filter((name) => name !== ""));
   const exits = values.filter((name) => index.outputs.has(name) || isReadOutside(tracer, name, accepted));
   return {

@@ -40,6 +40,7 @@ export function convolution(w: Writer, x: string, channels: number, past: string
       strides: [1],
       dilations: [1],
     });
+  if (conv === "same") return { y: sameConvolution(w, x, channels), state: null };
   if (conv === "fused") {
     const [y = "", state = ""] = w.ops(
       "CausalConvWithState",
@@ -85,7 +86,7 @@ export function convolution(w: Writer, x: string, channels: number, past: string
 }
 
 /** A convolution that looks both ways, as vision models use: no causal one. */
-export function sameConvolution(w: Writer, x: string, channels: number): string {
+function sameConvolution(w: Writer, x: string, channels: number): string {
   const { kernel } = w.sizes;
   const weight = w.weight("conv_weight", [channels, 1, kernel], (normal) => 0.6 * normal());
   const columns = w.op("Transpose", [x], { perm: [0, 2, 1] });

@@ -77,8 +77,15 @@ export function mambaModel(sizes: MambaSizes, spelling: Spelling, seed: number):
       inputs.push({ ...convType, name: names.pastConv }, { ...ssmType, name: names.pastSsm });
     }
     const normed = rmsNorm(w, hidden, gain(w, "norm", sizes.dModel));
-    const result = mixer(w, normed, pasts);
-    hidden = w.op("Add", [hidden, result.out]);
+    const { direction } = spelling;
+    const turned = (value: string): string =>
+      w.op("Slice", [value, w.ints([-1]), w.ints([-Number.MAX_SAFE_INTEGER]), w.ints([1]), w.ints([-1])]);
+    const result = mixer(w, direction === "backward" ? turned(normed) : normed, pasts);
+    hidden = w.op("Add", [hidden, direction === "backward" ? turned(result.out) : result.out]);
+    if (direction === "both") {
+      w.scope = `layers.${layer}.back`;
+      hidden = w.op("Add", [hidden, turned(mixer(w, turned(normed), { conv: null, ssm: null }).out)]);
+    }
     if (states === "none") continue;
     if (result.conv !== null) {
       rename.set(names.presentConv, result.conv);

@@ -98,6 +98,7 @@ export function chunkedScan(w: Writer, inputs: ScanInputs): ScanResult {
   const fed = sabotage === "input-without-dt" ? inputs.x : w.mul(inputs.x, inputs.steps);
   let rate = w.mul(inputs.steps, inputs.A);
   if (sabotage === "token-dependent-a") rate = w.mul(rate, w.unary("Sigmoid", inputs.steps));
+  if (sabotage === "decay-twice") rate = w.add(rate, w.mul(rate, rate));
   const x = pad.chunked(w.transposed(fed, "blhp"));
   const a = w.transposed(pad.chunked(w.transposed(rate, "blh")), "bhkq");
   const B = pad.chunked(w.transposed(inputs.B, "blhn"));

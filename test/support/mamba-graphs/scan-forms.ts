@@ -222,11 +222,12 @@ export function onnxScan(w: Writer, inputs: ScanInputs): ScanResult {
     return outputs.map((name) => float(name));
   });
   const start = inputs.past ?? zeros(w);
+  const backward = w.spelling.direction === "scan-attribute" ? 1 : 0;
   const attributes = {
     body: attr.graph(body),
     num_scan_inputs: keys.length,
-    scan_input_directions: keys.map(() => 0),
-    scan_output_directions: [0],
+    scan_input_directions: keys.map(() => backward),
+    scan_output_directions: [backward],
     ...(scanAxes === "attributes" ? { scan_input_axes: axesOf, scan_output_axes: [1] } : {}),
   };
   const [state = "", ys = ""] = w.ops("Scan", [start, ...given.map((value) => value.name)], 2, attributes);
@@ -248,7 +249,8 @@ export function linearAttention(w: Writer, inputs: ScanInputs): ScanResult {
   const query = flat(readoutVector(w, { ...inputs, C }), "blhn", heads * dState);
   const key = flat(B, "blhn", heads * dState);
   const value = flat(fed, "blhp", heads * headDim);
-  const rate = w.mul(steps, A);
+  let rate = w.mul(steps, A);
+  if (w.spelling.sabotage === "token-dependent-a") rate = w.mul(rate, w.unary("Sigmoid", steps));
   const decay = w.exactly(w.spelling.sabotage === "decay-twice" ? w.add(rate, w.mul(rate, rate)) : rate, "blh");
   const operands = [query, key, value, inputs.past ?? "", decay];
   const [y = "", state = ""] = w.ops(

@@ -30,7 +30,10 @@ export const FORMS = [
 ] as const;
 export type GraphForm = (typeof FORMS)[number];
 
-/** Something wrong with the recurrence, so that it is no selective scan although it looks like one. */
+/**
+ * Something wrong with the recurrence, so that it is no selective scan although it looks like one. Only
+ * `skip-on-input-term` leaves a scan: one without D.
+ */
 export const SABOTAGES = [
   "input-without-dt",
   "decay-twice",
@@ -43,6 +46,25 @@ export const SABOTAGES = [
   "bias-after-softplus",
 ] as const;
 export type Sabotage = (typeof SABOTAGES)[number];
+
+/**
+ * What makes each form no scan. The chunked form and LinearAttention leave no room for the others: a state that is not
+ * carried between chunks shows only where there is more than one.
+ */
+export function sabotagesOf(form: GraphForm): readonly Sabotage[] {
+  const everywhere: readonly Sabotage[] = [
+    "input-without-dt",
+    "decay-twice",
+    "positive-a",
+    "token-dependent-a",
+    "readout-with-b",
+    "bias-after-softplus",
+  ];
+  if (form === "linear-attention") return everywhere;
+  return form === "chunked"
+    ? [...everywhere, "state-not-carried"]
+    : [...everywhere, "late-readout", "state-not-carried"];
+}
 
 export interface Spelling {
   readonly form: GraphForm;
@@ -100,7 +122,8 @@ export interface Spelling {
   readonly wrapped: boolean;
   readonly attentionDomain: "com.microsoft" | "";
 
-  readonly conv: "pad-both" | "pad-left" | "pad-node" | "fused";
+  /** `same` looks both ways and is no causal convolution. */
+  readonly conv: "pad-both" | "pad-left" | "pad-node" | "fused" | "same";
   readonly stepConv: "conv" | "sum";
   readonly convBias: "conv" | "add" | "none";
   readonly convActivation: boolean;
@@ -119,6 +142,9 @@ export interface Spelling {
   readonly branchForgets: boolean;
   readonly branchLong: "chunked" | "loop" | "scan";
   readonly branchTest: "equal" | "greater" | "input";
+
+  /** Which way the layers read the tokens: vision models also go backwards. */
+  readonly direction: "forward" | "backward" | "both" | "scan-attribute";
 
   readonly sabotage: Sabotage | null;
 }
@@ -174,6 +200,7 @@ export const DEFAULT_SPELLING: Spelling = {
   branchForgets: true,
   branchLong: "chunked",
   branchTest: "equal",
+  direction: "forward",
   sabotage: null,
 };
 

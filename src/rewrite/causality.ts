@@ -1,0 +1,54 @@
+/**
+ * Does a graph read its tokens backwards? Vision models scan in several directions; a state carried from one call to the
+ * next means nothing there, since a token's result depends on tokens that come after it.
+ */
+
+import { attrInt, attrInts, type Node } from "../ir/graph.js";
+import { concrete, isLengthAxis } from "./axes.js";
+import type { Tracer } from "./trace.js";
+
+/** The first node that turns the sequence of tokens around, or null. */
+export function backwardRead(tracer: Tracer): Node | null {
+  return tracer.graph.nodes.find((node) => turnsAround(tracer, node)) ?? null;
+}
+
+/** Why nothing in the graph may carry a state, for remarks. */
+export function backwardReason(node: Node): string {
+  return (
+    `the graph turns its tokens around (${node.op} ${node.name || node.outputs[0]}), so a token's result depends on later ` +
+    "tokens and no state can be carried from call to call"
+  );
+}
+
+function turnsAround(tracer: Tracer, node: Node): boolean {
+  const [input] = node.inputs;
+  if (node.op === "Scan" && node.domain === "") return (attrInts(node, "scan_input_directions") ?? []).includes(1);
+  if (node.domain !== "" || input === undefined || tracer.free.has(input)) return false;
+  switch (node.op) {
+    case "Slice": {
+      const steps = contentOf(tracer, node.inputs[4]);
+      if (steps?.some((step) => step < 0) !== true) return false;
+      const axes = contentOf(tracer, node.inputs[3]) ?? steps.map((_, axis) => axis);
+      return steps.some((step, at) => step < 0 && isLongAxis(tracer, input, axes[at] ?? 0));
+    }
+    case "Gather": {
+      const picks = contentOf(tracer, node.inputs[1]);
+      if (picks === null || picks.length < 2 || !isLongAxis(tracer, input, attrInt(node, "axis", 0))) return false;
+      return picks.every((pick, at) => at === 0 || pick < (picks[at - 1] ?? 0));
+    }
+    case "ReverseSequence":
+      return true;
+    default:
+      return false;
+  }
+}
+
+function isLongAxis(tracer: Tracer, name: string, axis: number): boolean {
+  const shape = concrete(tracer.view, name)?.shape;
+  const size = shape?.at(axis) ?? 1;
+  return size > 1 && isLengthAxis(tracer.view, name, axis);
+}
+
+function contentOf(tracer: Tracer, name: string | undefined): readonly number[] | null {
+  return name === undefined || name === "" ? null : (concrete(tracer.view, name)?.content ?? null);
+}
