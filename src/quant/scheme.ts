@@ -1,4 +1,4 @@
-/** How weights and activations are put on an integer grid, as data. */
+/** How weights are put on an integer grid, as data. */
 
 import { assertNever, MambacError } from "../support/errors.js";
 
@@ -36,16 +36,6 @@ export interface WeightScheme {
   /** Type the scales are stored in; they are rounded to it before use. */
   readonly scaleType: "f32" | "f16";
 }
-
-/** Static: one scale for the tensor, from calibration. Token: one scale a token, from the live values. */
-export type ActivationScheme =
-  | {
-      readonly kind: "static";
-      readonly bits: Bits;
-      readonly zero: Zero;
-      readonly range: { readonly kind: "peak" } | { readonly kind: "percentile"; readonly share: number };
-    }
-  | { readonly kind: "token"; readonly bits: Bits };
 
 /** The grid of GPTQ's published search: 1, 0.99, ..., 0.21 under |error|^2.4. */
 export const MSE_CLIP: Clip = { kind: "mse", exponent: 2.4, smallest: 0.21, step: 0.01 };
