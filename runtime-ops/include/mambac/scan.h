@@ -3,6 +3,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#ifdef __CUDACC__
+#define MAMBAC_ANYWHERE __host__ __device__
+#else
+#define MAMBAC_ANYWHERE
+#endif
+
 namespace mambac {
 
 enum class Family : int { kMamba1, kMamba2 };
@@ -41,7 +47,7 @@ struct ConvArgs {
 };
 
 // Bytes of one head of recurrent state: P x N values, for the packed formats followed by P + N half scales.
-inline int64_t head_bytes(Format format, int64_t p, int64_t n) {
+MAMBAC_ANYWHERE inline int64_t head_bytes(Format format, int64_t p, int64_t n) {
   switch (format) {
     case Format::kF32:
       return p * n * 4;

@@ -3,7 +3,73 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "mambac/plan.h"
+#include "mambac/call.h"
+
+namespace mambac {
+
+static bool refuse(Message* m, const char* text, const char* detail) {
+  snprintf(m->text, sizeof m->text, "%s%s", text, detail);
+  return false;
+}
+
+bool scan_args(const char* name, const mambac_scan* c, ScanArgs* a, Message* m) {
+  if (name == nullptr || c == nullptr) return refuse(m, "scan: null argument", "");
+  const ScanOp* op = find_scan_op(name);
+  if (op == nullptr) return refuse(m, "no such operator: ", name);
+  const bool two = op->family == Family::kMamba2;
+  const int64_t limit = 1 << 30;
+  if (c->heads < 1 || c->heads > limit || c->head_dim < 1 || c->head_dim > limit || c->batch < 0 || c->length < 0)
+    return refuse(m, name, ": sizes out of range");
+  const int64_t h = c->heads, p = c->head_dim, n = c->d_state, g = c->groups, b = c->batch, l = c->length, e = h * p;
+  const ScanAttributes attributes = {h, e, p, n, g, 1, c->dt_min, c->dt_max};
+  if (!check_scan_attributes(*op, attributes, m)) return false;
+  const bool rows = op->format == Format::kF32 || op->format == Format::kF16;
+  const Shape past = rows ? (two ? Shape{{b, h, p, n}, 4} : Shape{{b, e, n}, 3}) : Shape{{b, h, head_bytes(op->format, p, n)}, 3};
+  const Shape shapes[kScanInputs] = {two ? Shape{{b, l, h, p}, 4} : Shape{{b, l, e}, 3},
+                                     {{b, l, two ? h : e}, 3},
+                                     two ? Shape{{h}, 1} : Shape{{e, n}, 2},
+                                     {{b, l, g, n}, 4},
+                                     {{b, l, g, n}, 4},
+                                     two ? Shape{{h, p}, 2} : Shape{{e}, 1},
+                                     {{two ? h : e}, 1},
+                                     past};
+  if (!plan_scan(*op, attributes, shapes, a, m)) return false;
+  a->x = c->x;
+  a->dt = c->dt;
+  a->A = c->A;
+  a->B = c->B;
+  a->C = c->C;
+  a->D = c->D;
+  a->dt_bias = c->dt_bias;
+  a->past = c->past;
+  a->y = c->y;
+  a->present = c->present;
+  return true;
+}
+
+bool conv_args(const char* name, const mambac_conv* c, ConvArgs* a, Message* m) {
+  if (name == nullptr || c == nullptr) return refuse(m, "conv: null argument", "");
+  const ConvOp* op = nullptr;
+  for (int i = 0; i < kConvOps; i++)
+    if (strcmp(conv_ops()[i].name, name) == 0) op = &conv_ops()[i];
+  if (op == nullptr) return refuse(m, "no such operator: ", name);
+  const ConvAttributes attributes = {c->channels, c->kernel, c->width};
+  if (!check_conv_attributes(*op, attributes, m)) return false;
+  const Shape shapes[kConvInputs] = {{{c->batch, c->channels, c->length}, 3},
+                                     {{c->channels, 1, c->kernel}, 3},
+                                     {{c->channels}, 1},
+                                     {{c->batch, c->channels, c->width}, 3}};
+  if (!plan_conv(*op, attributes, shapes, a, m)) return false;
+  a->x = c->x;
+  a->weight = c->weight;
+  a->bias = c->bias;
+  a->past = c->past;
+  a->y = c->y;
+  a->present = c->present;
+  return true;
+}
+
+}  // namespace mambac
 
 namespace {
 
@@ -19,69 +85,22 @@ const Kernels* pick(const char* isa) { return isa == nullptr ? &kernels() : kern
 }  // namespace
 
 extern "C" int mambac_scan_run(const char* name, const char* isa, const mambac_scan* c, char* error, size_t room) {
-  if (name == nullptr || c == nullptr) return fail(error, room, "mambac_scan_run: null argument", "");
-  const ScanOp* op = find_scan_op(name);
-  if (op == nullptr) return fail(error, room, "no such operator: ", name);
+  ScanArgs a;
+  Message m;
+  if (!scan_args(name, c, &a, &m)) return fail(error, room, m.text, "");
   const Kernels* k = pick(isa);
   if (k == nullptr) return fail(error, room, "this machine cannot run instruction set: ", isa);
-  const bool two = op->family == Family::kMamba2;
-  const int64_t limit = 1 << 30;
-  if (c->heads < 1 || c->heads > limit || c->head_dim < 1 || c->head_dim > limit || c->batch < 0 || c->length < 0)
-    return fail(error, room, name, ": sizes out of range");
-  const int64_t h = c->heads, p = c->head_dim, n = c->d_state, g = c->groups, b = c->batch, l = c->length, e = h * p;
-  Message m;
-  const ScanAttributes attributes = {h, e, p, n, g, 1, c->dt_min, c->dt_max};
-  if (!check_scan_attributes(*op, attributes, &m)) return fail(error, room, m.text, "");
-  const bool rows = op->format == Format::kF32 || op->format == Format::kF16;
-  const Shape past = rows ? (two ? Shape{{b, h, p, n}, 4} : Shape{{b, e, n}, 3}) : Shape{{b, h, head_bytes(op->format, p, n)}, 3};
-  const Shape shapes[kScanInputs] = {two ? Shape{{b, l, h, p}, 4} : Shape{{b, l, e}, 3},
-                                     {{b, l, two ? h : e}, 3},
-                                     two ? Shape{{h}, 1} : Shape{{e, n}, 2},
-                                     {{b, l, g, n}, 4},
-                                     {{b, l, g, n}, 4},
-                                     two ? Shape{{h, p}, 2} : Shape{{e}, 1},
-                                     {{two ? h : e}, 1},
-                                     past};
-  ScanArgs a;
-  if (!plan_scan(*op, attributes, shapes, &a, &m)) return fail(error, room, m.text, "");
-  a.x = c->x;
-  a.dt = c->dt;
-  a.A = c->A;
-  a.B = c->B;
-  a.C = c->C;
-  a.D = c->D;
-  a.dt_bias = c->dt_bias;
-  a.past = c->past;
-  a.y = c->y;
-  a.present = c->present;
   for (int64_t task = 0; task < scan_tasks(a); task++)
     if (!run_scan_task(*k, a, task)) return fail(error, room, name, ": out of memory for scratch");
   return 0;
 }
 
 extern "C" int mambac_conv_run(const char* name, const char* isa, const mambac_conv* c, char* error, size_t room) {
-  if (name == nullptr || c == nullptr) return fail(error, room, "mambac_conv_run: null argument", "");
-  const ConvOp* op = nullptr;
-  for (int i = 0; i < kConvOps; i++)
-    if (strcmp(conv_ops()[i].name, name) == 0) op = &conv_ops()[i];
-  if (op == nullptr) return fail(error, room, "no such operator: ", name);
+  ConvArgs a;
+  Message m;
+  if (!conv_args(name, c, &a, &m)) return fail(error, room, m.text, "");
   const Kernels* k = pick(isa);
   if (k == nullptr) return fail(error, room, "this machine cannot run instruction set: ", isa);
-  Message m;
-  const ConvAttributes attributes = {c->channels, c->kernel, c->width};
-  if (!check_conv_attributes(*op, attributes, &m)) return fail(error, room, m.text, "");
-  const Shape shapes[kConvInputs] = {{{c->batch, c->channels, c->length}, 3},
-                                     {{c->channels, 1, c->kernel}, 3},
-                                     {{c->channels}, 1},
-                                     {{c->batch, c->channels, c->width}, 3}};
-  ConvArgs a;
-  if (!plan_conv(*op, attributes, shapes, &a, &m)) return fail(error, room, m.text, "");
-  a.x = c->x;
-  a.weight = c->weight;
-  a.bias = c->bias;
-  a.past = c->past;
-  a.y = c->y;
-  a.present = c->present;
   for (int64_t task = 0; task < conv_tasks(a); task++) k->conv(a, task);
   return 0;
 }

@@ -1,0 +1,96 @@
+// Causal depthwise convolution over the stream (past, x), with SiLU where asked.
+#include "launch.h"
+
+namespace mambac {
+namespace cuda {
+namespace {
+
+constexpr int kConvThreads = 128;
+
+// y at one place of a row without its activation.
+MAMBAC_DEVICE float conv_at(const ConvArgs& a, const float* w, float bias, const float* x, const float* past, int64_t l) {
+  float sum = bias;
+  for (int64_t k = 0; k < a.kernel; k++) {
+    const int64_t j = l + k - (a.kernel - 1);
+    sum = fmaf(w[k], j < 0 ? past[a.width + j] : x[j], sum);
+  }
+  return sum;
+}
+
+// One token: a thread a channel. A thread reads all it needs of past before it writes present, which may be past.
+MAMBAC_KERNEL(kConvThreads, 8) conv_token(ConvArgs a) {
+  const int64_t row = block_x() * threads() + thread_index();
+  if (row >= a.batch * a.channels) return;
+  const int64_t e = row % a.channels;
+  const float x = a.x[row], *w = a.weight + e * a.kernel, *past = a.past + row * a.width;
+  float* present = a.present + row * a.width;
+  const float sum = conv_at(a, w, a.bias[e], &a.x[row], past, 0);
+  a.y[row] = a.silu ? silu(sum) : sum;
+  for (int64_t i = 0; i + 1 < a.width; i++) present[i] = past[i + 1];
+  if (a.width > 0) present[a.width - 1] = x;
+}
+// The same for the usual sizes: kernel 4, width 3 or 4.
+template <int kWidth>
+MAMBAC_KERNEL(kConvThreads, 8) conv_token4(ConvArgs a) {
+  const int64_t row = block_x() * threads() + thread_index();
+  if (row >= a.batch * a.channels) return;
+  const int64_t e = row % a.channels;
+  const float *w = a.weight + e * 4, *past = a.past + row * kWidth;
+  float* present = a.present + row * kWidth;
+  const float x = a.x[row];
+  float s[kWidth];
+#pragma unroll
+  for (int i = 0; i < kWidth; i++) s[i] = past[i];
+  const float* last = s + kWidth - 3;
+  const float sum = fmaf(w[3], x, fmaf(w[2], last[2], fmaf(w[1], last[1], fmaf(w[0], last[0], a.bias[e]))));
+  a.y[row] = a.silu ? silu(sum) : sum;
+#pragma unroll
+  for (int i = 0; i + 1 < kWidth; i++) present[i] = s[i + 1];
+  present[kWidth - 1] = x;
+}
+
+// Any number of tokens: a block a channel.
+MAMBAC_KERNEL(kConvThreads, 8) conv_row(ConvArgs a) {
+  for (int64_t row = block_x(); row < a.batch * a.channels; row += blocks_x()) {
+    const int64_t e = row % a.channels;
+    const float *w = a.weight + e * a.kernel, *x = a.x + row * a.length, *past = a.past + row * a.width;
+    float *y = a.y + row * a.length, *present = a.present + row * a.width;
+    const float bias = a.bias[e];
+    for (int64_t l = thread_index(); l < a.length; l += threads()) {
+      const float sum = conv_at(a, w, bias, x, past, l);
+      y[l] = a.silu ? silu(sum) : sum;
+    }
+    sync_block();
+    // The last columns of the stream; what stays of past moves forward piece by piece, as present may be past.
+    const int64_t kept = a.width > a.length ? a.width - a.length : 0;
+    for (int64_t i0 = 0; i0 < kept; i0 += threads()) {
+      const int64_t i = i0 + thread_index();
+      const float moved = i < kept ? past[i + a.length] : 0.0f;
+      sync_block();
+      if (i < kept) present[i] = moved;
+    }
+    sync_block();
+    for (int64_t i = kept + thread_index(); i < a.width; i += threads()) present[i] = x[a.length - a.width + i];
+  }
+}
+
+}  // namespace
+
+int launch_conv(const ConvArgs& a, void* stream) {
+  const int64_t rows = a.batch * a.channels;
+  if (rows == 0) return 0;
+  if (a.length == 0)
+    return a.past == a.present ? 0 : copy_on_device(a.present, a.past, (size_t)(rows * a.width) * sizeof(float), stream);
+  if (a.length == 1) {
+    const Grid grid = {ceil_div(rows, kConvThreads), 1, kConvThreads, 0};
+    if (a.kernel == 4 && a.width == 3) return launch(conv_token4<3>, grid, stream, a);
+    if (a.kernel == 4 && a.width == 4) return launch(conv_token4<4>, grid, stream, a);
+    return launch(conv_token, grid, stream, a);
+  }
+  const int64_t most = 1 << 20;
+  const Grid grid = {rows < most ? rows : most, 1, kConvThreads, 0};
+  return launch(conv_row, grid, stream, a);
+}
+
+}  // namespace cuda
+}  // namespace mambac

@@ -1,0 +1,76 @@
+// Which kernel runs a call. Each pick_* returns null where its kernels do not take the call.
+#pragma once
+#include "codec.h"
+
+namespace mambac {
+namespace cuda {
+
+// A scan kernel and how many blocks and threads it needs.
+struct Choice {
+  void (*kernel)(ScanArgs);
+  Grid grid;
+};
+
+// What the fast kernels ask for besides sizes: 16-byte loads and 32-bit head numbers.
+static inline bool aligned16(const void* p) { return ((uintptr_t)p & 15) == 0; }
+static inline bool fits_fast(const ScanArgs& a) {
+  const bool packed = a.format == Format::kH8 || a.format == Format::kH4;
+  return a.batch * a.heads < 1u << 31 && a.groups <= a.heads && aligned16(a.past) && aligned16(a.present) && aligned16(a.B) && aligned16(a.C) &&
+         (a.family == Family::kMamba2 || aligned16(a.A)) && (!packed || a.head_dim % 8 == 0);
+}
+static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+constexpr int kRegisterFile = 65536;  // 32-bit registers of a multiprocessor, on every architecture from sm_80 on
+
+// Packed states, one token. `kernel` keeps kRows rows in each lane and at most 128 registers; blocks of whole heads.
+struct PackedKernel {
+  void (*kernel)(ScanArgs);
+  int lanes, rows, most_threads;
+};
+static inline bool pick_packed(const PackedKernel& k, const ScanArgs& a, const Device& d, Choice* out) {
+  const int64_t warps = ceil_div(a.head_dim, k.rows * (32 / k.lanes)), tasks = a.batch * a.heads;
+  if (warps * 32 > k.most_threads) return false;
+  const int64_t resident = (int64_t)d.multiprocessors * (kRegisterFile / 128 / (warps * 32));
+  out->kernel = k.kernel;
+  out->grid.x = tasks < resident ? tasks : resident;
+  out->grid.y = 1;
+  out->grid.threads = (int)(warps * 32);
+  out->grid.shared = (size_t)scale_room((int)warps, 8 * k.lanes);
+  return true;
+}
+
+// Kernels that give a block `most_warps` warps of rows of one head; whole heads where `whole`.
+static inline bool pick_rows(void (*kernel)(ScanArgs), int lanes, int rows, int most_warps, bool whole, const ScanArgs& a, Choice* out) {
+  const int64_t needed = ceil_div(a.head_dim, rows * (32 / lanes)), warps = needed < most_warps ? needed : most_warps;
+  if ((whole && warps < needed) || a.head_dim > 1 << 22) return false;
+  out->kernel = kernel;
+  out->grid.x = a.batch * a.heads;
+  out->grid.y = (int)ceil_div(needed, warps);
+  out->grid.threads = (int)(warps * 32);
+  out->grid.shared = (size_t)scale_room((int)warps, 8 * lanes);
+  return true;
+}
+
+bool pick_mamba2_packed(const ScanArgs& a, const Device& d, Choice* out);  // one token, H8 and H4
+bool pick_mamba1_packed(const ScanArgs& a, const Device& d, Choice* out);
+bool pick_plain(const ScanArgs& a, Choice* out);   // one token, F32 and F16
+bool pick_tokens(const ScanArgs& a, Choice* out);  // any number of tokens, every format
+
+// Device bytes `launch_scan` needs as workspace. Both return CUDA error codes, 0 for success.
+int scan_workspace(const ScanArgs& a, int64_t* bytes);
+int launch_scan(const ScanArgs& a, void* workspace, void* stream);
+int launch_conv(const ConvArgs& a, void* stream);
+
+// See mambac_hadamard in mambac/cuda.h.
+struct HadamardArgs {
+  int64_t rows;
+  int order, power;
+  bool transposed;
+  const float *x, *factor;
+  float* y;
+  float scale;
+};
+int launch_hadamard(HadamardArgs a, void* stream);
+
+}  // namespace cuda
+}  // namespace mambac

@@ -1,0 +1,68 @@
+#include "general.h"
+#include "launch.h"
+
+namespace mambac {
+namespace cuda {
+namespace {
+
+bool pick_fast(const ScanArgs& a, const Device& d, Choice* out) {
+  if (!fits_fast(a)) return false;
+  if (a.length > 1) return pick_tokens(a, out);
+  if (a.format == Format::kF32 || a.format == Format::kF16) return pick_plain(a, out);
+  return a.family == Family::kMamba2 ? pick_mamba2_packed(a, d, out) : pick_mamba1_packed(a, d, out);
+}
+
+// States stored row by row do not depend on how channels are divided into pseudo-heads: one for each group of B and C.
+ScanArgs regrouped(ScanArgs a) {
+  if (a.family == Family::kMamba1 && (a.format == Format::kF32 || a.format == Format::kF16)) {
+    a.head_dim = a.heads * a.head_dim / a.groups;
+    a.heads = a.groups;
+  }
+  return a;
+}
+
+struct GeneralPlan {
+  int64_t blocks, scratch;
+  bool shared;
+};
+GeneralPlan plan_general(const ScanArgs& a, const Device& d) {
+  const int64_t scratch = (general_scratch(a) + 3) & ~(int64_t)3, tasks = a.batch * a.heads;
+  const bool shared = scratch <= d.shared_bytes / 4;
+  const int64_t most = (shared ? 8 : 2) * (int64_t)d.multiprocessors;
+  return {tasks < most ? tasks : most, scratch, shared};
+}
+
+}  // namespace
+
+int scan_workspace(const ScanArgs& args, int64_t* bytes) {
+  *bytes = 0;
+  if (args.length == 0 || args.batch == 0) return 0;
+  Device d;
+  if (const int e = current_device(&d)) return e;
+  Choice choice;
+  if (pick_fast(regrouped(args), d, &choice)) return 0;
+  const GeneralPlan plan = plan_general(args, d);
+  if (!plan.shared) *bytes = plan.blocks * plan.scratch * 4;
+  return 0;
+}
+
+int launch_scan(const ScanArgs& args, void* workspace, void* stream) {
+  if (args.batch == 0) return 0;
+  if (args.length == 0) {
+    const int64_t bytes = args.batch * args.heads * head_bytes(args.format, args.head_dim, args.d_state);
+    return args.past == args.present ? 0 : copy_on_device(args.present, args.past, (size_t)bytes, stream);
+  }
+  Device d;
+  if (const int e = current_device(&d)) return e;
+  Choice choice;
+  const ScanArgs a = regrouped(args);
+  if (pick_fast(a, d, &choice)) return launch(choice.kernel, choice.grid, stream, a);
+  const GeneralPlan plan = plan_general(args, d);
+  const GeneralArgs g = {args, plan.shared ? nullptr : (float*)workspace, plan.scratch};
+  if (!plan.shared && workspace == nullptr) return kErrorInvalidValue;
+  const Grid grid = {plan.blocks, 1, kGeneralThreads, plan.shared ? (size_t)plan.scratch * 4 : 0};
+  return launch(scan_general, grid, stream, g);
+}
+
+}  // namespace cuda
+}  // namespace mambac

@@ -1,0 +1,217 @@
+// Any number of tokens of one head, its state in registers from the first to the last: prefill, and short calls of more
+// than one token. Every format; a block takes a whole head, or with plain formats some rows of one.
+#pragma once
+#include "decode_plain.h"
+#include "codec.h"
+
+namespace mambac {
+namespace cuda {
+
+template <bool kMamba1, int kLanes, int kRows>
+struct Tokens {
+  typedef cuda::Tile<kLanes, kRows> Tile;
+  enum { kOwned = Tile::kOwned };
+  typedef HalfRows<kLanes> Halves;
+
+  const ScanArgs& s;
+  const Tile tile;
+  const int64_t task;
+  const Head head;
+  const int p, warps;
+  float h[kRows][8];
+
+  MAMBAC_DEVICE_MEMBER Tokens(const ScanArgs& args)
+      : s(args), tile(block_y() * (threads() / 32) * Tile::kWarpRows), task(block_x()), head(args, (unsigned)block_x()),
+        p((int)args.head_dim), warps(threads() / 32) {}
+
+  MAMBAC_DEVICE_MEMBER bool real(int r) const { return tile.row(r) < p; }
+  MAMBAC_DEVICE_MEMBER int64_t element(int r) const { return (task * p + tile.row(r)) * Tile::kStates + 8 * tile.at; }
+
+  template <class Codes>
+  MAMBAC_DEVICE_MEMBER void load_packed() {
+    const char* state = (const char*)s.past + task * head_bytes(s.format, p, Tile::kStates);
+    const char* scales = state + p * kLanes * Codes::kRowBytes;
+    float step[8];
+    load8_halves(scales + 2 * p + 16 * tile.at, step);
+#pragma unroll
+    for (int k = 0; k < 8; k++) step[k] *= 1.0f / Codes::kLimit;
+#pragma unroll
+    for (int r = 0; r < kRows; r++) {
+      const int row = tile.row(r);
+      const float sc = real(r) ? half_value(((const uint16_t*)scales)[row]) : 0.0f;
+      const typename Codes::Word w =
+          real(r) ? Codes::load(state + (row * kLanes + tile.at) * Codes::kRowBytes) : Codes::zero();
+#pragma unroll
+      for (int k = 0; k < 8; k++) h[r][k] = Codes::code(w, k) * sc * step[k];
+    }
+  }
+  MAMBAC_DEVICE_MEMBER void load() {
+    if (s.format == Format::kH8) return load_packed<Codes8>();
+    if (s.format == Format::kH4) return load_packed<Codes4>();
+#pragma unroll
+    for (int r = 0; r < kRows; r++) {
+      if (!real(r)) {
+#pragma unroll
+        for (int k = 0; k < 8; k++) h[r][k] = 0.0f;
+      } else if (s.format == Format::kF32) {
+        load8((const float*)s.past + element(r), 4, h[r]);
+      } else {
+        load8_halves((const uint16_t*)s.past + element(r), h[r]);
+      }
+    }
+  }
+
+  // Scales and codes of h. With `last` they are stored, else h becomes what the codes stand for.
+  template <class Codes, bool kMaxNorm>
+  MAMBAC_DEVICE_MEMBER void round_packed(bool last, char* room) {
+    float statistic[kRows], stat[kOwned], inverse[kOwned], scale[kOwned];
+    uint32_t sc[kOwned];
+    bool wild = false;
+#pragma unroll
+    for (int r = 0; r < kRows; r++) {
+      statistic[r] = 0.0f;
+#pragma unroll
+      for (int k = 0; k < 8; k++) {
+        statistic[r] = RowStatistic<kMaxNorm>::of(statistic[r], fabsf(h[r][k]));
+        wild |= !(fabsf(h[r][k]) < INFINITY);
+      }
+    }
+    tile.template reduce_rows<RowStatistic<kMaxNorm>>(statistic, stat);
+#pragma unroll
+    for (int i = 0; i < kOwned; i++) {
+      sc[i] = channel_scale(kMaxNorm ? stat[i] : fast_sqrt(stat[i] * (1.0f / Tile::kStates)));
+      scale[i] = half_value(sc[i]);
+      inverse[i] = fast_reciprocal(scale[i]);
+    }
+    float largest[8];
+#pragma unroll
+    for (int r = 0; r < kRows; r++) {
+      const float factor = tile.of_row(inverse, r);
+#pragma unroll
+      for (int k = 0; k < 8; k++) {
+        h[r][k] *= factor;
+        largest[k] = r == 0 ? fabsf(h[r][k]) : fmaxf(largest[k], fabsf(h[r][k]));
+      }
+    }
+    char* state = (char*)s.present + task * head_bytes(s.format, p, Tile::kStates);
+    uint16_t* scales = (uint16_t*)(state + p * kLanes * Codes::kRowBytes);
+    float ratio[8], step[8];
+    wild = state_scales<Codes>(tile, largest, wild, room, last ? scales + p : nullptr, ratio);
+    load8((const float*)(room + warps * Tile::kStates * 2) + Tile::kStates + 8 * tile.at, 4, step);
+#pragma unroll
+    for (int k = 0; k < 8; k++) step[k] *= 1.0f / Codes::kLimit;
+#pragma unroll
+    for (int r = 0; r < kRows; r++) {
+      const typename Codes::Word w = wild ? encode8<Codes, true>(h[r], ratio) : encode8<Codes, false>(h[r], ratio);
+      const float factor = tile.of_row(scale, r);
+      if (!last) {
+#pragma unroll
+        for (int k = 0; k < 8; k++) h[r][k] = Codes::code(w, k) * factor * step[k];
+      } else if (real(r)) {
+        Codes::store(state + (tile.row(r) * kLanes + tile.at) * Codes::kRowBytes, w);
+      }
+    }
+    if (!last) return;
+#pragma unroll
+    for (int i = 0; i < kOwned; i++)
+      if (tile.writes() && tile.owned(i) < p) scales[tile.owned(i)] = (uint16_t)sc[i];
+  }
+  MAMBAC_DEVICE_MEMBER void round_state(bool last, char* room) {
+    if (s.format == Format::kH8)
+      s.max_norm ? round_packed<Codes8, true>(last, room) : round_packed<Codes8, false>(last, room);
+    else if (s.format == Format::kH4)
+      s.max_norm ? round_packed<Codes4, true>(last, room) : round_packed<Codes4, false>(last, room);
+    else if (last)
+      store_plain();
+    else if (s.format == Format::kF16)
+#pragma unroll
+      for (int r = 0; r < kRows; r++)
+#pragma unroll
+        for (int k = 0; k < 8; k++) h[r][k] = half_value(half_bits(h[r][k]));
+  }
+  MAMBAC_DEVICE_MEMBER void store_plain() {
+#pragma unroll
+    for (int r = 0; r < kRows; r++) {
+      if (!real(r)) continue;
+      if (s.format == Format::kF32)
+        store8((float*)s.present + element(r), 4, h[r]);
+      else
+        store8_halves((uint16_t*)s.present + element(r), h[r]);
+    }
+  }
+
+  MAMBAC_DEVICE_MEMBER void run() {
+    load();
+    const int64_t here = (int64_t)head.head * p, channels = s.heads * p, length = s.length;
+    float a[kMamba1 ? kRows : 1][8];
+    if (kMamba1) {
+#pragma unroll
+      for (int r = 0; r < kRows; r++)
+        if (real(r)) {
+          load8(s.A + (here + tile.row(r)) * Tile::kStates + 8 * tile.at, 4, a[kMamba1 ? r : 0]);
+        } else {
+#pragma unroll
+          for (int k = 0; k < 8; k++) a[kMamba1 ? r : 0][k] = 0.0f;
+        }
+    }
+    float skip[kOwned], bias[kOwned];
+#pragma unroll
+    for (int i = 0; i < kOwned; i++) {
+      const bool own = tile.owned(i) < p;
+      skip[i] = own ? s.D[here + tile.owned(i)] : 0.0f;
+      bias[i] = kMamba1 && own ? s.dt_bias[here + tile.owned(i)] : 0.0f;
+    }
+    const float *b_row = s.B + head.group_row(s, 0) + 8 * tile.at, *c_row = s.C + head.group_row(s, 0) + 8 * tile.at;
+    const float *x_row = s.x + head.channels(s, 0), *dt_row = kMamba1 ? s.dt + head.channels(s, 0) : s.dt + head.batch * length * s.heads + head.head;
+    float* y_row = s.y + head.channels(s, 0);
+    const int64_t bc_stride = s.groups * Tile::kStates;
+    float deltas = 0.0f, decays = 0.0f;
+    for (int64_t l = 0; l < length; l++) {
+      const int turn = (int)(l % 32);
+      if (!kMamba1 && turn == 0) {  // lane i: the rate of the i-th token from here
+        const int64_t mine = l + tile.lane < length ? l + tile.lane : length - 1;
+        deltas = delta_of(dt_row[mine * s.heads] + s.dt_bias[head.head], s.dt_min, s.dt_max);
+        decays = expf(deltas * s.A[head.head]);
+      }
+      float b[8], c[8], x[kOwned], input[kOwned], rate[kOwned], sums[kRows], y[kOwned];
+      load8(b_row + l * bc_stride, 4, b);
+      load8(c_row + l * bc_stride, 4, c);
+      float delta = kMamba1 ? 0.0f : shuffle(deltas, turn);
+      const float decay = kMamba1 ? 0.0f : shuffle(decays, turn);
+#pragma unroll
+      for (int i = 0; i < kOwned; i++) {
+        const bool own = tile.owned(i) < p;
+        x[i] = own ? x_row[l * channels + tile.owned(i)] : 0.0f;
+        if (kMamba1) delta = own ? delta_of(dt_row[l * channels + tile.owned(i)] + bias[i], s.dt_min, s.dt_max) : 0.0f;
+        input[i] = delta * x[i];
+        rate[i] = delta * kLog2E;
+      }
+#pragma unroll
+      for (int r = 0; r < kRows; r++) {
+        const float xd = tile.of_row(input, r), own_rate = kMamba1 ? tile.of_row(rate, r) : 0.0f;
+        float sum = 0.0f;
+#pragma unroll
+        for (int k = 0; k < 8; k++) {
+          h[r][k] = fmaf(h[r][k], kMamba1 ? fast_exp2(own_rate * a[kMamba1 ? r : 0][k]) : decay, xd * b[k]);
+          sum = fmaf(h[r][k], c[k], sum);
+        }
+        sums[r] = sum;
+      }
+      tile.template reduce_rows<Add>(sums, y);
+#pragma unroll
+      for (int i = 0; i < kOwned; i++)
+        if (tile.writes() && tile.owned(i) < p) y_row[l * channels + tile.owned(i)] = fmaf(skip[i], x[i], y[i]);
+      const bool last = l + 1 == length;
+      if (last || s.per_token) round_state(last, shared_memory());
+    }
+  }
+};
+
+template <bool kMamba1, int kLanes, int kRows, int kThreads, int kBlocks>
+MAMBAC_KERNEL(kThreads, kBlocks) scan_tokens(ScanArgs s) {
+  Tokens<kMamba1, kLanes, kRows> tokens(s);
+  tokens.run();
+}
+
+}  // namespace cuda
+}  // namespace mambac
