@@ -3,20 +3,14 @@ import { describe, expect, it } from "vitest";
 import { zeros } from "../../src/linalg/matrix.js";
 import type { StatKind } from "../../src/quant/calibration.js";
 import {
-  makeObserver,
-  mergeObservers,
-  mergeStatistics,
-  statisticFor,
-  statisticsFrom,
-} from "../../src/quant/observers.js";
-import { decodeStatistic, encodeStatistic } from "../../src/quant/statistic-codec.js";
-import {
   HistogramObserver,
   MeanAbsObserver,
   MomentObserver,
+  makeObserver,
   type Observer,
   RangeObserver,
-} from "../../src/quant/streaming-statistics.js";
+} from "../../src/quant/observers.js";
+import { decodeStatistic, encodeStatistic } from "../../src/quant/statistic-codec.js";
 import { EXIT } from "../../src/support/errors.js";
 import { Random } from "../../src/support/random.js";
 import { maxAbs, maxDifference } from "../support/arrays.js";
@@ -56,7 +50,7 @@ function answers(observer: Observer): { exact: Float64Array[]; rounded: Float64A
   if (observer instanceof HistogramObserver) {
     return { exact: [0, 0.2, 0.5, 0.999, 1].map((share) => observer.percentile(share)), rounded: [] };
   }
-  return { exact: [], rounded: [observer.mean, observer.rawMean().data, observer.covariance().data] };
+  return { exact: [], rounded: [observer.mean, observer.rawSum().data, observer.covariance().data] };
 }
 
 function expectSame(a: Observer, b: Observer, size: number): void {
@@ -79,7 +73,7 @@ describe.each(KINDS)("%s", (kind) => {
         await whole.observe(concatenated(parts), channels);
         for (const part of parts) await split.observe(part, channels);
         for (const [i, part] of parts.entries()) await (i < parts.length / 2 ? first : second).observe(part, channels);
-        mergeObservers(first, second);
+        merge(first, second);
         expectSame(split, whole, 100);
         expectSame(first, whole, 100);
       }),
@@ -110,6 +104,14 @@ describe.each(KINDS)("%s", (kind) => {
     await expect((async () => observer.observe(new Float32Array(6), 3))()).rejects.toThrow("cannot take rows of 3");
   });
 });
+
+function merge(into: Observer, from: Observer): void {
+  if (into instanceof RangeObserver && from instanceof RangeObserver) into.merge(from);
+  else if (into instanceof MeanAbsObserver && from instanceof MeanAbsObserver) into.merge(from);
+  else if (into instanceof HistogramObserver && from instanceof HistogramObserver) into.merge(from);
+  else if (into instanceof MomentObserver && from instanceof MomentObserver) into.merge(from);
+  else throw new Error("different observers");
+}
 
 describe("RangeObserver and MeanAbsObserver", () => {
   it("are what the names say", () => {
@@ -204,8 +206,7 @@ describe("MomentObserver", () => {
     }
     expect(observer.count).toBe(count);
     expect(maxDifference(observer.mean, mean)).toBeLessThan(1e-9);
-    const rawMean = raw.map((sum) => sum / count);
-    expect(maxDifference(observer.rawMean().data, rawMean)).toBeLessThan(1e-12 * maxAbs(rawMean));
+    expect(maxDifference(observer.rawSum().data, raw)).toBeLessThan(1e-12 * maxAbs(raw));
     expect(maxDifference(observer.covariance().data, covariance)).toBeLessThan(1e-9);
   });
 
@@ -213,7 +214,7 @@ describe("MomentObserver", () => {
     const observer = new MomentObserver(2, loopGemm);
     await observer.observe(Float32Array.of(3, 4), 2);
     expect([...observer.covariance().data]).toEqual([0, 0, 0, 0]);
-    expect([...observer.rawMean().data]).toEqual([9, 12, 12, 16]);
+    expect([...observer.rawSum().data]).toEqual([9, 12, 12, 16]);
   });
 });
 
@@ -235,55 +236,5 @@ describe("decodeStatistic", () => {
       expect(attempt).toThrow("not a statistic");
       expect(attempt).toThrow(expect.objectContaining({ exitCode: EXIT.calibration }));
     }
-  });
-});
-
-describe("tables", () => {
-  it("merge the parts of a calibration", async () => {
-    for (const kind of KINDS) {
-      const request = { value: "x", kind, perChannel: true };
-      const parts = await Promise.all(
-        [1, 2, 3].map(async (seed) => {
-          const statistic = statisticFor(request, 4, loopGemm);
-          await statistic.observe(batch(7, 4, seed), 4);
-          return statistic.encode();
-        }),
-      );
-      const whole = makeObserver(request, 4, loopGemm);
-      for (const seed of [1, 2, 3]) await whole.observe(batch(7, 4, seed), 4);
-      expectSame(decodeStatistic(mergeStatistics(request, parts), null), whole, 100);
-      expect(mergeStatistics(request, parts.slice(0, 1))).toEqual(parts[0]);
-    }
-  });
-
-  it("do not merge unlike statistics", () => {
-    const mismatch = { code: "calibration/mismatch", exitCode: EXIT.calibration };
-    const merging = (a: Observer, b: Observer) => (): void => mergeObservers(a, b);
-    expect(merging(new RangeObserver(2), new RangeObserver(3))).toThrow(expect.objectContaining(mismatch));
-    expect(merging(new RangeObserver(2), new MeanAbsObserver(2))).toThrow(expect.objectContaining(mismatch));
-  });
-
-  it("answer what was requested and nothing else", async () => {
-    const rows = Float32Array.of(1, -2, 3, 4, -6, 5);
-    const found = new Map<string, Observer>();
-    for (const kind of KINDS) {
-      for (const perChannel of [true, false]) {
-        if (kind === "percentile" && perChannel) continue;
-        const observer = makeObserver({ kind, perChannel }, 3, loopGemm);
-        await observer.observe(rows, 3);
-        found.set(`x ${kind} ${perChannel}`, observer);
-      }
-    }
-    const statistics = statisticsFrom(
-      ({ value, kind, perChannel }) => found.get(`${value} ${kind} ${perChannel}`) ?? null,
-    );
-    expect([...statistics.channelAbsMax("x")]).toEqual([4, 6, 5]);
-    expect([...statistics.channelMeanAbs("x")]).toEqual([2.5, 4, 4]);
-    expect(statistics.absMax("x")).toBe(6);
-    expect(statistics.percentile("x", 0.5)).toBeCloseTo(3, 1);
-    const { size, count, matrix } = statistics.secondMoment("x");
-    expect([size, count]).toEqual([3, 2]);
-    expect([...matrix]).toEqual([17, -26, 23, -26, 40, -36, 23, -36, 34].map((sum) => sum / 2));
-    expect(() => statistics.absMax("y")).toThrow("no absmax of y was requested");
   });
 });
