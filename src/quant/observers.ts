@@ -157,12 +157,15 @@ export class HistogramObserver {
   count = 0;
   /** Largest magnitudes [width]. */
   readonly peaks: Float64Array;
-  /** Counters of octave o of channel c at c * 256 + o. */
-  readonly #octaves: (Float64Array | undefined)[] = [];
+  /** Counters of the octaves that occurred. */
+  readonly #octaves: Float64Array[] = [];
+  /** Where the counters of octave o of channel c are, plus one: at c * 256 + o. */
+  readonly #places: Int32Array;
 
   constructor(width: number) {
     this.width = width;
     this.peaks = new Float64Array(width);
+    this.#places = new Int32Array(width * 256);
   }
 
   observe(rows: Float32Array, channels: number): void {
@@ -180,13 +183,12 @@ export class HistogramObserver {
 
   #add(channel: number, bin: number, count: number): void {
     const at = channel * 256 + (bin >>> 8);
-    const octave = (this.#octaves[at] ??= new Float64Array(BINS_PER_OCTAVE));
-    octave[bin & 255]! += count;
+    if (this.#places[at] === 0) this.#places[at] = this.#octaves.push(new Float64Array(BINS_PER_OCTAVE));
+    this.#octaves[this.#places[at]! - 1]![bin & 255]! += count;
   }
 
   merge(other: HistogramObserver): void {
     sameWidth(this, other);
-    this.#octaves.length = Math.max(this.#octaves.length, other.#octaves.length);
     for (let c = 0; c < this.width; c++) {
       for (const [bin, count] of other.bins(c)) this.#add(c, bin, count);
       this.peaks[c] = Math.max(this.peaks[c]!, other.peaks[c]!);
@@ -197,8 +199,9 @@ export class HistogramObserver {
   /** Occupied bins of a channel and their counts, ascending. */
   *bins(channel: number): Generator<readonly [bin: number, count: number]> {
     for (let octave = 0; octave < 256; octave++) {
-      const counts = this.#octaves[channel * 256 + octave];
-      if (counts === undefined) continue;
+      const place = this.#places[channel * 256 + octave]!;
+      if (place === 0) continue;
+      const counts = this.#octaves[place - 1]!;
       for (let i = 0; i < counts.length; i++) if (counts[i]! > 0) yield [octave * 256 + i, counts[i]!];
     }
   }

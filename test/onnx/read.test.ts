@@ -96,9 +96,7 @@ describe("refusals", () => {
   });
 
   test("a missing file and a folder, by name", () => {
-    expect(() => readModel(join(folder, "none.onnx"))).toThrow(
-      refusal("onnx/read", 2, /none\.onnx: cannot read/),
-    );
+    expect(() => readModel(join(folder, "none.onnx"))).toThrow(refusal("onnx/read", 2, /none\.onnx: cannot read/));
     expect(() => readModel(folder)).toThrow(refusal("onnx/read", 2, /not a file/));
   });
 

@@ -335,10 +335,13 @@ describe("folders and samples", () => {
     expect(await refusal({ paths: ["random", corpus] })).toMatchObject({ code: "dataset/random", exitCode: 5 });
   });
 
-  it.each([{ samples: 0 }, { seed: -1 }, { sequenceLength: 0 }, { sequenceLength: 1.5 }, { shard: { index: 3, count: 2 } }])(
-    "refuses %o",
-    async (options) => {
-      expect(await refusal({ paths: [corpus], ...options })).toMatchObject({ exitCode: 5 });
-    },
-  );
+  it.each([
+    { samples: 0 },
+    { seed: -1 },
+    { sequenceLength: 0 },
+    { sequenceLength: 1.5 },
+    { shard: { index: 3, count: 2 } },
+  ])("refuses %o", async (options) => {
+    expect(await refusal({ paths: [corpus], ...options })).toMatchObject({ exitCode: 5 });
+  });
 });
