@@ -4,7 +4,7 @@
  */
 
 import { createHash } from "node:crypto";
-import { closeSync, existsSync, fsyncSync, openSync, readFileSync, readSync, renameSync, writeSync } from "node:fs";
+import { closeSync, existsSync, fsyncSync, openSync, readFileSync, renameSync } from "node:fs";
 import { TemporaryFiles } from "../onnx/temporary-files.js";
 import {
   type CalibrationHeader,
@@ -17,18 +17,13 @@ import {
   type StatKind,
   type StatRequest,
 } from "../quant/calibration.js";
-import { invariant } from "../support/errors.js";
+import { type Range, readAll, StatisticSpool, writeAll } from "./statistic-spool.js";
 
 const FORMAT = "mambac-calibration";
 const FORMAT_VERSION = 1;
 
-/** Bytes copied or hashed at a time. */
+/** Bytes hashed at a time. */
 const STEP = 1 << 22;
-
-interface Range {
-  readonly offset: number;
-  readonly length: number;
-}
 
 /**
  * Writes a table as its statistics become known, in any order, so that none has to stay in memory. Nothing appears under
@@ -36,76 +31,74 @@ interface Range {
  */
 export class CalibrationWriter {
   readonly #path: string;
-  readonly #temporary = new TemporaryFiles();
-  readonly #spoolPath: string;
-  readonly #spool: number;
-  readonly #ranges = new Map<string, Range & { readonly request: StatRequest }>();
-  #end = 0;
+  readonly #spool: StatisticSpool;
 
   /** `path` is that of the JSON file. Throws `calibration/write` where no file can be made. */
   constructor(path: string) {
     this.#path = path;
-    this.#spoolPath = this.#temporary.beside(binaryPath(path));
     try {
-      this.#spool = openSync(this.#spoolPath, "wx+");
+      this.#spool = new StatisticSpool(binaryPath(path));
     } catch (cause) {
-      this.#temporary.close();
       throw writeError(path, cause);
     }
   }
 
   add(request: StatRequest, encoded: Uint8Array): void {
-    const key = requestKey(request);
-    invariant(!this.#ranges.has(key), `the statistic ${key} is written twice`);
-    writeAll(this.#spool, encoded, this.#end);
-    this.#ranges.set(key, { request, offset: this.#end, length: encoded.byteLength });
-    this.#end += encoded.byteLength;
+    try {
+      this.#spool.add(request, encoded);
+    } catch (cause) {
+      throw writeError(this.#path, cause);
+    }
   }
 
   /** Puts the statistics in order and the files in place. */
   finish(header: CalibrationHeader): CalibrationTable {
+    const temporary = new TemporaryFiles();
     try {
-      const requests = canonicalRequests([...this.#ranges.values()].map(({ request }) => request));
-      const places: Entry[] = [];
-      const hash = createHash("sha256");
-      const binary = this.#temporary.beside(binaryPath(this.#path));
-      const handle = openSync(binary, "wx");
-      let end = 0;
-      try {
-        for (const request of requests) {
-          const range = this.#ranges.get(requestKey(request));
-          invariant(range, "every request has a range");
-          for (let at = 0; at < range.length; at += STEP) {
-            const bytes = readAll(this.#spool, range.offset + at, Math.min(STEP, range.length - at));
-            hash.update(bytes);
-            writeAll(handle, bytes, end + at);
-          }
-          places.push({ ...request, offset: end, length: range.length });
-          end += range.length;
-        }
-        fsyncSync(handle);
-      } finally {
-        closeSync(handle);
-      }
-      const json = this.#temporary.beside(this.#path);
-      writeText(json, tableText(header, places, { bytes: end, sha256: hash.digest("hex") }));
+      const binary = temporary.beside(binaryPath(this.#path));
+      const json = temporary.beside(this.#path);
+      const { entries, bytes, sha256 } = this.#writeBinary(binary);
+      writeText(json, tableText(header, entries, { bytes, sha256 }));
       // The JSON file knows the hash of the binary one, so a pair torn apart here is refused when read.
       for (const [from, to] of [
         [binary, binaryPath(this.#path)],
         [json, this.#path],
       ] as const) {
         renameSync(from, to);
-        this.#temporary.keep(from);
+        temporary.keep(from);
       }
     } catch (cause) {
       throw writeError(this.#path, cause);
+    } finally {
+      temporary.close();
     }
     return readCalibration(this.#path);
   }
 
   close(): void {
-    closeSync(this.#spool);
-    this.#temporary.close();
+    this.#spool.close();
+  }
+
+  #writeBinary(path: string): { readonly entries: Entry[]; readonly bytes: number; readonly sha256: string } {
+    const hash = createHash("sha256");
+    const entries: Entry[] = [];
+    const handle = openSync(path, "wx");
+    let end = 0;
+    try {
+      for (const request of this.#spool.requests) {
+        const offset = end;
+        for (const piece of this.#spool.pieces(request)) {
+          hash.update(piece);
+          writeAll(handle, piece, end);
+          end += piece.byteLength;
+        }
+        entries.push({ ...request, offset, length: end - offset });
+      }
+      fsyncSync(handle);
+    } finally {
+      closeSync(handle);
+    }
+    return { entries, bytes: end, sha256: hash.digest("hex") };
   }
 }
 
@@ -272,22 +265,6 @@ class Fields {
 
   object(name: string): Fields {
     return new Fields(this.#value[name], this.#fail);
-  }
-}
-
-function readAll(handle: number, offset: number, length: number): Uint8Array {
-  const bytes = new Uint8Array(length);
-  for (let done = 0; done < length; ) {
-    const got = readSync(handle, bytes, done, length - done, offset + done);
-    if (got === 0) throw new Error(`the file ends ${length - done} bytes early`);
-    done += got;
-  }
-  return bytes;
-}
-
-function writeAll(handle: number, bytes: Uint8Array, offset: number): void {
-  for (let done = 0; done < bytes.byteLength; ) {
-    done += writeSync(handle, bytes, done, Math.min(STEP, bytes.byteLength - done), offset + done);
   }
 }
 

@@ -11,8 +11,9 @@ export interface UsualRequestOptions {
 }
 
 /**
- * For every activation that a projection reads: largest and mean magnitude by channel, the histogram. For the inputs and
- * results of convolutions and scans: largest magnitude by channel, the histogram. States, weights and gains are left out.
+ * For every activation that a projection reads: largest and mean magnitude by channel, the histogram. For inputs and
+ * results of scans: largest magnitude by channel, the histogram; of convolutions: those of the whole tensor. States,
+ * weights and gains are left out.
  */
 export function usualRequests(model: Model, signature: Signature, options: UsualRequestOptions): StatRequest[] {
   const { graph } = model;
@@ -26,17 +27,20 @@ export function usualRequests(model: Model, signature: Signature, options: Usual
       requests.push(...activationRequests(projected), { value: projected, kind: "meanabs", perChannel: true });
       if (options.secondMoments) requests.push({ value: projected, kind: "second-moment", perChannel: true });
     }
-    if (node.domain === OP_DOMAIN) {
-      for (const name of [...node.inputs, ...node.outputs])
-        if (isActivation(name)) requests.push(...activationRequests(name));
-    }
+    if (node.domain !== OP_DOMAIN) continue;
+    // Convolutions have their channels before the tokens, so theirs are not the last axis.
+    const requestsOf = node.op.startsWith("CausalConv") ? tensorRequests : activationRequests;
+    requests.push(...[...node.inputs, ...node.outputs].filter(isActivation).flatMap(requestsOf));
   }
   return requests;
 }
 
 function activationRequests(value: string): StatRequest[] {
+  return [{ value, kind: "absmax", perChannel: true }, ...tensorRequests(value)];
+}
+
+function tensorRequests(value: string): StatRequest[] {
   return [
-    { value, kind: "absmax", perChannel: true },
     { value, kind: "absmax", perChannel: false },
     { value, kind: "percentile", perChannel: false },
   ];

@@ -8,7 +8,7 @@ import { f32Tensor, toNumbers } from "../../src/ir/tensor.js";
 import { requestKey, type StatRequest } from "../../src/quant/calibration.js";
 import type { SampledRows } from "../../src/quant/row-sample.js";
 import { findBoundaries } from "../../src/run/blocks.js";
-import { type Observer, observe } from "../../src/run/calibrate.js";
+import { observe, type RowObserver } from "../../src/run/calibrate.js";
 import { type Dataset, openDataset } from "../../src/run/dataset.js";
 import { readSignature } from "../../src/run/signature.js";
 import { sweep } from "../../src/run/sweep.js";
@@ -23,7 +23,7 @@ function randomData(samples: number, sequenceLength: number, shard = { index: 1,
 }
 
 /** Keeps everything. */
-class Everything implements Observer {
+class Everything implements RowObserver {
   readonly rows: number[] = [];
   channels = 0;
 
@@ -88,7 +88,7 @@ describe("observe", () => {
     );
     expect(seen.toSorted()).toEqual([...new Set(requests.map(requestKey))].toSorted());
     expect(new Set(blocks)).toEqual(new Set([0, 1]));
-    expect(blocks).toEqual(blocks.toSorted());
+    expect(blocks).toEqual(blocks.toSorted((a, b) => a - b));
   });
 
   it("gives the same numbers in shards as in one", async () => {
