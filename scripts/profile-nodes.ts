@@ -46,7 +46,7 @@ export async function profileStep(path: string, library: string | null): Promise
     const { microseconds } = await timeSteps(path, library, null);
     const { profile } = await timeSteps(path, library, join(folder, "step"));
     if (profile === null) throw new Error("ONNX Runtime wrote no profile");
-    const events: readonly ProfileEvent[] = JSON.parse(readFileSync(profile, "utf8"));
+    const events = JSON.parse(readFileSync(profile, "utf8")) as readonly ProfileEvent[];
     const kernels = events.filter(({ cat, name }) => cat === "Node" && name?.endsWith("_kernel_time") === true);
     // The median of each node's runs: a busy machine interrupts some of them for milliseconds.
     const byNode = new Map<string, { readonly op: string; readonly durations: number[] }>();
