@@ -119,7 +119,7 @@ async function checkByRunning(
 }
 
 /** Output name -> input name of every state a graph carries, attention caches included. */
-export function statePairs(graph: Graph): [present: string, past: string][] {
+function statePairs(graph: Graph): [present: string, past: string][] {
   const out: [string, string][] = [];
   for (const op of semanticOps(graph.nodes)) {
     const past =

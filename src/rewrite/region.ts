@@ -3,7 +3,7 @@
 import { dependencies, type Graph, makeValue, type Node, useIndex } from "../ir/graph.js";
 import type { Inference } from "../ir/infer.js";
 import { asBytes, i64Tensor, numberToFloat16, type Tensor, tensorFromBytes } from "../ir/tensor.js";
-import { type DType, elementCount, tensorType } from "../ir/types.js";
+import { type DType, tensorType } from "../ir/types.js";
 import { MambacError } from "../support/errors.js";
 
 /** A region as a graph of its own, or why it cannot be cut there. */
@@ -132,9 +132,4 @@ export async function evaluateConstants(
   if (region.kind === "open") return out;
   for (const [name, tensor] of await run(region.graph, new Map())) out.set(name, tensor);
   return out;
-}
-
-/** Product of the sizes, for messages and checks. */
-export function count(leaf: Leaf): number {
-  return elementCount(leaf.shape);
 }
