@@ -174,7 +174,7 @@ static void prefill_head(const ScanArgs& a, Int b, Int h, const void* past, void
 }
 
 // Below this many tokens, token by token over the stored rows is faster than turning the state around twice.
-constexpr Int kPrefillTokens = 4;
+constexpr Int kPrefillTokens = 10;
 
 static void mamba2_task(const ScanArgs& a, int64_t task, void* scratch) {
   const Int b = task / a.heads, h = task % a.heads, p = a.head_dim, n = a.d_state;
