@@ -1,0 +1,287 @@
+// The fibers behind cuda_emulation.h.
+#include <stdio.h>
+#include <stdlib.h>
+#include <ucontext.h>
+
+#include <memory>
+#include <vector>
+
+#include "mambac/scan.h"
+#include "cuda_emulation.h"
+#include "reference.h"
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
+#if defined(__SANITIZE_THREAD__)
+#include <sanitizer/tsan_interface.h>
+#define UNSEEN __attribute__((no_sanitize("thread"), noinline))
+#else
+#define UNSEEN
+#endif
+
+namespace mambac {
+namespace cuda {
+
+Emulation emulation = {{4, 227 * 1024}, 0, "", 0, 0};
+
+namespace {
+
+constexpr size_t kStack = 256 * 1024;
+
+// A place where `expected` fibers meet. `turn` counts the meetings.
+struct Meeting {
+  int expected, arrived;
+  long turn;
+  const char* kind;
+  bool any[2];
+  uint32_t values[2][32];
+};
+struct Fiber {
+  ucontext_t context;
+  int index;
+  bool done;
+  const Meeting* waits;  // for its turn to pass `since`
+  long since;
+  void* sanitizer;
+  void* fake_stack;
+};
+struct Block {
+  int64_t x, blocks;
+  int y, threads;
+  char* shared;
+  std::vector<Fiber> fibers;
+  std::vector<Meeting> warps;
+  Meeting whole;
+  void (*body)(void*);
+  void* call;
+  int running;  // index, or -1 for the scheduler
+  ucontext_t scheduler;
+  void *scheduler_sanitizer, *scheduler_fake_stack;
+  const void* scheduler_stack;
+  size_t scheduler_stack_size;
+};
+Block* g = nullptr;
+std::vector<std::unique_ptr<char[]>> g_stacks;
+
+[[noreturn]] UNSEEN void stop(const char* what, const char* detail) {
+  fprintf(stderr, "emulation: block %lld,%d: %s%s\n", (long long)g->x, g->y, what, detail);
+  abort();
+}
+
+UNSEEN void to_scheduler(Fiber& f, bool last) {
+  g->running = -1;
+#if defined(__SANITIZE_THREAD__)
+  __tsan_switch_to_fiber(g->scheduler_sanitizer, __tsan_switch_to_fiber_no_sync);
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_start_switch_fiber(last ? nullptr : &f.fake_stack, g->scheduler_stack, g->scheduler_stack_size);
+#endif
+  swapcontext(&f.context, &g->scheduler);
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(f.fake_stack, nullptr, nullptr);
+#endif
+  (void)last;
+}
+UNSEEN void to_fiber(Fiber& f) {
+  g->running = f.index;
+#if defined(__SANITIZE_THREAD__)
+  __tsan_switch_to_fiber(f.sanitizer, __tsan_switch_to_fiber_no_sync);
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_start_switch_fiber(&g->scheduler_fake_stack, g_stacks[(size_t)f.index].get(), kStack);
+#endif
+  swapcontext(&g->scheduler, &f.context);
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(g->scheduler_fake_stack, nullptr, nullptr);
+#endif
+}
+UNSEEN void entry() {
+  Fiber& f = g->fibers[(size_t)g->running];
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(nullptr, &g->scheduler_stack, &g->scheduler_stack_size);
+#endif
+#if defined(__SANITIZE_THREAD__)
+  __tsan_acquire(&emulation);
+#endif
+  g->body(g->call);
+#if defined(__SANITIZE_THREAD__)
+  __tsan_release(&emulation);
+#endif
+  f.done = true;
+  to_scheduler(f, true);
+  stop("a finished thread was resumed", "");
+}
+
+// Waits until all expected fibers are here. Two turns of values are kept: no fiber can be two meetings ahead of another.
+UNSEEN int meet(Meeting& m, const char* kind, bool b) {
+  Fiber& f = g->fibers[(size_t)g->running];
+  const int slot = (int)(m.turn & 1);
+  if (m.arrived == 0) {
+    m.kind = kind;
+    m.any[slot] = false;
+  } else if (strcmp(m.kind, kind) != 0) {
+    stop("threads of one warp or block meet at different places: ", kind);
+  }
+  m.any[slot] |= b;
+  if (++m.arrived == m.expected) {
+    m.arrived = 0;
+    m.turn++;
+  } else {
+    f.waits = &m;
+    f.since = m.turn;
+    to_scheduler(f, false);
+  }
+  return slot;
+}
+UNSEEN Meeting& my_warp() { return g->warps[(size_t)(g->running / 32)]; }
+
+UNSEEN int barrier(Meeting& m, const char* kind, bool b) {
+#if defined(__SANITIZE_THREAD__)
+  __tsan_release(&m);
+#endif
+  const int slot = meet(m, kind, b);
+#if defined(__SANITIZE_THREAD__)
+  __tsan_acquire(&m);
+#endif
+  return slot;
+}
+
+uint64_t g_random = 1;
+UNSEEN size_t pick(size_t n) {
+  g_random = g_random * 6364136223846793005ull + 1442695040888963407ull;
+  return (size_t)((g_random >> 33) % n);
+}
+
+UNSEEN void run_block() {
+  const int n = g->threads;
+  g->fibers.resize((size_t)n);
+  g->warps.assign((size_t)(n / 32), Meeting());
+  for (Meeting& w : g->warps) w.expected = 32;
+  g->whole = Meeting();
+  g->whole.expected = n;
+  while (g_stacks.size() < (size_t)n) g_stacks.emplace_back(new char[kStack]);
+#if defined(__SANITIZE_THREAD__)
+  g->scheduler_sanitizer = __tsan_get_current_fiber();
+  __tsan_release(&emulation);
+#endif
+  for (int i = 0; i < n; i++) {
+    Fiber& f = g->fibers[(size_t)i];
+    f.index = i;
+    f.done = false;
+    f.waits = nullptr;
+    f.fake_stack = nullptr;
+#if defined(__SANITIZE_THREAD__)
+    f.sanitizer = __tsan_create_fiber(0);
+#endif
+    getcontext(&f.context);
+    f.context.uc_stack.ss_sp = g_stacks[(size_t)i].get();
+    f.context.uc_stack.ss_size = kStack;
+    f.context.uc_link = nullptr;
+    makecontext(&f.context, entry, 0);
+  }
+  int left = n;
+  while (left > 0) {
+    bool moved = false;
+    for (int i = 0; i < n; i++) {
+      const int at = emulation.order == 0 ? i : emulation.order == 1 ? n - 1 - i : (int)pick((size_t)n);
+      Fiber& f = g->fibers[(size_t)at];
+      if (f.done || (f.waits != nullptr && f.waits->turn == f.since)) continue;
+      f.waits = nullptr;
+      to_fiber(f);
+      moved = true;
+      if (f.done) left--;
+    }
+    if (!moved && emulation.order == 2) {  // chance may have picked waiting fibers only
+      for (Fiber& f : g->fibers) moved |= !f.done && (f.waits == nullptr || f.waits->turn != f.since);
+    }
+    if (!moved) stop("threads wait for others that never come: ", g->whole.arrived > 0 ? "block barrier" : "warp");
+  }
+#if defined(__SANITIZE_THREAD__)
+  for (Fiber& f : g->fibers) __tsan_destroy_fiber(f.sanitizer);
+  __tsan_acquire(&emulation);
+#endif
+}
+
+}  // namespace
+
+UNSEEN int run_grid(void (*body)(void*), void* call, const Grid& grid) {
+  emulation.launches++;
+  emulation.error = grid.x < 1 || grid.x > 2147483647 || grid.y < 1 || grid.y > 65535 ? "grid size"
+                    : grid.threads < 32 || grid.threads > 1024 || grid.threads % 32 != 0 ? "block size"
+                    : grid.shared > (size_t)emulation.device.shared_bytes ? "shared memory"
+                                                                          : "";
+  if (emulation.error[0] != 0) return kErrorInvalidValue;
+  for (int y = 0; y < grid.y; y++)
+    for (int64_t x = 0; x < grid.x; x++) {
+      emulation.blocks++;
+      Block block = {};
+      block.x = x;
+      block.blocks = grid.x;
+      block.y = y;
+      block.threads = grid.threads;
+      block.shared = grid.shared > 0 ? (char*)aligned_alloc(16, (grid.shared + 15) & ~(size_t)15) : nullptr;
+      if (grid.shared > 0) memset(block.shared, 0xff, (grid.shared + 15) & ~(size_t)15);
+      block.body = body;
+      block.call = call;
+      block.running = -1;
+      g = &block;
+      run_block();
+      free(block.shared);
+      g = nullptr;
+    }
+  return 0;
+}
+
+UNSEEN int thread_index() { return g->running; }
+UNSEEN int threads() { return g->threads; }
+UNSEEN int64_t block_x() { return g->x; }
+UNSEEN int64_t blocks_x() { return g->blocks; }
+UNSEEN int block_y() { return g->y; }
+UNSEEN char* shared_memory() { return g->shared; }
+
+UNSEEN void sync_block() { barrier(g->whole, "sync_block", false); }
+UNSEEN void sync_warp() { barrier(my_warp(), "sync_warp", false); }
+UNSEEN bool any_in_block(bool b) {
+  Meeting& m = g->whole;
+  return m.any[barrier(m, "any_in_block", b)];
+}
+UNSEEN bool any_in_warp(bool b) {
+  Meeting& m = my_warp();
+  return m.any[meet(m, "any_in_warp", b)];
+}
+UNSEEN uint32_t shuffle_bits(uint32_t bits, int lane, const char* kind) {
+  Meeting& m = my_warp();
+  m.values[m.turn & 1][g->running % 32] = bits;
+  return m.values[meet(m, kind, false)][lane];
+}
+UNSEEN unsigned ballot(bool b) {
+  Meeting& m = my_warp();
+  m.values[m.turn & 1][g->running % 32] = b ? 1u : 0u;
+  const int slot = meet(m, "ballot", false);
+  unsigned all = 0;
+  for (int i = 0; i < 32; i++) all |= m.values[slot][i] << i;
+  return all;
+}
+
+uint32_t half_bits(float f) { return reference::half_bits((double)f); }
+float half_value(uint32_t h) { return (float)reference::half_value((uint16_t)h); }
+float rough(double exact) {
+  uint64_t bits;
+  memcpy(&bits, &exact, 8);
+  const double noise = ((double)((bits * 0x9e3779b97f4a7c15ull) >> 40) * 0x1p-24 - 0.5) * 0x1p-21;  // below 2^-22
+  return flush((float)(exact * (1 + noise)));
+}
+
+int current_device(Device* d) {
+  *d = emulation.device;
+  return 0;
+}
+int copy_on_device(void* to, const void* from, size_t bytes, void*) {
+  memcpy(to, from, bytes);
+  return 0;
+}
+const char* error_text(int) { return emulation.error; }
+
+}  // namespace cuda
+}  // namespace mambac
