@@ -74,6 +74,10 @@ export function findScanRegions(tracer: Tracer): {
     for (const member of region.nodes) taken.add(member);
     regions.push(region);
   }
+  for (const node of tracer.graph.nodes) {
+    if (node.op !== "LinearAttention" || taken.has(node)) continue;
+    misses.push({ anchor: node, dt: "", reason: "its decay is no product of a softplus and a weight" });
+  }
   return { regions, misses };
 }
 
