@@ -6,6 +6,7 @@
  * Algebra: the zero state is what the source started from, so with zero inputs nothing changes.
  * Names: those of the source where it has any (`names`, from a decode graph, or derived from its outputs), else
  * `past_conv.N`, `past_ssm.N` -> `present_conv.N`, `present_ssm.N`. States present already are left alone.
+ * Refuses nothing: a name that is taken gets a suffix.
  *
  *     before   SelectiveScan(..., '') -> (y, '')
  *     after    SelectiveScan(..., past_ssm.0) -> (y, present_ssm.0)

@@ -1,8 +1,11 @@
 /** Every pass by name, alphabetical. */
 
 import type { Pass } from "../src/rewrite/pass.js";
+import { absorbNormGain } from "./absorb-norm-gain.js";
+import { alignLinears } from "./align-linears.js";
 import { completeStates } from "./complete-states.js";
 import { freeLength } from "./free-length.js";
+import { insertQdq } from "./insert-qdq.js";
 import { lower } from "./lower.js";
 import { mergePair } from "./merge-pair.js";
 import { normalise } from "./normalise.js";
@@ -11,11 +14,21 @@ import { raiseAttention } from "./raise-attention.js";
 import { raiseConv } from "./raise-conv.js";
 import { raiseScan } from "./raise-scan.js";
 import { renameStates } from "./rename-states.js";
+import { rotateDt } from "./rotate-dt.js";
+import { rotateOutput } from "./rotate-output.js";
+import { rotateResidual } from "./rotate-residual.js";
+import { rotateState } from "./rotate-state.js";
+import { roundGptq } from "./round-gptq.js";
+import { roundNearest } from "./round-nearest.js";
+import { smoothQuant } from "./smooth-quant.js";
 import { tidy } from "./tidy.js";
 
 export const PASSES: Readonly<Record<string, Pass<never>>> = Object.freeze({
+  "absorb-norm-gain": absorbNormGain,
+  "align-linears": alignLinears,
   "complete-states": completeStates,
   "free-length": freeLength,
+  "insert-qdq": insertQdq,
   lower,
   "merge-pair": mergePair,
   normalise,
@@ -24,6 +37,13 @@ export const PASSES: Readonly<Record<string, Pass<never>>> = Object.freeze({
   "raise-conv": raiseConv,
   "raise-scan": raiseScan,
   "rename-states": renameStates,
+  "rotate-dt": rotateDt,
+  "rotate-output": rotateOutput,
+  "rotate-residual": rotateResidual,
+  "rotate-state": rotateState,
+  "round-gptq": roundGptq,
+  "round-nearest": roundNearest,
+  "smooth-quant": smoothQuant,
   tidy,
 });
 

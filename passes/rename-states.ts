@@ -4,6 +4,7 @@
  * Purpose: generic drivers find states by name.
  * Styles: `hf` (transformers exporters), `genai` (ONNX Runtime GenAI), `transformersjs` (onnx-community packages),
  * `mobius`; layers are numbered as in the source.
+ * Refuses: sources whose layer numbers are not unique, since two states would share a name (exit 2).
  *
  *     before   input.cache_params.layers.0.recurrent_states.0
  *     after    past_ssm.0                                       (transformersjs)
