@@ -58,6 +58,23 @@ describe("symmetricEigen", () => {
     expect(Math.abs(values[199] ?? 1)).toBeLessThan(1e-10);
   });
 
+  it("rebuilds moments of fewer samples than channels", async () => {
+    await fc.assert(
+      fc.asyncProperty(
+        fc.integer({ min: 1, max: 60 }),
+        fc.integer({ min: 1, max: 6 }),
+        fc.constantFrom(1e-12, 1, 1e6),
+        fc.nat(),
+        async (n, samples, size, seed) => {
+          const x = normalMatrix(samples, n, seed);
+          for (let i = 0; i < x.data.length; i++) x.data[i]! *= (i % n) % 5 === 2 ? size : 1;
+          await expectDecomposition(await loopGemm(x, x, { transposeA: true }));
+        },
+      ),
+      { seed: 22, numRuns: 40 },
+    );
+  });
+
   it("rebuilds degenerate matrices", async () => {
     await expectDecomposition(zeros(5, 5));
     await expectDecomposition(identity(12));
