@@ -2,6 +2,12 @@ import fc from "fast-check";
 import { expect, it } from "vitest";
 import { cholesky } from "../../src/linalg/cholesky.js";
 import { type FloatArray, type Matrix, matrixOf } from "../../src/linalg/matrix.js";
+import { gptq } from "../../src/quant/gptq.js";
+import { dequantize } from "../../src/quant/grid.js";
+import { MomentObserver } from "../../src/quant/observers.js";
+import { outputError } from "../../src/quant/output-error.js";
+import { roundToNearest } from "../../src/quant/round-nearest.js";
+import { parseWeightScheme } from "../../src/quant/scheme.js";
 import { openOrtGemm } from "../../src/run/ort-gemm.js";
 import { maxAbs, maxDifference, normals } from "../support/arrays.js";
 import { loopGemm } from "../support/loop-gemm.js";
@@ -45,6 +51,34 @@ it("drives a Cholesky factorisation to the unblocked result", async () => {
   await cholesky(blocked, ort.gemm);
   await cholesky(whole, loopGemm, 700);
   expect(maxDifference(blocked.data, whole.data)).toBeLessThan(1e-12 * maxAbs(whole.data));
+});
+
+it("serves second moments and GPTQ like the loop", async () => {
+  await using ort = openOrtGemm();
+  const [inputs, outputs] = [96, 40];
+  const rows = Float32Array.from(normals(500 * inputs, 4), (value, i) => value * (i % inputs === 7 ? 9 : 1) + 1);
+  const weight = { label: "w", shape: [inputs, outputs], data: Float32Array.from(normals(inputs * outputs, 5)) };
+  const scheme = parseWeightScheme("u4:g32");
+  const errors: number[] = [];
+  let judge: Matrix | null = null;
+  for (const gemm of [loopGemm, ort.gemm]) {
+    const observer = new MomentObserver(inputs, gemm);
+    await observer.observe(rows, inputs);
+    const moments = observer.rawSum();
+    judge ??= moments;
+    expect(maxDifference(moments.data, judge.data)).toBeLessThan(1e-12 * maxAbs(judge.data));
+    const { quantized } = await gptq(weight, moments, scheme, gemm, { blockSize: 32 });
+    errors.push(await outputError(weight.data, dequantize(quantized), judge, loopGemm));
+  }
+  const nearest = await outputError(
+    weight.data,
+    dequantize(roundToNearest(weight, scheme)),
+    judge ?? matrixOf(0, 0, new Float64Array(0)),
+    loopGemm,
+  );
+  const [byLoop = 0, byRuntime = 0] = errors;
+  expect(Math.abs(byRuntime - byLoop)).toBeLessThan(1e-3 * byLoop);
+  expect(byRuntime).toBeLessThan(0.8 * nearest);
 });
 
 it("refuses shapes that do not fit", async () => {
