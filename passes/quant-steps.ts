@@ -19,6 +19,7 @@ import { mainOpset } from "../src/rewrite/trials.js";
 import { Random } from "../src/support/random.js";
 import { absorbNormGain } from "./absorb-norm-gain.js";
 import { alignLinears } from "./align-linears.js";
+import { emitNbits } from "./emit-nbits.js";
 import { insertQdq, quantizedInputs } from "./insert-qdq.js";
 import type { QuantRecipe, RoundingMethod } from "./quant-recipes.js";
 import { rotateDt } from "./rotate-dt.js";
@@ -152,6 +153,10 @@ function roundingSteps(recipe: QuantRecipe): Step[] {
         ]
       : []),
     step(roundNearest, { schemeFor: (site) => schemeOf(recipe, site, "nearest") }),
+    // Weight-only 4-bit projections say in the file that their activations stay float.
+    ...(recipe.activations === null && recipe.weights.some(({ scheme }) => scheme?.startsWith("i4") === true)
+      ? [step(emitNbits, { accuracyLevel: 1 })]
+      : []),
   ];
 }
 
