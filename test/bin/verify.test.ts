@@ -79,6 +79,14 @@ describe("a faithful file passes", () => {
   });
 });
 
+test("a source that claims a free length it does not have is compared at the one it was traced at", async () => {
+  const source = fixture("forms/mamba_torchscript_dynamic_axes.onnx");
+  const out = await compiled(source, "claims", "--state", "f32");
+  const { code, checks } = await verified(out, "--against", source, "--lengths", "1,7");
+  expect(code).toBe(0);
+  expect(checks.get("model graph, one call")).toMatchObject({ lengths: [24], passed: true });
+});
+
 describe("an unfaithful file fails with 3", () => {
   test("a projection that is off by a thousandth", async () => {
     const out = await compiled(PAIR, "weight", "--state", "f32");
