@@ -107,8 +107,10 @@ struct Tally {
 inline Tally g_tally;
 
 // The stored state against the exact one. Scales may be the neighbouring half where rounding was close; a code must be
-// what the stored scales demand of the exact state, or its neighbour where that was close to a tie.
-inline void check_state(const Op& op, const Sizes& s, const Result& want, const std::vector<uint8_t>& present, double tolerance) {
+// what the stored scales demand of the exact state, or its neighbour where that was close to a tie. `code_rounding`: the
+// relative error of working out a code.
+inline void check_state(const Op& op, const Sizes& s, const Result& want, const std::vector<uint8_t>& present, double tolerance,
+                        double code_rounding = 4e-7) {
   size_t bytes = head_bytes(op, s.P, s.N);
   for (int i = 0; i < s.B * s.H; i++) {
     const uint8_t* head = present.data() + i * bytes;
@@ -154,7 +156,7 @@ inline void check_state(const Op& op, const Sizes& s, const Result& want, const 
         if (code == expected) continue;
         g_tally.off++;
         double exact_code = step > 0 ? h[j] / step : 0;
-        double slack = step > 0 ? tolerance * size[j] / step + 4e-7 * op.qmax() : 0;
+        double slack = step > 0 ? tolerance * size[j] / step + code_rounding * op.qmax() : 0;
         CHECK(abs(code - expected) == 1 && fabs(fabs(exact_code - floor(exact_code)) - 0.5) <= slack,
               "code[%d,%d] = %d, expected %d (%.9g)", p, n, code, expected, exact_code);
       }

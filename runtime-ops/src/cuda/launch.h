@@ -9,6 +9,7 @@ namespace cuda {
 struct Choice {
   void (*kernel)(ScanArgs);
   Grid grid;
+  ScanArgs scan;  // what the kernel is given; set by pick_fast
 };
 
 // What the fast kernels ask for besides sizes: 16-byte loads and 32-bit head numbers.
@@ -55,6 +56,7 @@ bool pick_mamba2_packed(const ScanArgs& a, const Device& d, Choice* out);  // on
 bool pick_mamba1_packed(const ScanArgs& a, const Device& d, Choice* out);
 bool pick_plain(const ScanArgs& a, Choice* out);   // one token, F32 and F16
 bool pick_tokens(const ScanArgs& a, Choice* out);  // any number of tokens, every format
+bool pick_fast(const ScanArgs& a, const Device& d, Choice* out);  // one of these, where one takes the call
 
 // Device bytes `launch_scan` needs as workspace. Both return CUDA error codes, 0 for success.
 int scan_workspace(const ScanArgs& a, int64_t* bytes);

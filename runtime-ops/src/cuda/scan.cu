@@ -5,13 +5,6 @@ namespace mambac {
 namespace cuda {
 namespace {
 
-bool pick_fast(const ScanArgs& a, const Device& d, Choice* out) {
-  if (!fits_fast(a)) return false;
-  if (a.length > 1) return pick_tokens(a, out);
-  if (a.format == Format::kF32 || a.format == Format::kF16) return pick_plain(a, out);
-  return a.family == Family::kMamba2 ? pick_mamba2_packed(a, d, out) : pick_mamba1_packed(a, d, out);
-}
-
 // States stored row by row do not depend on how channels are divided into pseudo-heads: one for each group of B and C.
 ScanArgs regrouped(ScanArgs a) {
   if (a.family == Family::kMamba1 && (a.format == Format::kF32 || a.format == Format::kF16)) {
@@ -34,13 +27,21 @@ GeneralPlan plan_general(const ScanArgs& a, const Device& d) {
 
 }  // namespace
 
+bool pick_fast(const ScanArgs& args, const Device& d, Choice* out) {
+  const ScanArgs a = out->scan = regrouped(args);
+  if (!fits_fast(a)) return false;
+  if (a.length > 1) return pick_tokens(a, out);
+  if (a.format == Format::kF32 || a.format == Format::kF16) return pick_plain(a, out);
+  return a.family == Family::kMamba2 ? pick_mamba2_packed(a, d, out) : pick_mamba1_packed(a, d, out);
+}
+
 int scan_workspace(const ScanArgs& args, int64_t* bytes) {
   *bytes = 0;
   if (args.length == 0 || args.batch == 0) return 0;
   Device d;
   if (const int e = current_device(&d)) return e;
   Choice choice;
-  if (pick_fast(regrouped(args), d, &choice)) return 0;
+  if (pick_fast(args, d, &choice)) return 0;
   const GeneralPlan plan = plan_general(args, d);
   if (!plan.shared) *bytes = plan.blocks * plan.scratch * 4;
   return 0;
@@ -55,8 +56,7 @@ int launch_scan(const ScanArgs& args, void* workspace, void* stream) {
   Device d;
   if (const int e = current_device(&d)) return e;
   Choice choice;
-  const ScanArgs a = regrouped(args);
-  if (pick_fast(a, d, &choice)) return launch(choice.kernel, choice.grid, stream, a);
+  if (pick_fast(args, d, &choice)) return launch(choice.kernel, choice.grid, stream, choice.scan);
   const GeneralPlan plan = plan_general(args, d);
   const GeneralArgs g = {args, plan.shared ? nullptr : (float*)workspace, plan.scratch};
   if (!plan.shared && workspace == nullptr) return kErrorInvalidValue;

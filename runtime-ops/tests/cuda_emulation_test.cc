@@ -1,0 +1,385 @@
+// The CUDA kernels, run on the host (cuda_emulation.h), against the double reference and the CPU kernels: arithmetic,
+// indexing, barriers and the choice of kernels, not what a device's own units do. Exit status 0: all agree.
+// Usage: cuda_emulation_test [quick]
+#include <memory>
+
+#include "checks.h"
+#include "mambac/call.h"
+#include "mambac/cuda.h"
+#include "../src/cuda/launch.h"
+
+using mambac::cuda::emulation;
+
+constexpr double kTolerance = 4e-6;     // of a sum, relative to the magnitudes in it
+constexpr double kCodeRounding = 1e-6;  // three approximate factors of up to 2^-22 each
+
+struct Output {
+  std::vector<float> y;
+  std::vector<uint8_t> present;
+};
+// A buffer at a 16-byte boundary, or `off` bytes behind one.
+struct Aligned {
+  std::vector<uint8_t> room;
+  uint8_t* data;
+  Aligned(const void* from, size_t bytes, size_t off) : room(bytes + 32) {
+    data = room.data() + (16 - (uintptr_t)room.data() % 16) % 16 + off;
+    if (bytes > 0) memcpy(data, from, bytes);
+  }
+};
+
+static mambac_scan call_of(const Sizes& s, const Inputs& in, const void* past, float* y, void* present) {
+  return {s.B, s.L, s.H, s.P, s.N, s.G, in.dt_min, in.dt_max, in.x.data(), in.dt.data(), in.A.data(), in.B.data(),
+          in.C.data(), in.D.data(), in.bias.data(), past, y, present};
+}
+
+enum class Buffers { kTwo, kOne, kUnaligned };
+static Output run(const Op& op, const Sizes& s, const Inputs& in, Buffers buffers) {
+  Output out;
+  out.y.assign((size_t)s.B * s.L * s.channels(), NAN);
+  const size_t bytes = in.past.size(), off = buffers == Buffers::kUnaligned ? 4 : 0;
+  Aligned past(in.past.data(), bytes, off), present(std::vector<uint8_t>(bytes, 0xa5).data(), bytes, off);
+  const bool one = buffers == Buffers::kOne;
+  // operand vectors of exactly their size, so that a sanitizer sees every read beyond
+  const mambac_scan call = call_of(s, in, past.data, out.y.data(), one ? past.data : present.data);
+  const int64_t room = mambac_cuda_scan_workspace(op.name.c_str(), &call);
+  CHECK(room >= 0, "no workspace size");
+  std::unique_ptr<float[]> workspace(room > 0 ? new float[(size_t)room / 4] : nullptr);
+  char error[320] = "";
+  CHECK(mambac_cuda_scan_launch(op.name.c_str(), &call, workspace.get(), nullptr, error, sizeof error) == 0, "%s", error);
+  const uint8_t* from = one ? past.data : present.data;
+  out.present.assign(from, from + bytes);
+  return out;
+}
+static bool same(const Output& a, const Output& b) {
+  return a.present == b.present && (a.y.empty() || memcmp(a.y.data(), b.y.data(), a.y.size() * 4) == 0);
+}
+
+static Output run_on_cpu(const Op& op, const Sizes& s, const Inputs& in) {
+  Output out;
+  out.y.assign((size_t)s.B * s.L * s.channels(), NAN);
+  out.present.assign(in.past.size(), 0xa5);
+  const mambac_scan call = call_of(s, in, in.past.data(), out.y.data(), out.present.data());
+  char error[320] = "";
+  CHECK(mambac_scan_run(op.name.c_str(), nullptr, &call, error, sizeof error) == 0, "%s", error);
+  return out;
+}
+
+// How far the packed states of the two libraries are apart.
+struct Parity {
+  long scales = 0, scales_off = 0, codes = 0, off = 0;
+};
+static Parity g_parity;
+static void compare_with_cpu(const Op& op, const Sizes& s, const Output& got, const Output& cpu) {
+  if (!op.packed()) return;
+  const size_t bytes = head_bytes(op, s.P, s.N), codes = bytes - 2 * (size_t)(s.P + s.N);
+  for (int i = 0; i < s.B * s.H; i++) {
+    const uint8_t *a = got.present.data() + i * bytes, *b = cpu.present.data() + i * bytes;
+    for (size_t j = codes; j < bytes; j += 2) {
+      const int d = u16(a + j) - u16(b + j);
+      g_parity.scales++;
+      g_parity.scales_off += d != 0;
+      CHECK(d >= -1 && d <= 1, "the scale at byte %zu is %d halves from the CPU's", j, d);
+    }
+    for (int j = 0; j < s.P * s.N; j++) {
+      const int d = code_at(op, a, j) - code_at(op, b, j);
+      g_parity.codes++;
+      g_parity.off += d != 0;
+      CHECK(d >= -1 && d <= 1, "code %d is %d from the CPU's", j, d);
+    }
+  }
+}
+
+static Inputs token_of(const Op& op, const Sizes& s, const Inputs& in, int l) {
+  auto slice = [&](const std::vector<float>& v, size_t width) {
+    std::vector<float> o;
+    for (int b = 0; b < s.B; b++)
+      o.insert(o.end(), v.begin() + (long)((b * s.L + l) * width), v.begin() + (long)((b * s.L + l + 1) * width));
+    return o;
+  };
+  Inputs step = in;
+  step.x = slice(in.x, s.channels());
+  step.dt = slice(in.dt, s.rates(op));
+  step.B = slice(in.B, (size_t)s.G * s.N);
+  step.C = slice(in.C, (size_t)s.G * s.N);
+  return step;
+}
+static Inputs first_tokens(const Op& op, const Sizes& s, const Inputs& in, int count) {
+  Inputs out = in;
+  out.x.clear(), out.dt.clear(), out.B.clear(), out.C.clear();
+  for (int b = 0; b < s.B; b++) {
+    auto append = [&](std::vector<float>& to, const std::vector<float>& v, size_t width) {
+      to.insert(to.end(), v.begin() + (long)(b * s.L * width), v.begin() + (long)((b * s.L + count) * width));
+    };
+    append(out.x, in.x, s.channels());
+    append(out.dt, in.dt, s.rates(op));
+    append(out.B, in.B, (size_t)s.G * s.N);
+    append(out.C, in.C, (size_t)s.G * s.N);
+  }
+  return out;
+}
+
+static void name_case(const Op& op, const Sizes& s, uint64_t seed, double scale) {
+  char text[160];
+  snprintf(text, sizeof text, "%s B%d L%d H%d P%d N%d G%d seed %llu scale %g", op.name.c_str(), s.B, s.L, s.H, s.P, s.N, s.G,
+           (unsigned long long)seed, scale);
+  g_where = text;
+}
+
+static void one_case(const Op& op, const Sizes& s, uint64_t seed, double scale, bool zero_state, bool every_order) {
+  name_case(op, s, seed, scale);
+  Random r(seed);
+  Inputs in = make_inputs(op, s, r, scale, zero_state);
+  emulation.order = 0;
+  const Output out = run(op, s, in, Buffers::kTwo);
+  CHECK(same(out, run(op, s, in, Buffers::kOne)), "one buffer as past and present gives other bits");
+  for (int order = 1; order < 3 && every_order; order++) {
+    emulation.order = order;
+    CHECK(same(out, run(op, s, in, order == 1 ? Buffers::kOne : Buffers::kTwo)), "threads in order %d give other bits", order);
+  }
+  emulation.order = 0;
+  if (!op.token || s.L == 1) {
+    const Result want = scan(op, s, in);
+    check_y(want, out.y, kTolerance);
+    check_state(op, s, want, out.present, kTolerance, kCodeRounding);
+    compare_with_cpu(op, s, out, run_on_cpu(op, s, in));
+    return;
+  }
+  // A state that is rounded at every token goes its own way after a tie, so its tokens are checked one by one: the state
+  // before token l is what the same kernel stores after l tokens.
+  // (A single token runs in another kernel, so the walk starts with two.)
+  Sizes some = s, one = s;
+  one.L = 1;
+  std::vector<uint8_t> before;
+  for (int l = 1; l < s.L; l++) {
+    some.L = l + 1;
+    const Output head = run(op, some, first_tokens(op, s, in, l + 1), Buffers::kOne);
+    if (l > 1) {
+      Inputs step = token_of(op, s, in, l);
+      step.past = before;
+      const Result want = scan(op, one, step);
+      std::vector<float> y;
+      const size_t width = (size_t)s.channels();
+      for (int b = 0; b < s.B; b++) {
+        const auto from = head.y.begin() + (long)(((size_t)b * some.L + l) * width);
+        y.insert(y.end(), from, from + (long)width);
+      }
+      check_y(want, y, kTolerance);
+      check_state(op, one, want, head.present, kTolerance, kCodeRounding);
+    }
+    before = head.present;
+    if (l + 1 == s.L) CHECK(same(head, out), "not the bits of the same call before");
+  }
+}
+
+// No token: the state passes. No batch: nothing happens.
+static void nothing(const Op& op, Sizes s) {
+  s.L = 0;
+  name_case(op, s, 5, 1);
+  Random r(5);
+  const Inputs in = make_inputs(op, s, r, 1, false);
+  CHECK(run(op, s, in, Buffers::kTwo).present == in.past && run(op, s, in, Buffers::kOne).present == in.past, "another state");
+  s.L = 1, s.B = 0;
+  const long before = emulation.launches;
+  run(op, s, make_inputs(op, s, r, 1, false), Buffers::kTwo);
+  CHECK(emulation.launches == before, "a launch without work");
+}
+
+// 512 tokens, each a call of its own, the state in place. Each is checked from the state the kernel left; and the whole run
+// must be as far from the unrounded recurrence as the reference's.
+static void recirculate(const Op& op, int P, int tokens) {
+  const Sizes s = {1, tokens, 2, P, op.two ? 128 : 16, 1};
+  name_case(op, s, 77, 1);
+  Random r(77);
+  Inputs in = make_inputs(op, s, r, 1, true);
+  const Op exact = parse(op.two ? "Mamba2ScanF32" : "Mamba1ScanF32");
+  Inputs zero = in;
+  zero.past.assign((size_t)s.H * head_bytes(exact, s.P, s.N), 0);
+  Op stepwise = op;
+  stepwise.token = op.kind != Kind::F32;
+  const Result rounded = scan(stepwise, s, in), unrounded = scan(exact, s, zero);
+  double rounding = 0, error = 0, size = 0;
+  Sizes one = s;
+  one.L = 1;
+  std::vector<uint8_t> state = in.past;
+  for (int l = 0; l < tokens; l++) {
+    Inputs step = token_of(op, s, in, l);
+    step.past = state;
+    const Output o = run(op, one, step, Buffers::kOne);
+    if (l % 8 == 0 || l + 20 > tokens) {
+      const Result want = scan(op, one, step);
+      check_y(want, o.y, kTolerance);
+      check_state(op, one, want, o.present, kTolerance, kCodeRounding);
+    }
+    for (size_t i = 0; i < o.y.size(); i++) {
+      const size_t j = (size_t)l * s.channels() + i;
+      error += pow(o.y[i] - unrounded.y[j], 2);
+      rounding += pow(rounded.y[j] - unrounded.y[j], 2);
+      size += pow(unrounded.y[j], 2);
+    }
+    state = o.present;
+  }
+  if (op.kind == Kind::F32)
+    CHECK(sqrt(error / size) < 1e-6, "error %.3g of %.3g", sqrt(error), sqrt(size));
+  else
+    CHECK(fabs(sqrt(error / rounding) - 1) < 0.1, "error %.4g, the reference's %.4g", sqrt(error), sqrt(rounding));
+  printf("%s: %d tokens in place: relative error %.3g, the reference's %.3g\n", op.name.c_str(), tokens, sqrt(error / size),
+         sqrt(rounding / size));
+}
+
+static void conv_case(const ConvSizes& s, bool silu, uint64_t seed) {
+  char text[120];
+  snprintf(text, sizeof text, "conv silu %d B%d E%d L%d K%d W%d", silu, s.B, s.E, s.L, s.K, s.W);
+  g_where = text;
+  Random r(seed);
+  std::vector<float> x = r.normals((size_t)s.B * s.E * s.L, 1), w = r.normals((size_t)s.E * s.K, 1), bias = r.normals(s.E, 1),
+                     past = r.normals((size_t)s.B * s.E * s.W, 1), expected;
+  std::vector<double> want;
+  conv(s, silu, x.data(), w.data(), bias.data(), past.data(), want, expected);
+  for (int alias = 0; alias < 2; alias++)
+    for (emulation.order = 0; emulation.order < 3; emulation.order++) {
+      std::vector<float> y(want.size(), NAN), present = alias ? past : std::vector<float>(past.size(), NAN);
+      const mambac_conv call = {s.B, s.E, s.L, s.K, s.W, x.data(), w.data(), bias.data(), alias ? present.data() : past.data(),
+                                y.data(), present.data()};
+      char error[320] = "";
+      CHECK(mambac_cuda_conv_launch(silu ? "CausalConvSilu" : "CausalConv", &call, nullptr, error, sizeof error) == 0, "%s", error);
+      CHECK(present == expected, "state differs, alias %d order %d", alias, emulation.order);
+      for (size_t i = 0; i < y.size(); i++)
+        CHECK(fabs(y[i] - want[i]) <= 2e-6 * s.K + 1e-6 * fabs(want[i]), "y[%zu] = %.9g, expected %.9g", i, (double)y[i], want[i]);
+    }
+  emulation.order = 0;
+}
+
+// Against the matrix itself, built entry by entry: (H_m x H_2^k)[i, j] = H_m[i / 2^k, j / 2^k] (-1)^bits(i & j).
+static void hadamard_case(int rows, int order, int power, bool transposed) {
+  char text[80];
+  snprintf(text, sizeof text, "hadamard %d x %d, order %d transposed %d", rows, order * power, order, transposed);
+  g_where = text;
+  Random r((uint64_t)(order * 1000 + power));
+  const int n = order * power;
+  std::vector<float> x = r.normals((size_t)rows * n, 1), factor((size_t)order * order), y((size_t)rows * n, NAN);
+  for (float& f : factor) f = r.below(2) ? 1.0f : -1.0f;  // any matrix of +-1 shows a wrong index
+  if (order == 1) factor[0] = 1;
+  char error[320] = "";
+  for (int alias = 0; alias < 2; alias++) {
+    std::vector<float> in = x;
+    float* out = alias ? in.data() : y.data();
+    const mambac_hadamard call = {rows, order, power, transposed, in.data(), order > 1 ? factor.data() : nullptr, out};
+    CHECK(mambac_cuda_hadamard_launch(&call, nullptr, error, sizeof error) == 0, "%s", error);
+    for (int row = 0; row < rows; row++)
+      for (int j = 0; j < n; j++) {
+        double sum = 0;
+        for (int i = 0; i < n; i++) {
+          const int a = transposed ? j : i, b = transposed ? i : j;
+          const int sign = __builtin_popcount((unsigned)((a % power) & (b % power))) % 2 ? -1 : 1;
+          sum += (double)x[(size_t)row * n + i] * sign * factor[(size_t)(a / power) * order + b / power];
+        }
+        CHECK(fabs(out[(size_t)row * n + j] - sum / sqrt(n)) < 2e-6, "[%d, %d]", row, j);
+      }
+  }
+}
+
+// That sizes of real models reach the kernels made for them.
+static void choices() {
+  g_where = "choices";
+  const mambac::cuda::Device d = {132, 227 * 1024};
+  struct Case {
+    const char* op;
+    int batch, length, heads, head_dim, d_state, groups;
+    int threads;  // of the fast kernel's blocks
+  };
+  const Case cases[] = {
+      {"Mamba2ScanH4", 128, 1, 64, 64, 128, 1, 128},    {"Mamba2ScanH4", 1, 1, 24, 64, 128, 1, 256},
+      {"Mamba2ScanH4Max", 64, 1, 80, 64, 128, 8, 128},  {"Mamba2ScanH8", 128, 1, 64, 64, 128, 1, 256},
+      {"Mamba2ScanH4", 64, 1, 128, 64, 256, 1, 256},    {"Mamba2ScanH4", 64, 1, 128, 64, 64, 8, 64},
+      {"Mamba2ScanH4", 64, 1, 128, 72, 128, 8, 288},    {"Mamba1ScanH8", 4, 1, 24, 64, 16, 1, 32},
+      {"Mamba2ScanF32", 64, 1, 64, 64, 128, 1, 128},    {"Mamba2ScanF16", 1, 1, 24, 64, 128, 1, 128},
+      {"Mamba1ScanF32", 1, 1, 24, 64, 16, 1, 128},      {"Mamba2ScanH4", 1, 512, 24, 64, 128, 1, 256},
+      {"Mamba2ScanH8Token", 1, 7, 24, 128, 128, 1, 512}, {"Mamba1ScanH8", 1, 512, 24, 64, 16, 1, 64},
+  };
+  for (const Case& c : cases) {
+    alignas(16) static float operand[4];
+    mambac_scan call = {c.batch, c.length, c.heads, c.head_dim, c.d_state, c.groups, -INFINITY, INFINITY, operand, operand, operand,
+                        operand, operand, operand, operand, operand, operand, operand};
+    mambac::ScanArgs a;
+    mambac::Message m;
+    CHECK(mambac::scan_args(c.op, &call, &a, &m), "%s", m.text);
+    mambac::cuda::Choice choice;
+    const bool fast = mambac::cuda::pick_fast(a, d, &choice);
+    CHECK(fast && choice.grid.threads == c.threads, "%s B%d L%d P%d N%d: fast %d, threads %d", c.op, c.batch, c.length, c.head_dim,
+          c.d_state, fast, fast ? choice.grid.threads : 0);
+  }
+}
+
+int main(int argc, char** argv) {
+  const bool quick = argc > 1 && strcmp(argv[1], "quick") == 0;
+  choices();
+  // B, L, H, P, N, G
+  const Sizes one_token[] = {{2, 1, 4, 64, 128, 2}, {1, 1, 3, 64, 64, 3}, {3, 1, 5, 16, 128, 1}, {1, 1, 2, 24, 256, 1},
+                             {1, 1, 2, 64, 256, 2}, {1, 1, 2, 8, 64, 1},  {2, 1, 2, 128, 128, 1}, {2, 1, 3, 5, 6, 1},
+                             {1, 1, 2, 33, 20, 2},  {2, 1, 4, 12, 128, 4}};
+  const Sizes one_token1[] = {{2, 1, 2, 64, 16, 1}, {1, 1, 4, 64, 16, 2}, {3, 1, 3, 8, 16, 1}, {1, 1, 2, 72, 16, 2},
+                              {1, 1, 4, 4, 8, 2},   {2, 1, 3, 4, 16, 4},  {1, 1, 1, 130, 16, 1}};
+  const Sizes tokens[] = {{2, 5, 2, 64, 128, 1}, {1, 37, 2, 16, 64, 2}, {1, 3, 1, 64, 256, 1}, {1, 4, 2, 20, 128, 1}, {2, 3, 2, 5, 6, 1}};
+  const Sizes tokens1[] = {{2, 5, 2, 64, 16, 1}, {1, 35, 2, 24, 16, 2}, {2, 3, 3, 4, 8, 1}};
+  for (int i = 0; i < mambac::kScanOps; i++) {
+    const Op op = parse(mambac::scan_ops()[i].name);
+    uint64_t seed = (uint64_t)i * 1000;
+    auto sweep = [&](const Sizes& s) {
+      emulation.device.multiprocessors = 132;  // few heads
+      one_case(op, s, seed++, 1, false, true);
+      emulation.device.multiprocessors = 1;  // more heads than blocks
+      one_case(op, s, seed++, 1, false, s.L == 1);
+      if (quick) return;
+      one_case(op, s, seed++, 1e-3, false, false);
+      one_case(op, s, seed++, 1, true, false);
+    };
+    for (const Sizes& s : one_token) {
+      if (op.two) sweep(s);
+    }
+    for (const Sizes& s : one_token1) {
+      if (!op.two) sweep(s);
+    }
+    if (op.two)
+      for (const Sizes& s : tokens) sweep(s);
+    else
+      for (const Sizes& s : tokens1) sweep(s);
+    emulation.device.multiprocessors = 4;
+    const Sizes few = op.two ? Sizes{1, 1, 3, 16, 128, 1} : Sizes{1, 1, 3, 16, 16, 1};
+    for (double scale : {1e-9, 1e-6, 30.0, op.kind == Kind::F16 ? 300.0 : 2000.0}) one_case(op, few, seed++, scale, false, false);
+    nothing(op, few);
+
+    name_case(op, few, seed, 1);
+    Random r(seed);
+    const Inputs in = make_inputs(op, few, r, 1, false);
+    const Output fast = run(op, few, in, Buffers::kTwo), general = run(op, few, in, Buffers::kUnaligned);
+    check_y(scan(op, few, in), general.y, kTolerance);
+    check_state(op, few, scan(op, few, in), general.present, kTolerance, kCodeRounding);
+    emulation.device.shared_bytes = 256;  // the general kernel's state in the workspace
+    CHECK(same(general, run(op, few, in, Buffers::kUnaligned)), "workspace and shared memory give other bits");
+    emulation.device.shared_bytes = 227 * 1024;
+    compare_with_cpu(op, few, fast, general);
+  }
+  if (!quick)
+    for (const char* name : {"Mamba2ScanF32", "Mamba2ScanF16", "Mamba2ScanH8", "Mamba2ScanH4", "Mamba2ScanH4Max", "Mamba1ScanF32",
+                             "Mamba1ScanF16", "Mamba1ScanH8", "Mamba1ScanH4"})
+      recirculate(parse(name), 16, 512);
+  else
+    recirculate(parse("Mamba2ScanH4"), 16, 64);
+  const ConvSizes convs[] = {{2, 5, 1, 4, 3}, {1, 70, 1, 4, 4}, {1, 3, 1, 3, 7}, {1, 2, 1, 1, 0}, {2, 3, 9, 4, 3}, {1, 2, 300, 4, 3},
+                             {1, 2, 2, 4, 9}, {1, 1, 3, 2, 200}, {1, 2, 0, 4, 3}, {0, 2, 1, 4, 3}, {1, 2, 3, 1, 0}, {1, 1, 5, 6, 300}};
+  uint64_t seed = 1;
+  for (const ConvSizes& s : convs)
+    for (int silu = 0; silu < 2; silu++) conv_case(s, silu != 0, seed++);
+  const int orders[][2] = {{1, 1}, {1, 64}, {12, 16}, {20, 8}, {28, 1}, {12, 64}};
+  for (auto& o : orders)
+    for (int transposed = 0; transposed < 2; transposed++) hadamard_case(3, o[0], o[1], transposed != 0);
+
+  g_where = "parity";
+  CHECK(g_parity.off <= g_parity.codes / 1000, "more than 0.1 %% of codes differ from the CPU's");
+  CHECK(g_parity.scales_off <= g_parity.scales / 500, "more than 0.2 %% of scales differ from the CPU's");
+  printf("codes %ld, off by one %ld; scales %ld, neighbouring half %ld\n", g_tally.codes, g_tally.off, g_tally.scales, g_tally.scales_off);
+  printf("against the CPU: of %ld scales %ld are the neighbouring half, of %ld codes %ld differ by one\n", g_parity.scales,
+         g_parity.scales_off, g_parity.codes, g_parity.off);
+  printf("%ld launches, %ld blocks\n%ld checks, %ld failures\n", emulation.launches, emulation.blocks, g_checks, g_failures);
+  return g_failures == 0 ? 0 : 1;
+}
