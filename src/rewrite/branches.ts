@@ -4,7 +4,7 @@
  * one; taken apart, both are recognised and joined again like a pair of files.
  */
 
-import { type Graph, type Model, makeNode, type Node, useIndex } from "../ir/graph.js";
+import { type Graph, type Model, makeNode, type Node, subgraphs, useIndex } from "../ir/graph.js";
 import { type InputShape, inferConcrete } from "../ir/infer.js";
 import type { Tensor } from "../ir/tensor.js";
 import { bindInputs, declaredLength, dimNumber, tokenInput } from "./axes.js";
@@ -18,14 +18,13 @@ interface Scenario {
   readonly flag: boolean;
 }
 
-const MANY: readonly Scenario[] = [
-  { length: 5, batch: 2, flag: false },
-  { length: 7, batch: 1, flag: false },
-];
-const ONE: readonly Scenario[] = [
-  { length: 1, batch: 2, flag: true },
-  { length: 1, batch: 3, flag: true },
-];
+/** Long ones too: a choice such as "more than 4096 tokens" must not look decided. */
+const MANY: readonly Scenario[] = [5, 7, 300, 5_000, 200_000].map((length) => ({
+  length,
+  batch: 1 + (length % 3),
+  flag: false,
+}));
+const ONE: readonly Scenario[] = [1, 2, 3].map((batch) => ({ length: 1, batch, flag: true }));
 
 /** An If nested deeper than this stays. */
 const MAX_DEPTH = 16;
@@ -36,7 +35,8 @@ export function splitBranches(source: Model): { readonly prefill: Model; readonl
   const { model } = inlineFunctions(source);
   const prefill = decided(model.graph, model, MANY);
   const decode = decided(model.graph, model, ONE);
-  if (prefill === null || decode === null || prefill.taken.join() === decode.taken.join()) return null;
+  if (prefill === null || decode === null) return null;
+  if (![...prefill.taken].some(([name, choice]) => decode.taken.get(name) === !choice)) return null;
   const single = withOneToken(decode.graph);
   if (single === null) return null;
   return {
@@ -50,9 +50,9 @@ export function inlineDecidedBranches(model: Model): { readonly graph: Graph; re
   if (!model.graph.nodes.some(isIf)) return { graph: model.graph, changed: 0 };
   const flags = [true, false].flatMap((flag) => [...MANY, ...ONE].map((scenario) => ({ ...scenario, flag })));
   const result = decided(model.graph, model, flags);
-  return result === null || result.taken.length === 0
+  return result === null || result.taken.size === 0
     ? { graph: model.graph, changed: 0 }
-    : { graph: result.graph, changed: result.taken.length };
+    : { graph: result.graph, changed: result.taken.size };
 }
 
 function mentionsIf(model: Model): boolean {
@@ -65,14 +65,14 @@ function isIf(node: Node): boolean {
 
 interface Decided {
   readonly graph: Graph;
-  /** `name/branch` of every If that was decided. */
-  readonly taken: readonly string[];
+  /** What every If that was decided decided, by its outputs. */
+  readonly taken: ReadonlyMap<string, boolean>;
 }
 
 /** Inlines every If that all scenarios agree on. Null when the graph does not bear any of them. */
 function decided(graph: Graph, model: Model, scenarios: readonly Scenario[]): Decided | null {
   let current = graph;
-  const taken: string[] = [];
+  const taken = new Map<string, boolean>();
   for (let depth = 0; depth < MAX_DEPTH; depth++) {
     const choices = scenarios.map((scenario) => conditions(current, model, scenario));
     const [first] = choices;
@@ -83,7 +83,7 @@ function decided(graph: Graph, model: Model, scenarios: readonly Scenario[]): De
       const branch = node.attributes.get(choice ? "then_branch" : "else_branch");
       if (branch?.kind !== "graph") continue;
       inlined.set(node, branch.value);
-      taken.push(`${node.outputs.join()}/${choice ? "then" : "else"}`);
+      taken.set(node.outputs.join(), choice);
     }
     if (inlined.size === 0) break;
     current = pruned(sorted(inlineBranches(current, inlined)));
@@ -113,6 +113,12 @@ function conditions(graph: Graph, model: Model, scenario: Scenario): Map<Node, b
 function inlineBranches(graph: Graph, branches: ReadonlyMap<Node, Graph>): Graph {
   const taken = new Set<string>([...graph.inputs.map((input) => input.name), ...graph.initializers.keys()]);
   for (const node of graph.nodes) for (const output of node.outputs) taken.add(output);
+  // Branches may use the same names; where one of them stays or both are inlined, only one may keep its own.
+  const nested = new Map<string, number>();
+  for (const node of graph.nodes) {
+    for (const name of new Set(subgraphs(node).flatMap(namesWithin))) nested.set(name, (nested.get(name) ?? 0) + 1);
+  }
+  for (const [name, count] of nested) if (count > 1) taken.add(name);
   const initializers = new Map<string, Tensor>(graph.initializers);
   const nodes = graph.nodes.flatMap((node) => {
     const branch = branches.get(node);
@@ -139,6 +145,15 @@ function inlineBranches(graph: Graph, branches: ReadonlyMap<Node, Graph>): Graph
     return [...body, ...results];
   });
   return { ...graph, nodes, initializers, valueInfo: new Map() };
+}
+
+/** Every name a graph and the graphs in it define. */
+function namesWithin(graph: Graph): string[] {
+  return [
+    ...graph.inputs.map((input) => input.name),
+    ...graph.initializers.keys(),
+    ...graph.nodes.flatMap((node) => [...node.outputs, ...subgraphs(node).flatMap(namesWithin)]),
+  ];
 }
 
 /** The graph declared for one token; null when it is declared for another number. */
