@@ -84,7 +84,7 @@ async function measure(
   if (ids === undefined || logits === undefined) throw new Error(`${io} lacks input_ids or logits`);
   const [batch = 1, length = 1] = ids.shape;
   const numbers = toNumbers(ids);
-  const tokens = Array.from({ length: batch }, (_, b) => numbers.slice(b * length, (b + 1) * length));
+  const tokens = Array.from({ length: batch }, (_, b) => Array.from(numbers.slice(b * length, (b + 1) * length)));
   const expected = toNumbers(logits);
   const width = logits.shape[2] ?? 1;
   await using model = await loadPackage(output, { batch, library: "none" });
@@ -93,7 +93,9 @@ async function measure(
   let steps = 0;
   for (let t = 0; t < length; t++) {
     const { data: actual } = await model.step(tokens.map((row) => row[t] ?? 0));
-    const wanted = tokens.flatMap((_, b) => expected.slice((b * length + t) * width, (b * length + t + 1) * width));
+    const wanted = tokens.flatMap((_, b) =>
+      Array.from(expected.slice((b * length + t) * width, (b * length + t + 1) * width)),
+    );
     steps = Math.max(steps, relative(actual, wanted));
   }
   return { changes: PASSES.map((name) => changes.get(name) ?? 0), prefill, steps };
