@@ -14,6 +14,7 @@ import { f32Tensor, toNumbers } from "../src/ir/tensor.js";
 import { viewGraph } from "../src/rewrite/axes.js";
 import { GraphEdit } from "../src/rewrite/edit.js";
 import { definePass, type Pass } from "../src/rewrite/pass.js";
+import { reweight } from "../src/rewrite/reweight.js";
 import { Sites } from "../src/rewrite/sites.js";
 import { mainOpset } from "../src/rewrite/trials.js";
 import { scaledWeight } from "../src/rewrite/weights.js";
@@ -52,12 +53,11 @@ export const absorbNormGain: Pass<Record<string, never>> = definePass({
         continue;
       }
       const values = toNumbers(tensor);
+      // A norm operator keeps a gain of ones; there is nothing to fold then.
+      if (gain.normalised === null && values.every((value) => value === 1)) continue;
       for (const reader of readers) {
         const weight = model.graph.initializers.get(reader.weight);
-        if (weight === undefined) continue;
-        const name = `${reader.weight}.absorbed`;
-        edit.addInitializers(new Map([[name, scaledWeight(weight, values, null)]]));
-        edit.swapNode(reader.node, { ...reader.node, inputs: [reader.input, name] });
+        if (weight !== undefined) reweight(edit, reader, "absorbed", scaledWeight(weight, values, null));
       }
       if (gain.normalised === null)
         edit.swapNode(gain.node, withUnitGain(edit, gain.node, gain.gainInput, values.length));

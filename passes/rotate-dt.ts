@@ -3,8 +3,8 @@
  *
  * Paper: MambaQuant R5 (KLT-enhanced rotation of the low-rank path); with the plain Hadamard matrix QuaRot-like.
  * Algebra (F8): (delta R)(R^T W_dt) = delta W_dt; both factors are weights, so nothing is left at run time.
- * Refuses: blocks with a norm between the two (Jamba, Falcon-Mamba: an RMSNorm with gain does not commute), and Mamba-2,
- * which has no low-rank dt.
+ * Refuses: blocks with a norm or a bias between the two (Jamba, Falcon-Mamba: an RMSNorm with gain does not commute), dt
+ * columns with a second reader, and Mamba-2, which has no low-rank dt.
  *
  *     before   x_proj [E, R + 2N] -> delta -> dt_proj [R, E]
  *     after    x_proj with its dt columns times R -> R^T dt_proj
@@ -13,8 +13,10 @@
 import { f32Tensor } from "../src/ir/tensor.js";
 import { hadamardRotation } from "../src/linalg/hadamard.js";
 import { viewGraph } from "../src/rewrite/axes.js";
+import { onlyReaders } from "../src/rewrite/column-uses.js";
 import { GraphEdit } from "../src/rewrite/edit.js";
 import { definePass, type Pass } from "../src/rewrite/pass.js";
+import { reweight } from "../src/rewrite/reweight.js";
 import { type Rotation, rotateReader, rotateWriter } from "../src/rewrite/rotation.js";
 import { Sites } from "../src/rewrite/sites.js";
 import { mainOpset } from "../src/rewrite/trials.js";
@@ -48,6 +50,7 @@ export const rotateDt: Pass<RotateDtOptions> = definePass({
         dtProj === null ||
         xProj === null ||
         columns?.linear.node !== xProj.node ||
+        !onlyReaders(sites, xProj, columns.from, columns.to, [dtProj.node]) ||
         reader === undefined ||
         writer === undefined
       ) {
@@ -55,7 +58,7 @@ export const rotateDt: Pass<RotateDtOptions> = definePass({
           kind: "missed",
           code: "rotate-dt/no-low-rank",
           where: block.layer,
-          message: "dt does not come straight from x_proj",
+          message: "dt does not come straight from x_proj, or something else reads it",
         });
         continue;
       }
@@ -73,15 +76,8 @@ export const rotateDt: Pass<RotateDtOptions> = definePass({
         for (let i = 0; i < k; i++) for (let j = 0; j < rank; j++) values[i * n + from + j] = after[i * rank + j] ?? 0;
         return values;
       });
-      const [a, b] = [`${xProj.weight}.rotated_dt`, `${dtProj.weight}.rotated`];
-      edit.addInitializers(
-        new Map([
-          [a, turned],
-          [b, rotateReader(reader, rotation)],
-        ]),
-      );
-      edit.swapNode(xProj.node, { ...xProj.node, inputs: [xProj.input, a] });
-      edit.swapNode(dtProj.node, { ...dtProj.node, inputs: [dtProj.input, b] });
+      reweight(edit, xProj, "rotated_dt", turned);
+      reweight(edit, dtProj, "rotated", rotateReader(reader, rotation));
       changed += 1;
     }
     return Promise.resolve({ model: changed === 0 ? model : { ...model, graph: edit.commit() }, changed });

@@ -6,7 +6,8 @@
  * them over all channels before quantization.
  * Algebra (F11): (o H)(H^T W) = o W, H orthonormal, any size m 2^k.
  * Cost: one product with a matrix of at most 64 x 64 for each Kronecker factor, O(E sum of factor sizes).
- * Refuses: blocks whose out_proj was not found or shares its input.
+ * Other readers of o keep what they read.
+ * Refuses: blocks whose out_proj was not found.
  *
  *     before   o -> MatMul(W)
  *     after    o -> H -> MatMul(H^T W)
@@ -14,9 +15,10 @@
 
 import { GraphBuilder } from "../src/ir/builder.js";
 import { hadamardRotation } from "../src/linalg/hadamard.js";
-import { viewGraph } from "../src/rewrite/axes.js";
+import { concrete, viewGraph } from "../src/rewrite/axes.js";
 import { GraphEdit } from "../src/rewrite/edit.js";
 import { definePass, type Pass } from "../src/rewrite/pass.js";
+import { reweight } from "../src/rewrite/reweight.js";
 import { emitRotation, rotateReader } from "../src/rewrite/rotation.js";
 import { Sites } from "../src/rewrite/sites.js";
 import { mainOpset } from "../src/rewrite/trials.js";
@@ -45,13 +47,12 @@ export const rotateOutput: Pass<Record<string, never>> = definePass({
         continue;
       }
       const rotation = hadamardRotation(outProj.inFeatures);
-      const builder = new GraphBuilder(`mambac.rotate_output${changed}.`);
-      const rotated = emitRotation(builder, outProj.input, rotation, []);
-      const weight = `${outProj.weight}.rotated`;
+      const builder = new GraphBuilder(`${edit.unused(`${outProj.weight}.rotated`)}.`);
+      const rank = concrete(sites.view, outProj.input)?.shape?.length ?? 3;
+      const rotated = emitRotation(builder, outProj.input, rotation, [], rank - 1);
       edit.addNodes(builder.nodes);
       edit.addInitializers(builder.initializers);
-      edit.addInitializers(new Map([[weight, rotateReader(tensor, { kind: "hadamard", rotation })]]));
-      edit.swapNode(outProj.node, { ...outProj.node, inputs: [rotated, weight] });
+      reweight(edit, outProj, "rotated", rotateReader(tensor, { kind: "hadamard", rotation }), rotated);
       changed += 1;
     }
     return Promise.resolve({ model: changed === 0 ? model : { ...model, graph: edit.commit() }, changed });

@@ -21,9 +21,11 @@
 import { type Graph, type Model, makeNode } from "../src/ir/graph.js";
 import { f32Tensor, toNumbers } from "../src/ir/tensor.js";
 import { viewGraph } from "../src/rewrite/axes.js";
+import { onlyReaders } from "../src/rewrite/column-uses.js";
 import { GraphEdit } from "../src/rewrite/edit.js";
 import { layoutOf } from "../src/rewrite/layout.js";
 import { definePass, type Pass, type PassContext } from "../src/rewrite/pass.js";
+import { reweight } from "../src/rewrite/reweight.js";
 import { type LinearRole, type LinearSite, type MambaBlock, Sites } from "../src/rewrite/sites.js";
 import { mainOpset } from "../src/rewrite/trials.js";
 import { scaledWeight, weightValues } from "../src/rewrite/weights.js";
@@ -70,7 +72,8 @@ export function smoothedInputs(model: Model, roles: ReadonlySet<LinearRole>): st
   for (const site of sites.linears)
     if (roles.has(site.role) && sites.normOf(site.input) !== null) names.add(site.input);
   for (const block of sites.blocks) {
-    if (roles.has("out_proj") && isGatedWithoutNorm(block) && block.outProj !== null) names.add(block.outProj.input);
+    if (roles.has("out_proj") && isGatedWithoutNorm(sites, block) && block.outProj !== null)
+      names.add(block.outProj.input);
     if (roles.has("dt_proj") && lowRankColumns(sites, block) !== null && block.dtProj !== null)
       names.add(block.dtProj.input);
   }
@@ -102,13 +105,18 @@ export function smoothingVector(activation: Float64Array, weight: Float64Array, 
   });
 }
 
-function scaleRows(edit: GraphEdit, graph: Graph, readers: readonly LinearSite[], scale: Float64Array): void {
+/** Multiplies the rows of the readers' weights, and lets them read `input` if there is one. */
+function scaleRows(
+  edit: GraphEdit,
+  graph: Graph,
+  readers: readonly LinearSite[],
+  scale: Float64Array,
+  input: string | null = null,
+): void {
   for (const reader of readers) {
     const tensor = graph.initializers.get(reader.weight);
     if (tensor === undefined) continue;
-    const name = `${reader.weight}.smooth`;
-    edit.addInitializers(new Map([[name, scaledWeight(tensor, scale, null)]]));
-    edit.swapNode(reader.node, { ...reader.node, inputs: [reader.input, name] });
+    reweight(edit, reader, "smooth", scaledWeight(tensor, scale, null), input ?? reader.input);
   }
 }
 
@@ -131,34 +139,47 @@ function smoothNorms(sites: Sites, edit: GraphEdit, options: SmoothQuantOptions,
       continue;
     }
     const scale = smoothingVector(options.channelAbsMax(site.input), largestByRow(graph, readers), options.alpha);
-    scaleRows(edit, graph, readers, scale);
-    const inverse = scale.map((value) => 1 / value);
-    const name = `${norm.output}.smooth_gain`;
-    const old = norm.gain === null ? null : graph.initializers.get(norm.gain.gain);
-    const gains = old == null ? inverse : toNumbers(old).map((value, channel) => value * (inverse[channel] ?? 1));
-    edit.addInitializers(new Map([[name, f32Tensor([gains.length], gains)]]));
+    const tensor = norm.gain === null ? undefined : graph.initializers.get(norm.gain.gain);
+    const old = tensor === undefined ? Float64Array.of(1) : toNumbers(tensor);
+    const channels = scale.length;
+    if ((old.length !== 1 && old.length !== channels) || (tensor?.shape.length ?? 0) > 1) {
+      context.report({
+        kind: "missed",
+        code: "smooth-quant/gain",
+        where: norm.output,
+        message: "the gain of the norm is not one factor a channel, so its outliers stay",
+      });
+      continue;
+    }
+    const name = edit.unused(`${norm.output}.smooth_gain`);
+    // A gain of one number becomes one for each channel.
+    const gains = scale.map((value, channel) => (old[old.length === 1 ? 0 : channel] ?? 1) / value);
+    edit.addInitializers(new Map([[name, f32Tensor([channels], gains)]]));
     if (norm.gain === null) {
-      const output = `${norm.output}.smooth`;
+      const output = edit.unused(`${norm.output}.smooth`);
       edit.addNodes([makeNode("Mul", [norm.output, name], [output])]);
-      for (const reader of readers)
-        edit.swapNode(reader.node, { ...reader.node, inputs: [output, `${reader.weight}.smooth`] });
+      scaleRows(edit, graph, readers, scale, output);
     } else {
       const { node, gainInput } = norm.gain;
       edit.swapNode(node, { ...node, inputs: node.inputs.map((input, at) => (at === gainInput ? name : input)) });
+      scaleRows(edit, graph, readers, scale);
     }
     changed += 1;
   }
   return changed;
 }
 
-/** Mamba-1: the gate goes straight into out_proj. */
-function isGatedWithoutNorm(block: MambaBlock): boolean {
+/** Mamba-1: the gate goes straight into out_proj, and nothing else reads it or its columns. */
+function isGatedWithoutNorm(sites: Sites, block: MambaBlock): boolean {
+  const { gate, outProj, gateColumns } = block;
   return (
-    block.gate !== null &&
-    block.outProj !== null &&
-    block.outputGain === null &&
-    block.gateColumns !== null &&
-    block.scan.family === "mamba1"
+    gate !== null &&
+    outProj !== null &&
+    gateColumns !== null &&
+    block.scan.family === "mamba1" &&
+    sites.leadsOnlyTo(gate.silu, gate.node) &&
+    sites.leadsOnlyTo(gate.node, outProj.node) &&
+    onlyReaders(sites, gateColumns.linear, gateColumns.from, gateColumns.to, [gate.silu, gate.sigmoid])
   );
 }
 
@@ -167,23 +188,16 @@ function smoothGates(sites: Sites, edit: GraphEdit, options: SmoothQuantOptions,
   let changed = 0;
   for (const block of sites.blocks) {
     const { gate, outProj, gateColumns } = block;
-    if (
-      !options.roles.has("out_proj") ||
-      !isGatedWithoutNorm(block) ||
-      gate === null ||
-      outProj === null ||
-      gateColumns === null
-    )
-      continue;
-    const z = layoutOf(sites.view, gate.z);
-    const weight = graph.initializers.get(gateColumns.linear.weight);
-    const onlyGate = (sites.index.users.get(gate.z) ?? []).every((user) => user === gate.silu || user === gate.sigmoid);
-    if (z === null || weight === undefined || !onlyGate || z.fixed.length !== 1) {
+    if (!options.roles.has("out_proj") || block.scan.family !== "mamba1") continue;
+    const z = gate === null ? null : layoutOf(sites.view, gate.z);
+    const weight = graph.initializers.get(gateColumns?.linear.weight ?? "");
+    const straight = isGatedWithoutNorm(sites, block) && z?.fixed.length === 1;
+    if (!straight || gate === null || outProj === null || gateColumns === null || weight === undefined || z === null) {
       context.report({
         kind: "missed",
         code: "smooth-quant/gate",
         where: block.layer,
-        message: "the gate has another reader, so out_proj keeps its outliers",
+        message: "the gate does not come straight from in_proj, or has another reader, so out_proj keeps its outliers",
       });
       continue;
     }
@@ -194,13 +208,11 @@ function smoothGates(sites: Sites, edit: GraphEdit, options: SmoothQuantOptions,
     scale.forEach((value, channel) => {
       columns[from + channel] = 1 / value;
     });
-    const name = `${linear.weight}.gate`;
-    edit.addInitializers(new Map([[name, scaledWeight(weight, null, columns)]]));
-    edit.swapNode(linear.node, { ...linear.node, inputs: [linear.input, name] });
+    reweight(edit, linear, "gate", scaledWeight(weight, null, columns));
     const after = z.axes.length - 1 - z.axes.indexOf("fixed");
-    const factor = `${gate.z}.smooth_scale`;
+    const factor = edit.unused(`${gate.z}.smooth_scale`);
     edit.addInitializers(new Map([[factor, f32Tensor([scale.length, ...new Array<number>(after).fill(1)], scale)]]));
-    const restored = `${gate.z}.restored`;
+    const restored = edit.unused(`${gate.z}.restored`);
     edit.addNodes([makeNode("Mul", [gate.z, factor], [restored])]);
     edit.swapNode(gate.sigmoid, { ...gate.sigmoid, inputs: [restored] });
     changed += 1;
@@ -208,11 +220,16 @@ function smoothGates(sites: Sites, edit: GraphEdit, options: SmoothQuantOptions,
   return changed;
 }
 
-/** Columns of x_proj that are dt_proj's input and nothing else; null with a norm in between. */
+/** Columns of x_proj that are dt_proj's input and nothing else; null with a norm or a bias in between. */
 function lowRankColumns(sites: Sites, block: MambaBlock): { from: number } | null {
-  if (block.dtProj === null || block.xProj === null) return null;
-  const columns = sites.source(block.dtProj.input);
-  return columns !== null && columns.linear.node === block.xProj.node ? { from: columns.from } : null;
+  const { dtProj, xProj } = block;
+  if (dtProj === null || xProj === null) return null;
+  const columns = sites.source(dtProj.input);
+  return columns !== null &&
+    columns.linear.node === xProj.node &&
+    onlyReaders(sites, xProj, columns.from, columns.to, [dtProj.node])
+    ? { from: columns.from }
+    : null;
 }
 
 function smoothLowRankDt(sites: Sites, edit: GraphEdit, options: SmoothQuantOptions, _context: PassContext): number {
@@ -229,9 +246,7 @@ function smoothLowRankDt(sites: Sites, edit: GraphEdit, options: SmoothQuantOpti
     scale.forEach((value, channel) => {
       factors[columns.from + channel] = 1 / value;
     });
-    const name = `${xProj.weight}.dt`;
-    edit.addInitializers(new Map([[name, scaledWeight(weight, null, factors)]]));
-    edit.swapNode(xProj.node, { ...xProj.node, inputs: [xProj.input, name] });
+    reweight(edit, xProj, "dt", scaledWeight(weight, null, factors));
     changed += 1;
   }
   return changed;

@@ -5,7 +5,8 @@
  * - a Reshape to the shape a value already has goes away (the shapes are inferred at two sizes);
  * - Constant nodes become initialisers, and equal small constants become one.
  *
- * Refuses nothing. Weights of 64 elements and more are never merged: a later pass may want to change one of them.
+ * Refuses nothing. Constants of two axes and more, or of 64 elements and more, are never merged: they are weights, and
+ * a later pass may want to change one of them.
  *
  *     before   Transpose(0,2,1) -> Transpose(0,2,1) -> CausalConv
  *     after    CausalConv
@@ -42,7 +43,8 @@ export const tidy: Pass<Record<string, never>> = definePass({
 });
 
 function permutationOf(node: Node | undefined): number[] | null {
-  return node?.op === "Transpose" && node.domain === "" ? attrInts(node, "perm") : null;
+  const perm = node?.op === "Transpose" && node.domain === "" ? attrInts(node, "perm") : null;
+  return perm?.every((axis) => axis >= 0) === true ? perm : null;
 }
 
 function cancelTransposes(graph: Graph): Graph {
@@ -129,6 +131,7 @@ function mergeConstants(graph: Graph): Graph {
   for (const [name, tensor] of initializers) {
     if (
       tensor.strings !== null ||
+      tensor.shape.length > 1 ||
       elementCount(tensor.shape) >= SMALL_ELEMENTS ||
       inputs.has(name) ||
       outputs.has(name)

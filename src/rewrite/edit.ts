@@ -3,7 +3,7 @@
  * nothing. Graphs are immutable, so nothing can be half done.
  */
 
-import { dependencies, type Graph, type Node, type ValueInfo } from "../ir/graph.js";
+import { dependencies, type Graph, type Node, useIndex, type ValueInfo } from "../ir/graph.js";
 import type { Tensor } from "../ir/tensor.js";
 import { invariant } from "../support/errors.js";
 
@@ -21,6 +21,20 @@ export class GraphEdit {
     this.#graph = graph;
     this.#inputs = [...graph.inputs];
     this.#outputs = [...graph.outputs];
+  }
+
+  /** The name, or the name with a number behind it where the graph, or this edit, has such a value already. */
+  unused(name: string): string {
+    const { producer } = useIndex(this.#graph);
+    const taken = (candidate: string): boolean =>
+      this.#initializers.has(candidate) ||
+      this.#graph.initializers.has(candidate) ||
+      producer.has(candidate) ||
+      this.#added.some((node) => node.outputs.includes(candidate)) ||
+      this.#inputs.some((input) => input.name === candidate);
+    let free = name;
+    for (let twin = 2; taken(free); twin++) free = `${name}.${twin}`;
+    return free;
   }
 
   addNodes(nodes: readonly Node[]): void {

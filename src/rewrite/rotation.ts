@@ -75,44 +75,46 @@ function multiplyRight(values: Float32Array, matrix: Float64Array, k: number, n:
 const LARGEST_FACTOR = 64;
 
 /**
- * Nodes for x -> x R along the last axis of x [batch, length, ..lead, size], as one product for each Kronecker factor of
- * R. `lead` are fixed axes between length and size.
+ * Nodes for x -> x R along the last axis of x [..outer, ..lead, size], as one product for each Kronecker factor of R.
+ * `lead` are sizes of fixed axes before the last; `outer` counts the axes of any size before those.
  */
 export function emitRotation(
   builder: GraphBuilder,
   input: string,
   rotation: HadamardRotation,
   lead: readonly number[],
+  outer: number = 2,
 ): string {
   const { size, blocks, factor, power, signs } = rotation;
   let value = input;
   if (signs !== null)
     value = builder.op("Mul", [value, builder.initializer(f32Tensor([size], Float32Array.from(signs)), "signs")]);
   // x (A x B x C) on x seen as [.., a, b, c]: A^T on the left, C on the right, B between.
-  const outer = factor.order;
+  const order = factor.order;
+  const kept = [...Array.from({ length: outer }, () => 0), ...lead];
   let inner = power;
   let middle = 1;
   while (inner > LARGEST_FACTOR) {
     inner /= 2;
     middle *= 2;
   }
-  const shaped = builder.op("Reshape", [value, builder.ints([0, 0, ...lead, blocks * outer, middle, inner])]);
+  const shaped = builder.op("Reshape", [value, builder.ints([...kept, blocks * order, middle, inner])]);
   value = product(builder, shaped, hadamardFactor(builder, inner), "right");
   if (middle > 1) value = product(builder, value, hadamardFactor(builder, middle), "left");
-  if (outer > 1) {
-    const flat = builder.op("Reshape", [value, builder.ints([0, 0, ...lead, blocks, outer, middle * inner])]);
-    const transposed = new Float32Array(outer * outer);
-    for (let i = 0; i < outer; i++) {
-      for (let j = 0; j < outer; j++) transposed[j * outer + i] = (factor.signs[i * outer + j] ?? 0) / Math.sqrt(outer);
+  if (order > 1) {
+    const flat = builder.op("Reshape", [value, builder.ints([...kept, blocks, order, middle * inner])]);
+    const transposed = new Float32Array(order * order);
+    for (let i = 0; i < order; i++) {
+      for (let j = 0; j < order; j++) transposed[j * order + i] = (factor.signs[i * order + j] ?? 0) / Math.sqrt(order);
     }
     value = product(
       builder,
       flat,
-      builder.initializer(f32Tensor([outer, outer], transposed), `hadamard${outer}`),
+      builder.initializer(f32Tensor([order, order], transposed), `hadamard${order}`),
       "left",
     );
   }
-  return builder.op("Reshape", [value, builder.ints([0, 0, ...lead, size])]);
+  return builder.op("Reshape", [value, builder.ints([...kept, size])]);
 }
 
 function product(builder: GraphBuilder, value: string, matrix: string, side: "left" | "right"): string {

@@ -236,6 +236,18 @@ export class Sites {
     return out;
   }
 
+  /** Does the result of `from` reach `to`, over layout changes, and nothing else? */
+  leadsOnlyTo(from: Node, to: Node): boolean {
+    let [at = ""] = from.outputs;
+    for (;;) {
+      const [user, ...others] = this.index.users.get(at) ?? [];
+      if (user === undefined || others.length > 0 || this.index.outputs.has(at)) return false;
+      if (user === to) return true;
+      if (!LAYOUT.has(user.op) || user.domain !== "") return false;
+      at = user.outputs[0] ?? "";
+    }
+  }
+
   /** The gain that makes `name`, if a norm made it. */
   gainOf(name: string): GainSite | null {
     let at = name;
@@ -259,12 +271,11 @@ export class Sites {
     }
   }
 
-  /** The norm that makes `name`, with its gain if it has one. */
+  /** The norm that makes `name`, with its gain if that is the last thing done to it. */
   normOf(name: string): { readonly output: string; readonly gain: GainSite | null } | null {
     const gain = this.gainOf(name);
-    if (gain !== null) return { output: gain.output, gain };
-    const node = this.index.producer.get(name);
-    return node !== undefined && !LAYOUT.has(node.op) && this.isNormalised(name) ? { output: name, gain: null } : null;
+    if (gain !== null) return gain.output === name ? { output: name, gain } : { output: name, gain: null };
+    return this.isNormalised(name) ? { output: name, gain: null } : null;
   }
 
   /** x * rsqrt(mean(x^2) + eps), as Mul or Div, layout changes allowed. */
