@@ -7,7 +7,7 @@
 import type { Model } from "../src/ir/graph.js";
 import { hadamardRotation } from "../src/linalg/hadamard.js";
 import { kltRotation } from "../src/linalg/klt.js";
-import { loopGemm, matrixOf } from "../src/linalg/matrix.js";
+import { type Gemm, matrixOf } from "../src/linalg/matrix.js";
 import type { StatRequest } from "../src/quant/calibration.js";
 import { parseWeightScheme, type WeightScheme } from "../src/quant/scheme.js";
 import type { Statistics } from "../src/quant/statistics.js";
@@ -75,17 +75,17 @@ function residualSteps({ rotate }: QuantRecipe): Step[] {
         site = first(model);
         return site === null ? [] : [secondMoment(site)];
       },
-      async (statistics) => {
-        const rotation = site === null ? null : await kltOf(statistics, site);
+      async (statistics, gemm) => {
+        const rotation = site === null ? null : await kltOf(statistics, site, gemm);
         return { rotationFor: (size) => rotation ?? { kind: "hadamard", rotation: hadamardRotation(size) } };
       },
     ),
   ];
 }
 
-async function kltOf(statistics: Statistics, value: string): Promise<Rotation> {
+async function kltOf(statistics: Statistics, value: string, gemm: Gemm): Promise<Rotation> {
   const { size, matrix, count } = statistics.secondMoment(value);
-  const { matrix: rotation } = await kltRotation(matrixOf(size, size, matrix), count, hadamardRotation(size), loopGemm);
+  const { matrix: rotation } = await kltRotation(matrixOf(size, size, matrix), count, hadamardRotation(size), gemm);
   return { kind: "dense", size, matrix: rotation.data };
 }
 
@@ -112,9 +112,9 @@ function dtSteps({ rotate }: QuantRecipe): Step[] {
         inputs = sitesOf(model).blocks.flatMap(({ dtProj }) => dtProj?.input ?? []);
         return inputs.map(secondMoment);
       },
-      async (statistics) => {
+      async (statistics, gemm) => {
         const rotations = new Map<string, Rotation>();
-        for (const value of inputs) rotations.set(value, await kltOf(statistics, value));
+        for (const value of inputs) rotations.set(value, await kltOf(statistics, value, gemm));
         return {
           rotationFor: (activation, rank) =>
             rotations.get(activation) ?? { kind: "hadamard", rotation: hadamardRotation(rank) },

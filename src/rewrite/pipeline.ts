@@ -42,7 +42,7 @@ export function step<Options>(pass: Pass<Options>, options: Options): Step {
 export function calibratedStep<Options>(
   pass: Pass<Options>,
   requests: (model: Model) => readonly StatRequest[],
-  options: (statistics: Statistics) => Options | Promise<Options>,
+  options: (statistics: Statistics, gemm: Gemm) => Options | Promise<Options>,
 ): Step {
   const { name, requires, establishes, invalidates } = pass;
   return {
@@ -53,7 +53,7 @@ export function calibratedStep<Options>(
     requests,
     run: async (model, tools, report, statistics) => {
       invariant(statistics !== null, `${name} ran without its statistics`);
-      return pass.run(model, await options(statistics), {
+      return pass.run(model, await options(statistics, tools.gemm), {
         ...tools,
         report: (remark) => report({ ...remark, pass: name }),
       });
