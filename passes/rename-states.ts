@@ -10,7 +10,7 @@
  *     after    past_ssm.0                                       (transformersjs)
  */
 
-import type { Graph, ValueInfo } from "../src/ir/graph.js";
+import { type Graph, useIndex, type ValueInfo } from "../src/ir/graph.js";
 import { GraphEdit, renameInputs } from "../src/rewrite/edit.js";
 import { definePass, type Pass } from "../src/rewrite/pass.js";
 import { readSemantic } from "../src/rewrite/semantic.js";
@@ -46,9 +46,24 @@ export const renameStates: Pass<{ readonly style: StateStyle }> = definePass({
         `two layers would share a state name in style ${options.style}: the source's layer numbers are not unique`,
       );
     }
+    const occupied = fresh.find((name) => !names.has(name) && isUsed(model.graph, name));
+    if (occupied !== undefined) {
+      throw new MambacError(
+        "rename-states/clash",
+        `style ${options.style} needs the name ${occupied}, which another value of the graph has: choose another style`,
+      );
+    }
     return Promise.resolve({ model: { ...model, graph: renamed(model.graph, names) }, changed: names.size });
   },
 });
+
+function isUsed(graph: Graph, name: string): boolean {
+  return (
+    graph.inputs.some((input) => input.name === name) ||
+    graph.initializers.has(name) ||
+    useIndex(graph).producer.has(name)
+  );
+}
 
 function styledNames(style: StateStyle, slot: StateSlot): { past: string; present: string } {
   const layer = layerNumber(slot.op);
