@@ -1,4 +1,5 @@
-// The only file that knows ONNX Runtime: registers every operator of domain com.mambac, version 1, for the CPU.
+// Registers every operator of domain com.mambac, version 1, for the CPU; in a build with MAMBAC_CUDA for the CUDA provider
+// too, whose kernels are launched by src/cuda/ort.cc.
 #include <atomic>
 #include <stdio.h>
 #include <stdlib.h>
@@ -7,11 +8,19 @@
 #include "abi.h"
 #include "mambac/capi.h"
 #include "mambac/plan.h"
+#ifdef MAMBAC_CUDA
+#include "../cuda/ort.h"
+#endif
 
 namespace mambac {
 namespace ort {
 namespace {
 
+#ifdef MAMBAC_CUDA
+constexpr int kProviders = 2;
+#else
+constexpr int kProviders = 1;
+#endif
 constexpr int kOps = kScanOps + kConvOps;
 
 // One registered operator. One set exists per host API table and outlives every session.
@@ -19,6 +28,7 @@ struct Op : CustomOp {
   const Api* api;
   const ScanOp* scan;  // one of these two is null
   const ConvOp* conv;
+  bool cuda;
   const char* name() const { return scan != nullptr ? scan->name : conv->name; }
   int inputs() const { return scan != nullptr ? kScanInputs : kConvInputs; }
   ElementType state_type() const {
@@ -139,7 +149,7 @@ Status* make_output(const Api* api, KernelContext* c, size_t i, const Shape& sha
 }
 
 // Work below this many multiply-adds is not worth waking another thread for.
-constexpr int64_t kSerialWork = 1 << 15;
+constexpr double kSerialWork = 1 << 15;
 
 struct ScanRun {
   const Kernels* kernels;
@@ -159,7 +169,7 @@ void conv_piece(void* user, size_t task) {
   run.kernels->conv(run.args, (int64_t)task);
 }
 
-Status* spread(const Api* api, KernelContext* c, void (*piece)(void*, size_t), int64_t tasks, int64_t work, void* user) {
+Status* spread(const Api* api, KernelContext* c, void (*piece)(void*, size_t), int64_t tasks, double work, void* user) {
   if (tasks > 1 && work > kSerialWork)
     return call<Status*>(api, kContextParallelFor, (const KernelContext*)c, piece, (size_t)tasks, (size_t)0, user);
   for (int64_t i = 0; i < tasks; i++) piece(user, (size_t)i);
@@ -187,8 +197,11 @@ Status* compute_scan(const Kernel& k, KernelContext* c, const Shape* in, const v
   a.past = data[7];
   a.y = (float*)y;
   a.present = present;
+#ifdef MAMBAC_CUDA
+  if (op.cuda) return cuda_scan(op.api, c, op.name(), a);
+#endif
   const int64_t tasks = scan_tasks(a), tokens = a.length > 0 ? a.length : 1;
-  if (Status* s = spread(op.api, c, scan_piece, tasks, tasks * tokens * a.head_dim * a.d_state, &run)) return s;
+  if (Status* s = spread(op.api, c, scan_piece, tasks, (double)tasks * (double)(tokens * a.head_dim) * (double)a.d_state, &run)) return s;
   return run.failed.load(std::memory_order_relaxed) ? make_status(op.api, kFail, "mambac: out of memory for scratch") : nullptr;
 }
 
@@ -208,7 +221,10 @@ Status* compute_conv(const Kernel& k, KernelContext* c, const Shape* in, const v
   a.past = (const float*)data[3];
   a.y = (float*)y;
   a.present = (float*)present;
-  return spread(op.api, c, conv_piece, conv_tasks(a), a.batch * a.channels * (a.length + 1) * (a.kernel + 8), &run);
+#ifdef MAMBAC_CUDA
+  if (op.cuda) return cuda_conv(op.api, c, op.name(), a);
+#endif
+  return spread(op.api, c, conv_piece, conv_tasks(a), (double)(a.batch * a.channels) * (double)(a.length + 1) * (double)(a.kernel + 8), &run);
 }
 
 Status* compute(void* kernel, KernelContext* c) {
@@ -246,13 +262,16 @@ size_t may_inplace(int** in, int** out) {
 }
 void keep(int*, int*) {}
 
-void fill(Op& op, const Api* api, const ScanOp* scan, const ConvOp* conv) {
+void fill(Op& op, const Api* api, const ScanOp* scan, const ConvOp* conv, bool cuda) {
   op.api = api;
   op.scan = scan;
   op.conv = conv;
+  op.cuda = cuda;
   op.version = kApiVersion;
   op.GetName = [](const CustomOp* o) { return op_of(o).name(); };
-  op.GetExecutionProviderType = [](const CustomOp*) -> const char* { return nullptr; };  // the CPU
+  op.GetExecutionProviderType = [](const CustomOp* o) -> const char* {
+    return op_of(o).cuda ? "CUDAExecutionProvider" : nullptr;  // null: the CPU
+  };
   op.GetInputTypeCount = [](const CustomOp* o) -> size_t { return (size_t)op_of(o).inputs(); };
   op.GetOutputTypeCount = [](const CustomOp*) -> size_t { return 2; };
   op.GetInputType = [](const CustomOp* o, size_t i) {
@@ -278,7 +297,7 @@ void fill(Op& op, const Api* api, const ScanOp* scan, const ConvOp* conv) {
 struct Host {
   const Api* api;
   OpDomain* domain;
-  Op ops[kOps];
+  Op ops[kOps * kProviders];
   Host* next;
 };
 std::atomic_flag g_lock = ATOMIC_FLAG_INIT;
@@ -306,8 +325,9 @@ Status* host_for(const Api* api, Host** out) {
     free(h);
     return s;
   }
-  for (int i = 0; i < kOps; i++) {
-    fill(h->ops[i], api, i < kScanOps ? scan_ops() + i : nullptr, i < kScanOps ? nullptr : conv_ops() + (i - kScanOps));
+  for (int i = 0; i < kOps * kProviders; i++) {
+    const int op = i % kOps;
+    fill(h->ops[i], api, op < kScanOps ? scan_ops() + op : nullptr, op < kScanOps ? nullptr : conv_ops() + (op - kScanOps), i >= kOps);
     if (Status* s = call<Status*>(api, kCustomOpDomainAdd, h->domain, (const CustomOp*)&h->ops[i])) return s;
   }
   h->next = g_hosts;
