@@ -83,6 +83,8 @@ export async function benchCommand(
     progress.done();
     tell(options, lineup, rows, terminal);
     if (rows.some((row) => row.decode !== null)) return EXIT.ok;
+    // The document holds the reasons already, and there must be one document only.
+    if (options.json) return EXIT.unsupported;
     throw new MambacError("bench/nothing", "nothing could be measured; the reasons are above", EXIT.unsupported);
   } finally {
     progress.done();

@@ -54,18 +54,15 @@ export async function runBench(
         continue;
       }
       worker.end();
-      const { code, message } = failure(answer);
-      if (code === "bench/registration") throw new MambacError(code, message);
-      results.push({ kind: "refused", subject, code, reason: message });
+      const refusal = failure(answer);
+      if (refusal.code === "bench/registration") throw refusal;
+      results.push({ kind: "refused", subject, code: refusal.code, reason: refusal.message });
     }
     for (let round = 1; round <= settings.rounds; round++) {
       onProgress(`round ${round} of ${settings.rounds}`);
       for (const { worker, rounds } of running) {
         const answer = await worker.ask({ kind: "round" });
-        if (answer.kind !== "timed") {
-          const { code, message } = failure(answer);
-          throw new MambacError(code, message);
-        }
+        if (answer.kind !== "timed") throw failure(answer);
         rounds.push(answer.times);
       }
     }
@@ -81,10 +78,10 @@ export async function runBench(
   });
 }
 
-function failure(answer: WorkerAnswer): { readonly code: string; readonly message: string } {
+function failure(answer: WorkerAnswer): MambacError {
   if (answer.kind !== "failed") return bug(`the process of a subject answered '${answer.kind}' out of turn`);
   if (answer.code === null) return bug(answer.message);
-  return { code: answer.code, message: answer.message };
+  return new MambacError(answer.code, answer.message, answer.exitCode);
 }
 
 function bug(message: string): never {
@@ -99,7 +96,7 @@ class Worker {
     const extension = extname(fileURLToPath(import.meta.url));
     const file = new URL(`./bench-worker${extension}`, import.meta.url);
     // From sources the child needs the loader too, whatever started this process.
-    const execArgv = extension === ".ts" ? ["--import", "tsx"] : [];
+    const execArgv = extension === ".ts" ? ["--import", import.meta.resolve("tsx")] : [];
     this.#child = fork(file, [], { execArgv, stdio: ["ignore", "ignore", "inherit", "ipc"] });
   }
 

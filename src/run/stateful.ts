@@ -98,7 +98,9 @@ async function openNative(
   const found = findOpsLibrary(options.library);
   if (found.kind === "found" && counts.size > 0) {
     try {
-      return await openWithLibrary(parts, options, found.path, counts);
+      const loaded = await openWithLibrary(parts, options, found.path, counts);
+      tellMissing(loaded, found.path, notice);
+      return loaded;
     } catch (cause) {
       const named = options.library !== undefined && options.library !== "auto";
       if (named || !(cause instanceof MambacError)) throw withHint(cause, found);
@@ -111,6 +113,16 @@ async function openNative(
   const session = await openNativeSession(parts.modelPath, nativeOptions(options));
   const executed = splitByKernel(counts, new Set());
   return finish(nativeRunner(session), { ...parts, library: null, inPlace: new Set(), executed });
+}
+
+/** A library may lack kernels, being older than the model; ONNX Runtime then runs the functions and says nothing. */
+function tellMissing(loaded: LoadedPackage, library: string, notice: (message: string) => void): void {
+  const missing = [...loaded.executedOps().functions.keys()];
+  if (missing.length === 0) return;
+  notice(
+    `the op library ${library} has no kernel for ${missing.join(", ")}: these run as functions of the model, slower; ` +
+      "rebuild it for this version of mambac",
+  );
 }
 
 async function openWithLibrary(

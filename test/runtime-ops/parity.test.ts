@@ -38,10 +38,14 @@ const HALF_ERROR = 2 ** -10;
 async function work(isa: string, job: "calls" | "long"): Promise<unknown[]> {
   const worker = join(import.meta.dirname, "parity-worker.ts");
   const library = built.kind === "built" ? built.library : "";
-  const { stdout } = await promisify(execFile)(process.execPath, ["--import", "tsx", worker, library, job], {
-    env: { ...process.env, MAMBAC_ISA: isa },
-    maxBuffer: 1 << 24,
-  });
+  const { stdout } = await promisify(execFile)(
+    process.execPath,
+    ["--import", import.meta.resolve("tsx"), worker, library, job],
+    {
+      env: { ...process.env, MAMBAC_ISA: isa },
+      maxBuffer: 1 << 24,
+    },
+  );
   return JSON.parse(stdout) as unknown[];
 }
 
