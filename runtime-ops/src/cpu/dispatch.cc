@@ -119,6 +119,7 @@ bool run_scan_task(const Kernels& k, const ScanArgs& a, int64_t task) {
   }
   {
     const FloatMode mode;
+    (void)mode;
     (a.family == Family::kMamba2 ? k.mamba2 : k.mamba1)(a, task, scratch);
   }
   free(block);
