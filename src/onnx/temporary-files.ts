@@ -29,6 +29,7 @@ function onExit(): void {
 /** Temporary files of one write. Use with `try`/`finally { close() }`. */
 export class TemporaryFiles {
   readonly #paths = new Set<string>();
+  readonly #folders = new Set<string>();
 
   constructor() {
     if (live.size === 0) {
@@ -48,7 +49,7 @@ export class TemporaryFiles {
   /** A new folder in `parent`, to be removed with everything in it. */
   folder(parent: string, prefix: string): string {
     const path = mkdtempSync(join(parent, prefix));
-    this.#paths.add(path);
+    this.#folders.add(path);
     return path;
   }
 
@@ -58,14 +59,10 @@ export class TemporaryFiles {
   }
 
   removeAll(): void {
-    for (const path of this.#paths) {
-      try {
-        rmSync(path, { force: true, recursive: true });
-      } catch {
-        // The error that led here is worth more than this one.
-      }
-    }
+    for (const path of this.#paths) removeQuietly(path, false);
+    for (const path of this.#folders) removeQuietly(path, true);
     this.#paths.clear();
+    this.#folders.clear();
   }
 
   /** Removes what is left and stops watching signals. */
@@ -75,5 +72,13 @@ export class TemporaryFiles {
     if (live.size > 0) return;
     for (const signal of SIGNALS) process.off(signal, onSignal);
     process.off("exit", onExit);
+  }
+}
+
+function removeQuietly(path: string, recursive: boolean): void {
+  try {
+    rmSync(path, { force: true, recursive });
+  } catch {
+    // The error that led here is worth more than this one.
   }
 }

@@ -6,7 +6,7 @@
  * weights are in files or computed on demand never has to fit in memory.
  */
 
-import { existsSync, lstatSync, renameSync, rmSync } from "node:fs";
+import { closeSync, existsSync, lstatSync, openSync, renameSync, rmSync } from "node:fs";
 import { type FileHandle, open } from "node:fs/promises";
 import { basename, dirname } from "node:path";
 import { type Graph, type Model, subgraphs } from "../ir/graph.js";
@@ -156,7 +156,9 @@ function refuseFolder(path: string): void {
 
 /** Creates a file, fills it, flushes it to the disk and checks its length. `fill` returns the bytes the file must have. */
 async function writeFile(path: string, fill: (handle: FileHandle) => Promise<number>): Promise<void> {
-  const handle = await open(path, "wx+");
+  // Created in one step: an exit while a thread is about to create it would come too early to remove it.
+  closeSync(openSync(path, "wx"));
+  const handle = await open(path, "r+");
   try {
     const expected = await fill(handle);
     await handle.sync();
