@@ -60,10 +60,7 @@ function rowStep(body: Body, heads: string, A: string, h: string, drive: Drive):
   const perGroup = body.div(channels, groups);
   const decay = body.exp(body.mul(body.reshape(drive.d, 0, channels, 1), A)); // [B,E,N]
   const kept = body.mul(body.reshape(h, 0, -1, dState), decay);
-  const fed = body.matmul(
-    body.reshape(drive.u, 0, groups, perGroup, 1),
-    body.reshape(drive.B, 0, groups, 1, dState),
-  );
+  const fed = body.matmul(body.reshape(drive.u, 0, groups, perGroup, 1), body.reshape(drive.B, 0, groups, 1, dState));
   const next = body.add(body.reshape(kept, 0, groups, -1, dState), fed); // [B,G,E/G,N]
   const read = body.matmul(next, body.reshape(drive.C, 0, groups, dState, 1));
   return { y: body.reshape(read, 0, 1, -1), state: body.reshape(next, 0, heads, body.size("head_dim"), dState) };
