@@ -1,6 +1,6 @@
 /** The commands and flags of `mambac`: parsing only, the work is in `src/commands`. */
 
-import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
+import { Command, CommanderError, Option } from "commander";
 import {
   executableRecipe,
   finishRecipe,
@@ -37,6 +37,8 @@ import {
   VERSION,
   verifyCommand,
 } from "../src/index.js";
+import { addCalibrate } from "./calibrate-command.js";
+import { integer, integerList, number, positiveInteger } from "./flag-values.js";
 import { kebabFlags } from "./kebab-flags.js";
 
 /** Runs one command line (without program name) and gives its exit code. */
@@ -67,6 +69,7 @@ function commandLine(terminal: Terminal, outcome: Outcome, argv: readonly string
       "Compiles Mamba ONNX graphs: proves their scans, makes prefill and decode one graph, quantizes the state.",
     )
     .version(VERSION)
+    .enablePositionalOptions()
     .exitOverride()
     .configureOutput({ writeOut: terminal.out, writeErr: terminal.err })
     .showHelpAfterError("(--help tells more)")
@@ -76,6 +79,7 @@ function commandLine(terminal: Terminal, outcome: Outcome, argv: readonly string
         "\n5 calibration, 130 interrupted. Every flag may be spelled with _ instead of -.",
     );
   addCompile(program, terminal, outcome, argv);
+  addCalibrate(program, terminal, outcome);
   addInspect(program, terminal, outcome);
   addVerify(program, terminal, outcome);
   addGenerate(program, terminal, outcome);
@@ -421,26 +425,4 @@ function passLibrary(
     executable: executableRecipe,
     finish: (pair) => finishRecipe({ pair, trust, quant, state, stateNames, target }),
   };
-}
-
-function number(text: string): number {
-  const value = Number(text);
-  if (text.trim() === "" || !Number.isFinite(value)) throw new InvalidArgumentError("It must be a number.");
-  return value;
-}
-
-function integer(text: string): number {
-  const value = number(text);
-  if (!Number.isSafeInteger(value)) throw new InvalidArgumentError("It must be an integer.");
-  return value;
-}
-
-function positiveInteger(text: string): number {
-  const value = integer(text);
-  if (value < 1) throw new InvalidArgumentError("It must be 1 or more.");
-  return value;
-}
-
-function integerList(text: string): number[] {
-  return text.split(",").map(positiveInteger);
 }

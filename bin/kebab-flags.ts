@@ -5,7 +5,7 @@ import type { Command, Option } from "commander";
 /** `argv` with known long flags in their own spelling; values and unknown flags stay as they are. */
 export function kebabFlags(argv: readonly string[], program: Command): string[] {
   const options = new Map<string, Option>();
-  for (const command of [program, ...program.commands]) {
+  for (const command of [program, ...program.commands.flatMap((own) => [own, ...own.commands])]) {
     for (const option of command.options) {
       for (const name of [option.long, option.short]) if (name !== undefined) options.set(name, option);
     }

@@ -1,6 +1,12 @@
 /** The public interface of mambac. Passes come from `mambac/passes`. */
 
 export { type BenchCommandOptions, benchCommand } from "./commands/bench.js";
+export {
+  type CalibrateCommandOptions,
+  type CalibrateMergeCommandOptions,
+  calibrateCommand,
+  calibrateMergeCommand,
+} from "./commands/calibrate.js";
 export { type CompileCommandOptions, compileCommand, type PassLibrary } from "./commands/compile.js";
 export { type EvalCommandOptions, evalCommand } from "./commands/eval.js";
 export { reportFailure } from "./commands/failure.js";

@@ -12,6 +12,7 @@ import { openDataset, RANDOM_DATA, type Shard } from "../run/dataset.js";
 import { openOrtGemm } from "../run/ort-gemm.js";
 import { readSignature } from "../run/signature.js";
 import { usualBoundaries } from "../run/statistics.js";
+import type { SweepProgress } from "../run/sweep.js";
 import { loadTokenizer, type Tokenizer } from "../run/tokenizer.js";
 import { usualRequests } from "../run/usual-requests.js";
 import { vocabularyOf } from "../run/vocabulary.js";
@@ -75,10 +76,10 @@ export async function calibrateCommand(
           modelSha256: graphDigest(model),
           gemm: products.gemm,
           onNotice: (message) => (options.quiet ? undefined : terminal.err(`${message}\n`)),
-          onProgress: ({ block, blocks, sequence, sequences }) =>
-            progress.say(
-              `calibrated ${sequence} of ${sequences} sequences${blocks === 1 ? "" : ` in block ${block + 1} of ${blocks}`}`,
-            ),
+          onProgress: (at) => {
+            const message = progressMessage(at);
+            if (message !== null) progress.say(message);
+          },
         },
         output,
       );
@@ -108,6 +109,14 @@ export function calibrateMergeCommand(options: CalibrateMergeCommandOptions, ter
   const table = mergeToFile(tables, options.output);
   tell("calibrate merge", options, table, null, terminal);
   return EXIT.ok;
+}
+
+/** A line for every tenth of a block; null for what lies between. */
+function progressMessage({ block, blocks, sequence, sequences }: SweepProgress): string | null {
+  const tenths = (done: number): number => Math.floor((10 * done) / sequences);
+  if (tenths(sequence) === tenths(sequence - 1)) return null;
+  const where = blocks === 1 ? "" : ` of block ${block + 1} of ${blocks}`;
+  return `calibrated ${sequence} of ${sequences} sequences${where}`;
 }
 
 /** The tokenizer asked for, else the one beside the model; null leaves it to the data. */
