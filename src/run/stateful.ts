@@ -42,7 +42,14 @@ export interface LoadOptions {
 }
 
 /**
- * Loads a model file, or the one model in a folder. Throws `MambacError`: `run/model` when there is none, `signature/...`
+ * Loads a model file, or the one model in a folder, with its state at zero.
+ *
+ *     await using model = await loadPackage("out.onnx", { threads: 2 });
+ *     const logits = await model.prefill([65, 110, 100]); // [batch, length, vocabulary], of every position
+ *     const next = await model.step(32);                  // one token; the state goes on from the prompt
+ *     model.executedOps();                                // kernels of the op library, or functions of the model
+ *
+ * Give it back with `close()` or `await using`. Throws `MambacError`: `run/model` when there is none, `signature/...`
  * when its inputs have no known meaning, `ops/...` and `ort/...` when a library asked for by name cannot be used.
  */
 export async function loadPackage(path: string, options: LoadOptions = {}): Promise<LoadedPackage> {
