@@ -98,8 +98,10 @@ export function emitRotation(
     inner /= 2;
     middle *= 2;
   }
-  const shaped = builder.op("Reshape", [value, builder.ints([...kept, blocks * order, middle, inner])]);
-  value = product(builder, shaped, hadamardFactor(builder, inner), "right");
+  if (inner > 1) {
+    const shaped = builder.op("Reshape", [value, builder.ints([...kept, blocks * order, middle, inner])]);
+    value = product(builder, shaped, hadamardFactor(builder, inner), "right");
+  }
   if (middle > 1) value = product(builder, value, hadamardFactor(builder, middle), "left");
   if (order > 1) {
     const flat = builder.op("Reshape", [value, builder.ints([...kept, blocks, order, middle * inner])]);
