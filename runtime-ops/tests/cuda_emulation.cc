@@ -23,7 +23,7 @@
 namespace mambac {
 namespace cuda {
 
-Emulation emulation = {{4, 227 * 1024}, 0, "", 0, 0};
+Emulation emulation = {{4, 227 * 1024}, 0, "", nullptr, 0, 0};
 
 namespace {
 
@@ -275,6 +275,14 @@ float rough(double exact) {
 
 int current_device(Device* d) {
   *d = emulation.device;
+  return 0;
+}
+int allocate_on_stream(void** p, size_t bytes, void*) {
+  *p = malloc(bytes);
+  return 0;
+}
+int free_on_stream(void* p, void*) {
+  free(p);
   return 0;
 }
 int copy_on_device(void* to, const void* from, size_t bytes, void*) {

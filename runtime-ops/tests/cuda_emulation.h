@@ -97,6 +97,8 @@ struct Device {
 };
 constexpr int kErrorInvalidValue = 1;
 int current_device(Device* d);
+int allocate_on_stream(void** p, size_t bytes, void* stream);
+int free_on_stream(void* p, void* stream);
 int copy_on_device(void* to, const void* from, size_t bytes, void* stream);
 const char* error_text(int code);
 
@@ -105,13 +107,15 @@ struct Emulation {
   Device device;
   int order;          // of fibers: 0 forward, 1 backward, 2 random at every switch
   const char* error;  // of the last launch that was not possible
+  void* stream;       // of the last launch
   long launches, blocks;
 };
 extern Emulation emulation;
 int run_grid(void (*body)(void* call), void* call, const Grid& grid);
 
 template <class Arguments>
-static inline int launch(void (*kernel)(Arguments), const Grid& grid, void*, Arguments arguments) {
+static inline int launch(void (*kernel)(Arguments), const Grid& grid, void* stream, Arguments arguments) {
+  emulation.stream = stream;
   struct Call {
     void (*kernel)(Arguments);
     Arguments arguments;

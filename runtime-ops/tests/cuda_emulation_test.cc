@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "checks.h"
+#include "cuda_ort_test.h"
 #include "mambac/call.h"
 #include "mambac/cuda.h"
 #include "../src/cuda/launch.h"
@@ -310,9 +311,76 @@ static void choices() {
   }
 }
 
+// The registered operators of the CUDA provider give what the C interface gives, on the node's stream.
+static void registration() {
+  g_where = "registration";
+  static const host::Api api = host::make_api();
+  static const host::ApiBase base = {[](uint32_t) -> const host::Api* { return &api; }, [] { return "1.30.0"; }};
+  CHECK(RegisterCustomOps(nullptr, &base) == nullptr, "%s", host::g_status.c_str());
+  CHECK(host::g_ops.size() == 2 * (size_t)(mambac::kScanOps + mambac::kConvOps), "%zu operators", host::g_ops.size());
+  int stream;
+  for (int i = 0; i < mambac::kScanOps; i++) {
+    const Op op = parse(mambac::scan_ops()[i].name);
+    const Sizes s = op.two ? Sizes{2, 1, 4, 16, 128, 2} : Sizes{2, 1, 4, 16, 16, 2};
+    name_case(op, s, 3, 1);
+    host::find_op(op.name.c_str(), false);
+    Random r(3);
+    Inputs in = make_inputs(op, s, r, 1, false);
+    const Output want = run(op, s, in, Buffers::kTwo);
+    Output got;
+    got.y.assign(want.y.size(), NAN);
+    Aligned past(in.past.data(), in.past.size(), 0), present(in.past.data(), in.past.size(), 0);
+    const int64_t B = s.B, L = s.L, H = s.H, P = s.P, N = s.N, G = s.G, E = H * P;
+    const int state = op.kind == Kind::F32 ? 1 : op.kind == Kind::F16 ? 10 : 2;
+    std::vector<int64_t> shape = op.packed() ? std::vector<int64_t>{B, H, (int64_t)head_bytes(op, s.P, s.N)}
+                                 : op.two    ? std::vector<int64_t>{B, H, P, N}
+                                             : std::vector<int64_t>{B, E, N};
+    typedef std::vector<int64_t> Dims;
+    host::Context c;
+    c.stream = &stream;
+    c.inputs = {{1, op.two ? Dims{B, L, H, P} : Dims{B, L, E}, in.x.data()},
+                {1, op.two ? Dims{B, L, H} : Dims{B, L, E}, in.dt.data()},
+                {1, op.two ? Dims{H} : Dims{E, N}, in.A.data()},
+                {1, {B, L, G, N}, in.B.data()},
+                {1, {B, L, G, N}, in.C.data()},
+                {1, op.two ? Dims{H, P} : Dims{E}, in.D.data()},
+                {1, op.two ? Dims{H} : Dims{E}, in.bias.data()},
+                {state, shape, past.data}};
+    c.outputs = {{1, {}, got.y.data()}, {state, {}, present.data}};
+    const host::Node node = {{{"num_heads", H}, {"channels", E}, {"head_dim", P}, {"d_state", N}, {"num_groups", G}, {"chunk_size", 64}},
+                             {{"dt_min", in.dt_min}, {"dt_max", in.dt_max}}};
+    const host::CustomOp* registered = host::find_op(op.name.c_str(), true);
+    std::string error = host::compute(api, registered, node, c);
+    CHECK(error.empty(), "%s", error.c_str());
+    got.present.assign(present.data, present.data + in.past.size());
+    CHECK(same(got, want), "other bits than through the C interface");
+    CHECK(emulation.stream == &stream, "not on the node's stream");
+    CHECK(c.outputs[1].dims == shape, "shape of the state");
+    emulation.device.shared_bytes = 0;  // no kernel of this device fits: the message must say which operator failed
+    error = host::compute(api, registered, node, c);
+    emulation.device.shared_bytes = 227 * 1024;
+    if (op.packed()) CHECK(error.find(op.name) == 0 && error.find("CUDA error") != std::string::npos, "message: %s", error.c_str());
+  }
+  const ConvSizes s = {2, 5, 3, 4, 3};
+  g_where = "registration of CausalConvSilu";
+  Random r(4);
+  std::vector<float> x = r.normals(30, 1), w = r.normals(20, 1), bias = r.normals(5, 1), past = r.normals(30, 1), y(30), present(30), state;
+  std::vector<double> want;
+  conv(s, true, x.data(), w.data(), bias.data(), past.data(), want, state);
+  host::Context c;
+  c.stream = &stream;
+  c.inputs = {{1, {2, 5, 3}, x.data()}, {1, {5, 1, 4}, w.data()}, {1, {5}, bias.data()}, {1, {2, 5, 3}, past.data()}};
+  c.outputs = {{1, {}, y.data()}, {1, {}, present.data()}};
+  const host::Node node = {{{"channels", 5}, {"kernel_size", 4}, {"state_width", 3}}, {}};
+  const std::string error = host::compute(api, host::find_op("CausalConvSilu", true), node, c);
+  CHECK(error.empty() && present == state, "%s", error.c_str());
+  for (size_t i = 0; i < y.size(); i++) CHECK(fabs(y[i] - want[i]) < 1e-5, "y[%zu]", i);
+}
+
 int main(int argc, char** argv) {
   const bool quick = argc > 1 && strcmp(argv[1], "quick") == 0;
   choices();
+  registration();
   // B, L, H, P, N, G
   const Sizes one_token[] = {{2, 1, 4, 64, 128, 2}, {1, 1, 3, 64, 64, 3}, {3, 1, 5, 16, 128, 1}, {1, 1, 2, 24, 256, 1},
                              {1, 1, 2, 64, 256, 2}, {1, 1, 2, 8, 64, 1},  {2, 1, 2, 128, 128, 1}, {2, 1, 3, 5, 6, 1},

@@ -108,6 +108,11 @@ static inline int launch(void (*kernel)(Arguments), const Grid& g, void* stream,
 static inline int copy_on_device(void* to, const void* from, size_t bytes, void* stream) {
   return (int)cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, (cudaStream_t)stream);
 }
+// Memory for work on one stream, ordered with it.
+static inline int allocate_on_stream(void** p, size_t bytes, void* stream) {
+  return (int)cudaMallocAsync(p, bytes, (cudaStream_t)stream);
+}
+static inline int free_on_stream(void* p, void* stream) { return (int)cudaFreeAsync(p, (cudaStream_t)stream); }
 constexpr int kErrorInvalidValue = 1;  // cudaErrorInvalidValue
 static inline const char* error_text(int code) { return cudaGetErrorString((cudaError_t)code); }
 

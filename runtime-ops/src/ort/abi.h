@@ -48,6 +48,7 @@ enum Slot : int {
   kContextOutput = 91,
   kReleaseStatus = 93,
   kReleaseTensorInfo = 99,
+  kContextGpuStream = 193,
   kShapeInput = 268,
   kShapeSetOutput = 270,
   kContextParallelFor = 274,
