@@ -1,4 +1,5 @@
 // The fibers behind cuda_emulation.h.
+#include <setjmp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <ucontext.h>
@@ -19,6 +20,18 @@
 #else
 #define UNSEEN
 #endif
+// Plain jumps save two system calls a switch; sanitizers follow only swapcontext.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define SWITCH(from, to, started) swapcontext(&(from).context, &(to).context)
+#else
+#define SWITCH(from, to, started)                   \
+  do {                                              \
+    if (_setjmp((from).jump) == 0) {                \
+      if (started) _longjmp((to).jump, 1);          \
+      setcontext(&(to).context);                    \
+    }                                               \
+  } while (0)
+#endif
 
 namespace mambac {
 namespace cuda {
@@ -37,10 +50,13 @@ struct Meeting {
   bool any[2];
   uint32_t values[2][32];
 };
-struct Fiber {
+struct Place {
   ucontext_t context;
+  jmp_buf jump;
+};
+struct Fiber : Place {
   int index;
-  bool done;
+  bool started, done;
   const Meeting* waits;  // for its turn to pass `since`
   long since;
   void* sanitizer;
@@ -56,7 +72,7 @@ struct Block {
   void (*body)(void*);
   void* call;
   int running;  // index, or -1 for the scheduler
-  ucontext_t scheduler;
+  Place scheduler;
   void *scheduler_sanitizer, *scheduler_fake_stack;
   const void* scheduler_stack;
   size_t scheduler_stack_size;
@@ -77,7 +93,7 @@ UNSEEN void to_scheduler(Fiber& f, bool last) {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_start_switch_fiber(last ? nullptr : &f.fake_stack, g->scheduler_stack, g->scheduler_stack_size);
 #endif
-  swapcontext(&f.context, &g->scheduler);
+  SWITCH(f, g->scheduler, true);
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(f.fake_stack, nullptr, nullptr);
 #endif
@@ -91,7 +107,10 @@ UNSEEN void to_fiber(Fiber& f) {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_start_switch_fiber(&g->scheduler_fake_stack, g_stacks[(size_t)f.index].get(), kStack);
 #endif
-  swapcontext(&g->scheduler, &f.context);
+  const bool started = f.started;
+  f.started = true;
+  SWITCH(g->scheduler, f, started);
+  (void)started;
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(g->scheduler_fake_stack, nullptr, nullptr);
 #endif
@@ -168,7 +187,7 @@ UNSEEN void run_block() {
   for (int i = 0; i < n; i++) {
     Fiber& f = g->fibers[(size_t)i];
     f.index = i;
-    f.done = false;
+    f.started = f.done = false;
     f.waits = nullptr;
     f.fake_stack = nullptr;
 #if defined(__SANITIZE_THREAD__)

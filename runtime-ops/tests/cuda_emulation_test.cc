@@ -381,36 +381,32 @@ int main(int argc, char** argv) {
   const bool quick = argc > 1 && strcmp(argv[1], "quick") == 0;
   choices();
   registration();
-  // B, L, H, P, N, G
-  const Sizes one_token[] = {{2, 1, 4, 64, 128, 2}, {1, 1, 3, 64, 64, 3}, {3, 1, 5, 16, 128, 1}, {1, 1, 2, 24, 256, 1},
-                             {1, 1, 2, 64, 256, 2}, {1, 1, 2, 8, 64, 1},  {2, 1, 2, 128, 128, 1}, {2, 1, 3, 5, 6, 1},
-                             {1, 1, 2, 33, 20, 2},  {2, 1, 4, 12, 128, 4}};
-  const Sizes one_token1[] = {{2, 1, 2, 64, 16, 1}, {1, 1, 4, 64, 16, 2}, {3, 1, 3, 8, 16, 1}, {1, 1, 2, 72, 16, 2},
-                              {1, 1, 4, 4, 8, 2},   {2, 1, 3, 4, 16, 4},  {1, 1, 1, 130, 16, 1}};
-  const Sizes tokens[] = {{2, 5, 2, 64, 128, 1}, {1, 37, 2, 16, 64, 2}, {1, 3, 1, 64, 256, 1}, {1, 4, 2, 20, 128, 1}, {2, 3, 2, 5, 6, 1}};
-  const Sizes tokens1[] = {{2, 5, 2, 64, 16, 1}, {1, 35, 2, 24, 16, 2}, {2, 3, 3, 4, 8, 1}};
+  // B, L, H, P, N, G; a quick run takes the first ones
+  const std::vector<Sizes> one_token = {{2, 1, 4, 32, 128, 2}, {1, 1, 2, 24, 256, 1}, {1, 1, 3, 5, 6, 1},   {1, 1, 3, 64, 64, 3},
+                                        {3, 1, 5, 16, 128, 1}, {2, 1, 4, 64, 128, 2}, {1, 1, 2, 64, 256, 2}, {1, 1, 2, 8, 64, 1},
+                                        {2, 1, 2, 128, 128, 1}, {1, 1, 2, 33, 20, 2}, {2, 1, 4, 12, 128, 4}};
+  const std::vector<Sizes> one_token1 = {{1, 1, 4, 64, 16, 2}, {1, 1, 2, 72, 16, 2}, {2, 1, 3, 4, 16, 4}, {2, 1, 2, 64, 16, 1},
+                                         {3, 1, 3, 8, 16, 1},  {1, 1, 4, 4, 8, 2},   {1, 1, 1, 130, 16, 1}};
+  const std::vector<Sizes> tokens = {{2, 3, 2, 16, 128, 1}, {1, 37, 2, 16, 64, 2}, {1, 3, 1, 64, 256, 1}, {2, 5, 2, 64, 128, 1},
+                                     {1, 4, 2, 20, 128, 1}, {2, 3, 2, 5, 6, 1}};
+  const std::vector<Sizes> tokens1 = {{1, 5, 2, 24, 16, 2}, {1, 35, 2, 24, 16, 2}, {2, 5, 2, 64, 16, 1}, {2, 3, 3, 4, 8, 1}};
   for (int i = 0; i < mambac::kScanOps; i++) {
     const Op op = parse(mambac::scan_ops()[i].name);
     uint64_t seed = (uint64_t)i * 1000;
-    auto sweep = [&](const Sizes& s) {
-      emulation.device.multiprocessors = 132;  // few heads
-      one_case(op, s, seed++, 1, false, true);
-      emulation.device.multiprocessors = 1;  // more heads than blocks
-      one_case(op, s, seed++, 1, false, s.L == 1);
-      if (quick) return;
-      one_case(op, s, seed++, 1e-3, false, false);
-      one_case(op, s, seed++, 1, true, false);
+    auto sweep = [&](const std::vector<Sizes>& all, size_t most) {
+      for (size_t j = 0; j < all.size() && (j < most || !quick); j++) {
+        const Sizes& s = all[j];
+        emulation.device.multiprocessors = 132;  // few heads
+        one_case(op, s, seed++, 1, false, true);
+        emulation.device.multiprocessors = 1;  // more heads than blocks
+        one_case(op, s, seed++, 1, false, s.L == 1);
+        if (quick) continue;
+        one_case(op, s, seed++, 1e-3, false, false);
+        one_case(op, s, seed++, 1, true, false);
+      }
     };
-    for (const Sizes& s : one_token) {
-      if (op.two) sweep(s);
-    }
-    for (const Sizes& s : one_token1) {
-      if (!op.two) sweep(s);
-    }
-    if (op.two)
-      for (const Sizes& s : tokens) sweep(s);
-    else
-      for (const Sizes& s : tokens1) sweep(s);
+    sweep(op.two ? one_token : one_token1, 3);
+    sweep(op.two ? tokens : tokens1, 1);
     emulation.device.multiprocessors = 4;
     const Sizes few = op.two ? Sizes{1, 1, 3, 16, 128, 1} : Sizes{1, 1, 3, 16, 16, 1};
     for (double scale : {1e-9, 1e-6, 30.0, op.kind == Kind::F16 ? 300.0 : 2000.0}) one_case(op, few, seed++, scale, false, false);
