@@ -75,26 +75,6 @@ export function transposedWeight(tensor: Tensor): Tensor {
   });
 }
 
-/**
- * A linear map applied along one axis of W [K, N]: `map` changes one vector in place. `rows` maps every column vector
- * (along K), `columns` every row vector (along N).
- */
-export function mappedWeight(tensor: Tensor, along: "rows" | "columns", map: (vector: Float64Array) => void): Tensor {
-  const [k, n] = matrixShape(tensor);
-  return lazyWeight([k, n], () => {
-    const values = weightValues(tensor);
-    const out = new Float32Array(values.length);
-    const vector = new Float64Array(along === "rows" ? k : n);
-    const count = along === "rows" ? n : k;
-    for (let v = 0; v < count; v++) {
-      for (let i = 0; i < vector.length; i++) vector[i] = values[along === "rows" ? i * n + v : v * n + i] ?? 0;
-      map(vector);
-      for (let i = 0; i < vector.length; i++) out[along === "rows" ? i * n + v : v * n + i] = vector[i] ?? 0;
-    }
-    return out;
-  });
-}
-
 function matrixShape(tensor: Tensor): [number, number] {
   const [k, n] = tensor.shape;
   invariant(tensor.shape.length === 2 && k !== undefined && n !== undefined, "a weight is not a matrix");
