@@ -1,7 +1,7 @@
 // Packed states: exact dynamic scales per channel and per state, int8 or int4 codes (layout and rule: README.md).
 #pragma once
 
-// How codes of a row map to vectors. Columns of a row keep their order in `Plain`; in `Strided` (4 bit, whole blocks of
+// How codes of a row map to vectors. Columns of a row keep their order in `Plain` and `Block`; in `Strided` (4 bit, whole blocks of
 // 128 columns) vector k of a block holds columns 8 d + k, because that is what one shift of a register of nibbles gives.
 struct PlainI8 {
   typedef I8 Decoder;
@@ -9,6 +9,13 @@ struct PlainI8 {
   static MAMBAC_MEMBER Int row_bytes(Int n) { return n; }
   static MAMBAC_MEMBER Vec load(const Decoder& d, const uint8_t* row, Int k) { return d.load(row + 16 * k); }
   static MAMBAC_MEMBER void store(uint8_t* row, Int k, const Vec* v) { i8_store(row + 16 * k, v[0]); }
+};
+struct BlockI8 {  // rows of whole 64 columns
+  typedef I8 Decoder;
+  enum { kGroup = 4, kLimit = 127 };
+  static MAMBAC_MEMBER Int row_bytes(Int n) { return n; }
+  static MAMBAC_MEMBER Vec load(const Decoder& d, const uint8_t* row, Int k) { return d.load(row + 16 * k); }
+  static MAMBAC_MEMBER void store(uint8_t* row, Int k, const Vec* v) { i8_store4(row + 16 * k, v); }
 };
 struct PlainI4 {
   typedef I4 Decoder;

@@ -151,12 +151,13 @@ MAMBAC_INLINE void step_ordered(Packing& k, float* order, Token t, const uint8_t
   t.C = c;
   step_packed<Codec, kMax, kVectors, kTail>(k, t, past, present, p, n);
 }
-template <class Plain, bool kMax>
+// `Whole` serves rows of whole groups of its vectors with 64 or 128 columns, `Plain` all others.
+template <class Whole, class Plain, bool kMax>
 MAMBAC_INLINE void step_plain(Packing& k, float* order, const Token& t, const uint8_t* past, uint8_t* present, Int p, Int n) {
   if (n == 128)
-    step_ordered<Plain, kMax, 8, false>(k, order, t, past, present, p, n);
+    step_ordered<Whole, kMax, 8, false>(k, order, t, past, present, p, n);
   else if (n == 64)
-    step_ordered<Plain, kMax, 4, false>(k, order, t, past, present, p, n);
+    step_ordered<Whole, kMax, 4, false>(k, order, t, past, present, p, n);
   else if (n % 16 == 0)
     step_ordered<Plain, kMax, 0, false>(k, order, t, past, present, p, n);
   else
@@ -169,7 +170,7 @@ MAMBAC_INLINE void step_i4(Packing& k, float* order, const Token& t, const uint8
   else if (n % 128 == 0)
     step_ordered<StridedI4, kMax, 0, false>(k, order, t, past, present, p, n);
   else
-    step_plain<PlainI4, kMax>(k, order, t, past, present, p, n);
+    step_plain<PlainI4, PlainI4, kMax>(k, order, t, past, present, p, n);
 }
 MAMBAC_INLINE void step_packed_any(const ScanArgs& s, Packing& k, float* order, const Token& t, const void* past, void* present) {
   const uint8_t* in = (const uint8_t*)past;
@@ -177,9 +178,9 @@ MAMBAC_INLINE void step_packed_any(const ScanArgs& s, Packing& k, float* order, 
   const Int p = s.head_dim, n = s.d_state;
   if (s.format == Format::kH8) {
     if (s.max_norm)
-      step_plain<PlainI8, true>(k, order, t, in, out, p, n);
+      step_plain<BlockI8, PlainI8, true>(k, order, t, in, out, p, n);
     else
-      step_plain<PlainI8, false>(k, order, t, in, out, p, n);
+      step_plain<BlockI8, PlainI8, false>(k, order, t, in, out, p, n);
   } else {
     if (s.max_norm)
       step_i4<true>(k, order, t, in, out, p, n);

@@ -197,6 +197,8 @@ static void mamba2_task(const ScanArgs& a, int64_t task, void* scratch) {
   const Int group = h / (a.heads / a.groups);
   Token t;
   t.D = a.D + h * p;
+  // The state's first lines travel while the step size is worked out, a long chain of dependent operations.
+  for (Int i = 0; i < 2048 && i < bytes; i += 64) MAMBAC_PREFETCH((const char*)past + i);
   for (Int l = 0; l < a.length; l++) {
     mamba2_deltas(a, b, h, l, 1, &t.delta, &t.decay);
     t.x = a.x + ((b * a.length + l) * a.heads + h) * p;

@@ -130,6 +130,16 @@ MAMBAC_INLINE __m128i bytes_of(Vec a) {
 MAMBAC_INLINE void i8_store(uint8_t* p, Vec a) {
   _mm_storeu_si128((__m128i*)p, _mm_max_epi8(bytes_of(a), _mm_set1_epi8(-127)));
 }
+// Four vectors at once: packed in 128-bit lanes, put in order at the end.
+MAMBAC_INLINE void i8_store4(uint8_t* p, const Vec* a) {
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  for (int k = 0; k < 4; k += 2) {
+    const __m256i low = _mm256_packs_epi32(_mm256_cvtps_epi32(a[k].lo), _mm256_cvtps_epi32(a[k].hi));
+    const __m256i high = _mm256_packs_epi32(_mm256_cvtps_epi32(a[k + 1].lo), _mm256_cvtps_epi32(a[k + 1].hi));
+    const __m256i b = _mm256_max_epi8(_mm256_packs_epi16(low, high), _mm256_set1_epi8(-127));
+    _mm256_storeu_si256((__m256i*)(p + 16 * k), _mm256_permutevar8x32_epi32(b, order));
+  }
+}
 
 // Sixteen nibbles (8 bytes, even element low) as scaled floats, and back: round to nearest even, clamp to +-7.
 struct I4 {

@@ -99,6 +99,14 @@ MAMBAC_INLINE __m128i bytes_of(Vec a) { return _mm512_cvtsepi32_epi8(_mm512_cvtp
 MAMBAC_INLINE void i8_store(uint8_t* p, Vec a) {
   _mm_storeu_si128((__m128i*)p, _mm_max_epi8(bytes_of(a), _mm_set1_epi8(-127)));
 }
+// Four vectors at once: packed in 128-bit lanes, put in order at the end.
+MAMBAC_INLINE void i8_store4(uint8_t* p, const Vec* a) {
+  __m512i c[4];
+  for (int k = 0; k < 4; k++) c[k] = _mm512_cvtps_epi32(a[k].v);
+  const __m512i b = _mm512_packs_epi16(_mm512_packs_epi32(c[0], c[1]), _mm512_packs_epi32(c[2], c[3]));
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, _mm512_max_epi8(b, _mm512_set1_epi8(-127))));
+}
 
 // Sixteen nibbles (8 bytes, even element low) as scaled floats, and back: round to nearest even, clamp to +-7.
 // The table permute reads only the low 4 bits of each index, so no mask and no sign extension are needed.

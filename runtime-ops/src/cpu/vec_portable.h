@@ -180,6 +180,9 @@ struct I8 {
 static inline void i8_store(uint8_t* p, Vec a) {
   for (int i = 0; i < 16; i++) p[i] = (uint8_t)(int8_t)code_of(a.v[i], 127);
 }
+static inline void i8_store4(uint8_t* p, const Vec* a) {
+  for (int k = 0; k < 4; k++) i8_store(p + 16 * k, a[k]);
+}
 
 // Sixteen nibbles (8 bytes, even element low) as scaled floats, and back.
 struct I4 {
