@@ -188,10 +188,14 @@ function collector(
       known,
     );
     const dataset = await openDataset({ ...calibration, vocabulary: vocabularyOf(model) });
-    return collectStatistics(withStateNames(ready, semanticOps(model.graph.nodes)), requests, dataset, {
-      threads: options.threads ?? 1,
-      ...(options.onProgress === undefined ? {} : { onProgress: options.onProgress }),
-    });
+    try {
+      return await collectStatistics(withStateNames(ready, semanticOps(model.graph.nodes)), requests, dataset, {
+        threads: options.threads ?? 1,
+        ...(options.onProgress === undefined ? {} : { onProgress: options.onProgress }),
+      });
+    } finally {
+      dataset.close();
+    }
   };
 }
 

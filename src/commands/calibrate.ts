@@ -11,8 +11,7 @@ import { readCalibration } from "../run/calibration-files.js";
 import { openDataset, RANDOM_DATA, type Shard } from "../run/dataset.js";
 import { openOrtGemm } from "../run/ort-gemm.js";
 import { readSignature } from "../run/signature.js";
-import { usualBoundaries } from "../run/statistics.js";
-import type { SweepProgress } from "../run/sweep.js";
+import { progressMessage, usualBoundaries } from "../run/statistics.js";
 import { loadTokenizer, type Tokenizer } from "../run/tokenizer.js";
 import { usualRequests } from "../run/usual-requests.js";
 import { vocabularyOf } from "../run/vocabulary.js";
@@ -109,14 +108,6 @@ export function calibrateMergeCommand(options: CalibrateMergeCommandOptions, ter
   const table = mergeToFile(tables, options.output);
   tell("calibrate merge", options, table, null, terminal);
   return EXIT.ok;
-}
-
-/** A line for every tenth of a block; null for what lies between. */
-function progressMessage({ block, blocks, sequence, sequences }: SweepProgress): string | null {
-  const tenths = (done: number): number => Math.floor((10 * done) / sequences);
-  if (tenths(sequence) === tenths(sequence - 1)) return null;
-  const where = blocks === 1 ? "" : ` of block ${block + 1} of ${blocks}`;
-  return `calibrated ${sequence} of ${sequences} sequences${where}`;
 }
 
 /** The tokenizer asked for, else the one beside the model; null leaves it to the data. */

@@ -129,7 +129,8 @@ function requireCounts(length: number, samples: number | null, seed: number, sha
   const whole = (value: number): boolean => Number.isSafeInteger(value) && value >= 1;
   if (!whole(length)) throw dataError("length", `a sequence cannot have ${length} tokens`);
   if (samples !== null && !whole(samples)) throw dataError("samples", `cannot draw ${samples} sequences`);
-  if (!Number.isSafeInteger(seed) || seed < 0) throw dataError("seed", `the seed ${seed} is not a whole number from 0 on`);
+  if (!Number.isSafeInteger(seed) || seed < 0)
+    throw dataError("seed", `the seed ${seed} is not a whole number from 0 on`);
   if (!whole(shard.index) || !whole(shard.count) || shard.index > shard.count) {
     throw dataError("shard", `there is no shard ${shard.index} of ${shard.count}`);
   }

@@ -9,6 +9,7 @@ import type { Dataset } from "./dataset.js";
 import { openOrtGemm } from "./ort-gemm.js";
 import { readSignature } from "./signature.js";
 import { StatisticSpool } from "./statistic-spool.js";
+import type { SweepProgress } from "./sweep.js";
 
 export interface CollectOptions {
   readonly threads?: number;
@@ -29,7 +30,7 @@ export function usualBoundaries(model: Model): string[] {
 
 /**
  * Runs the data through an executable model with f32 states and keeps what was asked for: on disk, so that memory does not
- * depend on the depth. Dispose of the result when done; the end of the process does too.
+ * depend on the depth. Dispose of the result when done; otherwise the file lasts as long as the result, or the process.
  */
 export async function collectStatistics(
   model: Model,
@@ -51,10 +52,10 @@ export async function collectStatistics(
         gemm: products.gemm,
         ...(signal === undefined ? {} : { signal }),
         ...(onNotice === undefined ? {} : { onNotice }),
-        onProgress: ({ block, blocks, sequence, sequences }) =>
-          onProgress?.(
-            `calibrated ${sequence} of ${sequences} sequences${blocks === 1 ? "" : ` in block ${block + 1} of ${blocks}`}`,
-          ),
+        onProgress: (at) => {
+          const message = progressMessage(at);
+          if (message !== null) onProgress?.(message);
+        },
       },
       (request, encoded) => spool.add(request, encoded),
     );
@@ -62,5 +63,18 @@ export async function collectStatistics(
     spool.close();
     throw cause;
   }
-  return { ...tableStatistics(spool, "the calibration"), [Symbol.dispose]: () => spool.close() };
+  const statistics = { ...tableStatistics(spool, "the calibration"), [Symbol.dispose]: () => spool.close() };
+  forgotten.register(statistics, spool);
+  return statistics;
 }
+
+/** A line for every tenth of a block; null for what lies between. */
+export function progressMessage({ block, blocks, sequence, sequences }: SweepProgress): string | null {
+  const tenths = (done: number): number => Math.floor((10 * done) / sequences);
+  if (tenths(sequence) === tenths(sequence - 1)) return null;
+  const where = blocks === 1 ? "" : ` of block ${block + 1} of ${blocks}`;
+  return `calibrated ${sequence} of ${sequences} sequences${where}`;
+}
+
+/** Weights computed on demand may keep statistics for long, so their file goes when nothing refers to them any more. */
+const forgotten = new FinalizationRegistry<StatisticSpool>((spool) => spool.close());
