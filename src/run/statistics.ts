@@ -1,7 +1,8 @@
 /** Statistics for passes, collected by running calibration data through the model as it stands. */
 
 import type { Model } from "../ir/graph.js";
-import type { StatRequest } from "../quant/calibration.js";
+import { graphDigest } from "../onnx/model-digest.js";
+import { type CalibrationTable, requireFresh, type StatRequest } from "../quant/calibration.js";
 import type { Statistics } from "../quant/statistics.js";
 import { findBoundaries, weightBytes } from "./blocks.js";
 import { observeAll, tableStatistics } from "./calibrate.js";
@@ -66,6 +67,20 @@ export async function collectStatistics(
   const statistics = { ...tableStatistics(spool, "the calibration"), [Symbol.dispose]: () => spool.close() };
   forgotten.register(statistics, spool);
   return statistics;
+}
+
+/**
+ * Answers from a table made earlier, for a model it must have been made for. Throws `calibration/stale`,
+ * `calibration/incomplete` or `calibration/missing` (exit code 5); `label` names the table in messages.
+ */
+export function freshStatistics(
+  table: CalibrationTable,
+  model: Model,
+  requests: readonly StatRequest[],
+  label: string,
+): Statistics {
+  requireFresh(table, { modelSha256: graphDigest(model), requests }, label);
+  return tableStatistics(table, label);
 }
 
 /** A line for every tenth of a block; null for what lies between. */

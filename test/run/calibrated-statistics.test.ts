@@ -18,7 +18,7 @@ import { readCalibration } from "../../src/run/calibration-files.js";
 import { type Dataset, openDataset, type Shard } from "../../src/run/dataset.js";
 import { type OrtGemm, openOrtGemm } from "../../src/run/ort-gemm.js";
 import { readSignature } from "../../src/run/signature.js";
-import { collectStatistics } from "../../src/run/statistics.js";
+import { collectStatistics, freshStatistics } from "../../src/run/statistics.js";
 import { sweep } from "../../src/run/sweep.js";
 import { usualRequests } from "../../src/run/usual-requests.js";
 import { compiledFixture } from "../support/compiled-fixture.js";
@@ -157,6 +157,20 @@ describe("statistics of real activations", () => {
     ]) {
       expect(ask).toThrow(expect.objectContaining({ code: "calibration/missing", exitCode: 5 }));
     }
+  });
+
+  it("from a table are refused for another model, or when shards or statistics lack", async () => {
+    const table = await calibrate(await options(await data()));
+    const [{ value }] = requests as [StatRequest];
+    expect(freshStatistics(table, model, requests, "t.json").absMax(value)).toBeGreaterThan(0);
+    const other = { ...model, graph: { ...model.graph, name: "other" } };
+    expect(() => freshStatistics(table, other, requests, "t.json")).toThrow(
+      expect.objectContaining({ code: "calibration/stale", exitCode: 5 }),
+    );
+    const more: StatRequest[] = [...requests, { value, kind: "minmax", perChannel: true }];
+    expect(() => freshStatistics(table, model, more, "t.json")).toThrow(/t\.json has no minmax by channel/);
+    const part = await calibrate(await options(await data({ index: 1, count: 2 })));
+    expect(() => freshStatistics(part, model, requests, "t.json")).toThrow(/lacks shard 2 of 2/);
   });
 
   it("are collected for passes in a file that goes away", async () => {
