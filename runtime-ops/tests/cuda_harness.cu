@@ -1,0 +1,329 @@
+// The CUDA kernels on a device: against the double reference and the CPU kernels, then timed against a device copy of the
+// same run. Prints JSON; without a device "not run: no CUDA device", and ends well. Exit status 1: a wrong result;
+// 2 (with --gates): a gate is missed.
+// Usage: cuda_harness [--gates] [--rounds N]
+#include <cuda_runtime.h>
+
+#include <map>
+#include <memory>
+
+#include "checks.h"
+#include "mambac/cuda.h"
+
+namespace {
+
+constexpr double kTolerance = 4e-6, kCodeRounding = 1e-6;
+
+void must(cudaError_t e, const char* what) {
+  if (e == cudaSuccess) return;
+  fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(e));
+  exit(1);
+}
+struct Buffer {
+  void* data = nullptr;
+  size_t bytes = 0;
+  explicit Buffer(size_t n) : bytes(n) { must(cudaMalloc(&data, n > 0 ? n : 1), "cudaMalloc"); }
+  Buffer(const void* from, size_t n) : Buffer(n) { must(cudaMemcpy(data, from, n, cudaMemcpyHostToDevice), "copy to the device"); }
+  Buffer(const Buffer&) = delete;
+  ~Buffer() { cudaFree(data); }
+  void read(void* to) const { must(cudaMemcpy(to, data, bytes, cudaMemcpyDeviceToHost), "copy from the device"); }
+};
+std::unique_ptr<Buffer> upload(const std::vector<float>& v) { return std::make_unique<Buffer>(v.data(), v.size() * 4); }
+
+// Operands of one call on the device; the state apart.
+struct Call {
+  std::vector<std::unique_ptr<Buffer>> operands;
+  std::unique_ptr<Buffer> y;
+  mambac_scan scan;
+  Call(const Sizes& s, const Inputs& in) : y(new Buffer((size_t)s.B * s.L * s.channels() * 4)) {
+    for (const std::vector<float>* v : {&in.x, &in.dt, &in.A, &in.B, &in.C, &in.D, &in.bias}) operands.push_back(upload(*v));
+    auto at = [&](int i) { return (const float*)operands[(size_t)i]->data; };
+    scan = {s.B, s.L, s.H, s.P, s.N, s.G, in.dt_min, in.dt_max, at(0), at(1), at(2), at(3), at(4), at(5), at(6), nullptr, (float*)y->data, nullptr};
+  }
+  size_t operand_bytes() const {
+    size_t sum = y->bytes;
+    for (const auto& b : operands) sum += b->bytes;
+    return sum;
+  }
+};
+void launch(const Op& op, Call& call, void* past, void* present, cudaStream_t stream) {
+  call.scan.past = past;
+  call.scan.present = present;
+  const int64_t room = mambac_cuda_scan_workspace(op.name.c_str(), &call.scan);
+  CHECK(room >= 0, "no workspace size");
+  void* workspace = nullptr;
+  if (room > 0) must(cudaMallocAsync(&workspace, (size_t)room, stream), "workspace");
+  char error[320] = "";
+  CHECK(mambac_cuda_scan_launch(op.name.c_str(), &call.scan, workspace, stream, error, sizeof error) == 0, "%s", error);
+  if (workspace != nullptr) must(cudaFreeAsync(workspace, stream), "workspace");
+}
+
+struct Output {
+  std::vector<float> y;
+  std::vector<uint8_t> present;
+};
+Output run(const Op& op, const Sizes& s, const Inputs& in, bool one_buffer) {
+  Call call(s, in);
+  Buffer past(in.past.data(), in.past.size()), present(std::vector<uint8_t>(in.past.size(), 0xa5).data(), in.past.size());
+  Buffer& out = one_buffer ? past : present;
+  launch(op, call, past.data, out.data, nullptr);
+  must(cudaDeviceSynchronize(), "kernel");
+  Output o;
+  o.y.resize((size_t)s.B * s.L * s.channels());
+  o.present.resize(in.past.size());
+  call.y->read(o.y.data());
+  out.read(o.present.data());
+  return o;
+}
+
+long g_codes = 0, g_codes_off = 0;
+void against_cpu(const Op& op, const Sizes& s, const Inputs& in, const Output& got) {
+  if (!op.packed()) return;
+  Output cpu = got;
+  const mambac_scan call = {s.B, s.L, s.H, s.P, s.N, s.G, in.dt_min, in.dt_max, in.x.data(), in.dt.data(), in.A.data(), in.B.data(), in.C.data(),
+                            in.D.data(), in.bias.data(), in.past.data(), cpu.y.data(), cpu.present.data()};
+  char error[320] = "";
+  CHECK(mambac_scan_run(op.name.c_str(), nullptr, &call, error, sizeof error) == 0, "%s", error);
+  const size_t bytes = head_bytes(op, s.P, s.N);
+  for (int i = 0; i < s.B * s.H; i++)
+    for (int j = 0; j < s.P * s.N; j++) {
+      const int d = code_at(op, got.present.data() + i * bytes, j) - code_at(op, cpu.present.data() + i * bytes, j);
+      g_codes++;
+      g_codes_off += d != 0;
+      CHECK(d >= -1 && d <= 1, "code %d of head %d is %d from the CPU's", j, i, d);
+    }
+}
+
+void one_step(const Op& op, const Sizes& s, uint64_t seed, double scale) {
+  char text[160];
+  snprintf(text, sizeof text, "%s B%d L%d H%d P%d N%d G%d scale %g", op.name.c_str(), s.B, s.L, s.H, s.P, s.N, s.G, scale);
+  g_where = text;
+  Random r(seed);
+  const Inputs in = make_inputs(op, s, r, scale, scale == 0);
+  const Output out = run(op, s, in, false), in_place = run(op, s, in, true);
+  CHECK(out.present == in_place.present && memcmp(out.y.data(), in_place.y.data(), out.y.size() * 4) == 0, "in place gives other bits");
+  if (op.token && s.L > 1) return;  // goes its own way after a tie; its single tokens are checked
+  const Result want = scan(op, s, in);
+  check_y(want, out.y, kTolerance);
+  check_state(op, s, want, out.present, kTolerance, kCodeRounding);
+  against_cpu(op, s, in, out);
+}
+
+// 512 tokens in place, each checked from the state the kernel left, the whole against the reference's distance from the
+// unrounded recurrence.
+void recirculate(const Op& op, std::string* json) {
+  const int tokens = 512;
+  const Sizes s = {1, tokens, 2, 64, op.two ? 128 : 16, 1};
+  g_where = op.name + " recirculated";
+  Random r(77);
+  Inputs in = make_inputs(op, s, r, 1, true);
+  const Op exact = parse(op.two ? "Mamba2ScanF32" : "Mamba1ScanF32");
+  Inputs zero = in;
+  zero.past.assign((size_t)s.H * head_bytes(exact, s.P, s.N), 0);
+  Op stepwise = op;
+  stepwise.token = op.kind != Kind::F32;
+  const Result rounded = scan(stepwise, s, in), unrounded = scan(exact, s, zero);
+  Sizes one = s;
+  one.L = 1;
+  Inputs step = in;
+  double error = 0, rounding = 0, size = 0;
+  for (int l = 0; l < tokens; l++) {
+    auto slice = [&](const std::vector<float>& v, int width) { return std::vector<float>(v.begin() + l * width, v.begin() + (l + 1) * width); };
+    step.x = slice(in.x, s.channels());
+    step.dt = slice(in.dt, s.rates(op));
+    step.B = slice(in.B, s.G * s.N);
+    step.C = slice(in.C, s.G * s.N);
+    const Output o = run(op, one, step, true);
+    const Result want = scan(op, one, step);
+    check_y(want, o.y, kTolerance);
+    check_state(op, one, want, o.present, kTolerance, kCodeRounding);
+    for (size_t i = 0; i < o.y.size(); i++) {
+      const size_t j = (size_t)l * s.channels() + i;
+      error += pow(o.y[i] - unrounded.y[j], 2);
+      rounding += pow(rounded.y[j] - unrounded.y[j], 2);
+      size += pow(unrounded.y[j], 2);
+    }
+    step.past = o.present;
+  }
+  if (op.kind == Kind::F32)
+    CHECK(sqrt(error / size) < 1e-6, "error %.3g of %.3g", sqrt(error), sqrt(size));
+  else
+    CHECK(fabs(sqrt(error / rounding) - 1) < 0.1, "error %.4g, the reference's %.4g", sqrt(error), sqrt(rounding));
+  char text[200];
+  snprintf(text, sizeof text, "%s\n    {\"op\": \"%s\", \"tokens\": %d, \"relative_error\": %.4g, \"reference\": %.4g}", json->empty() ? "" : ",",
+           op.name.c_str(), tokens, sqrt(error / size), sqrt(rounding / size));
+  *json += text;
+}
+
+double median(std::vector<double> v) {
+  std::sort(v.begin(), v.end());
+  return v.empty() ? NAN : (v[(v.size() - 1) / 2] + v[v.size() / 2]) / 2;
+}
+
+struct Timer {
+  cudaEvent_t start, end;
+  Timer() {
+    must(cudaEventCreate(&start), "event");
+    must(cudaEventCreate(&end), "event");
+  }
+  // Microseconds of what `work` puts on the stream.
+  template <class Work>
+  double time(cudaStream_t stream, Work work) {
+    must(cudaEventRecord(start, stream), "event");
+    work();
+    must(cudaEventRecord(end, stream), "event");
+    must(cudaEventSynchronize(end), "kernel");
+    float ms = 0;
+    must(cudaEventElapsedTime(&ms, start, end), "event");
+    return ms * 1000.0;
+  }
+};
+
+constexpr size_t kCold = (size_t)512 << 20;  // bytes touched between two uses of one state: far beyond any L2 cache
+
+// One state format at 8192 heads: enough copies of the state that none is in the cache when its turn comes.
+struct Subject {
+  Op op;
+  Sizes sizes;
+  Inputs inputs;
+  Call call;
+  std::vector<std::unique_ptr<Buffer>> states;
+  double bytes;  // moved by one call
+  std::vector<double> times;
+  Subject(const char* name, const Sizes& s, Random& r)
+      : op(parse(name)), sizes(s), inputs(make_inputs(op, s, r, 1, true)), call(s, inputs), bytes(2.0 * (double)inputs.past.size() + (double)call.operand_bytes()) {
+    const size_t copies = kCold / inputs.past.size() + 2;
+    for (size_t i = 0; i < copies; i++) states.push_back(std::make_unique<Buffer>(inputs.past.data(), inputs.past.size()));
+  }
+  double round(Timer& timer, cudaStream_t stream) {
+    return timer.time(stream, [&] {
+      for (auto& state : states) launch(op, call, state->data, state->data, stream);
+    }) / (double)states.size();
+  }
+};
+
+struct Gate {
+  std::string name;
+  double value, minimum, stretch;
+  bool at_most;
+  bool met() const { return at_most ? value <= minimum : value >= minimum; }
+};
+
+// Latency of one call of few heads: a graph of calls, so that the host's launches do not count.
+double latency(const char* name, int heads, cudaStream_t stream, int rounds) {
+  Random r(5);
+  const Sizes s = {1, 1, heads, 64, 128, 1};
+  const Op op = parse(name);
+  const Inputs in = make_inputs(op, s, r, 1, true);
+  Call call(s, in);
+  Buffer state(in.past.data(), in.past.size());
+  const int calls = 100;
+  cudaGraph_t graph;
+  cudaGraphExec_t exec;
+  must(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capture");
+  for (int i = 0; i < calls; i++) launch(op, call, state.data, state.data, stream);
+  must(cudaStreamEndCapture(stream, &graph), "capture");
+  must(cudaGraphInstantiate(&exec, graph, 0), "graph");
+  Timer timer;
+  std::vector<double> times;
+  for (int i = 0; i < rounds + 2; i++) {
+    const double t = timer.time(stream, [&] { must(cudaGraphLaunch(exec, stream), "graph"); }) / calls;
+    if (i >= 2) times.push_back(t);
+  }
+  cudaGraphExecDestroy(exec);
+  cudaGraphDestroy(graph);
+  return median(times);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  bool enforce = false;
+  int rounds = 15;
+  for (int i = 1; i < argc; i++) {
+    if (strcmp(argv[i], "--gates") == 0) enforce = true;
+    if (strcmp(argv[i], "--rounds") == 0 && i + 1 < argc) rounds = std::max(9, atoi(argv[++i]));
+  }
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
+    printf("not run: no CUDA device\n");
+    return 0;
+  }
+  cudaDeviceProp device;
+  must(cudaGetDeviceProperties(&device, 0), "device");
+
+  const char* all[] = {"F32", "F16", "F16Token", "H8", "H8Token", "H8Max", "H8MaxToken", "H4", "H4Token", "H4Max", "H4MaxToken"};
+  const Sizes mamba2[] = {{4, 1, 24, 64, 128, 1}, {128, 1, 8, 64, 128, 2}, {2, 1, 4, 48, 128, 1}, {2, 1, 3, 64, 64, 3}, {1, 1, 4, 64, 256, 1},
+                          {1, 1, 3, 5, 6, 1},     {1, 300, 4, 64, 128, 2}, {2, 3, 2, 128, 64, 1}, {1, 1, 2, 70, 1000, 1}};
+  const Sizes mamba1[] = {{4, 1, 24, 64, 16, 1}, {2, 1, 3, 24, 16, 1}, {1, 1, 4, 4, 8, 2}, {1, 200, 4, 64, 16, 2}, {2, 3, 3, 4, 16, 4}};
+  uint64_t seed = 1;
+  for (const char* format : all) {
+    for (const Sizes& s : mamba2)
+      for (double scale : {1.0, 1e-5, 0.0}) one_step(parse(std::string("Mamba2Scan") + format), s, seed++, scale);
+    for (const Sizes& s : mamba1)
+      for (double scale : {1.0, 1e-5, 0.0}) one_step(parse(std::string("Mamba1Scan") + format), s, seed++, scale);
+  }
+  std::string recirculated;
+  for (const char* name : {"Mamba2ScanF32", "Mamba2ScanF16", "Mamba2ScanH8", "Mamba2ScanH4", "Mamba2ScanH4Max", "Mamba1ScanF32", "Mamba1ScanH8", "Mamba1ScanH4"})
+    recirculate(parse(name), &recirculated);
+  CHECK(g_codes_off <= g_codes / 1000, "more than 0.1 %% of codes differ from the CPU's");
+
+  cudaStream_t stream;
+  must(cudaStreamCreate(&stream), "stream");
+  Timer timer;
+  Random r(9);
+  const Sizes large = {128, 1, 64, 64, 128, 1};  // 8192 heads
+  std::vector<std::unique_ptr<Subject>> subjects;
+  for (const char* name : {"Mamba2ScanF32", "Mamba2ScanF16", "Mamba2ScanH8", "Mamba2ScanH4", "Mamba2ScanH4Max"})
+    subjects.push_back(std::make_unique<Subject>(name, large, r));
+  Buffer from(kCold), to(kCold);
+  must(cudaMemset(from.data, 0, kCold), "memset");
+  std::vector<double> copies;                                  // bytes per microsecond, read and written
+  std::map<std::string, std::vector<double>> share, speed32, speed16;  // of every round
+  for (int i = 0; i < rounds + 2; i++) {
+    const double copy = 2.0 * kCold / timer.time(stream, [&] { must(cudaMemcpyAsync(to.data, from.data, kCold, cudaMemcpyDeviceToDevice, stream), "copy"); });
+    std::map<std::string, double> t;
+    for (auto& s : subjects) t[s->op.name] = s->round(timer, stream);
+    if (i < 2) continue;
+    copies.push_back(copy);
+    for (auto& s : subjects) {
+      s->times.push_back(t[s->op.name]);
+      share[s->op.name].push_back(s->bytes / t[s->op.name] / copy);
+      speed32[s->op.name].push_back(t["Mamba2ScanF32"] / t[s->op.name]);
+      speed16[s->op.name].push_back(t["Mamba2ScanF16"] / t[s->op.name]);
+    }
+  }
+  const double few = std::max(latency("Mamba2ScanH4", 64, stream, rounds), latency("Mamba2ScanH4", 24, stream, rounds));
+  const std::vector<Gate> gates = {
+      {"G1 F32 / device copy", median(share["Mamba2ScanF32"]), 0.80, 0.90, false},
+      {"G1 F16 / device copy", median(share["Mamba2ScanF16"]), 0.80, 0.90, false},
+      {"G2 H4 / device copy", median(share["Mamba2ScanH4"]), 0.60, 0.75, false},
+      {"G3 H4 over F32", median(speed32["Mamba2ScanH4"]), 4.0, 5.5, false},
+      {"G3 H4 over F16", median(speed16["Mamba2ScanH4"]), 2.0, 2.8, false},
+      {"G4 H4 at 64 heads or fewer, us", few, 4.0, 2.5, true},
+  };
+  std::sort(copies.begin(), copies.end());
+  printf("{\n  \"device\": \"%s\", \"compute_capability\": \"%d.%d\", \"rounds\": %d,\n", device.name, device.major, device.minor, rounds);
+  printf("  \"checks\": %ld, \"failures\": %ld, \"codes_against_cpu\": %ld, \"codes_off\": %ld,\n", g_checks, g_failures, g_codes, g_codes_off);
+  printf("  \"recirculated\": [%s],\n", recirculated.c_str());
+  printf("  \"copy_gb_s\": {\"median\": %.1f, \"lowest\": %.1f, \"highest\": %.1f},\n  \"heads_8192\": [", median(copies) / 1000, copies.front() / 1000, copies.back() / 1000);
+  const char* comma = "";
+  for (auto& s : subjects) {
+    std::sort(s->times.begin(), s->times.end());
+    printf("%s\n    {\"op\": \"%s\", \"us\": %.2f, \"lowest\": %.2f, \"highest\": %.2f, \"share_of_copy\": %.3f}", comma, s->op.name.c_str(), median(s->times),
+           s->times.front(), s->times.back(), median(share[s->op.name]));
+    comma = ",";
+  }
+  printf("],\n  \"gates\": [");
+  bool met = true;
+  comma = "";
+  for (const Gate& g : gates) {
+    met = met && g.met();
+    printf("%s\n    {\"gate\": \"%s\", \"value\": %.3f, \"minimum\": %.2f, \"stretch\": %.2f, \"met\": %s}", comma, g.name.c_str(), g.value, g.minimum, g.stretch,
+           g.met() ? "true" : "false");
+    comma = ",";
+  }
+  printf("]\n}\n");
+  cudaStreamDestroy(stream);
+  return g_failures > 0 ? 1 : enforce && !met ? 2 : 0;
+}

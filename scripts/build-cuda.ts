@@ -1,0 +1,284 @@
+/**
+ * Builds what needs nvcc: `tsx scripts/build-cuda.ts [--check] [--harness] [--emulate]`.
+ *
+ * Without options: build/cuda/<library>, the op library with CPU and CUDA kernels, for sm_80, 86, 89, 90 and as PTX. With
+ * --check: compiles every kernel for each of these, prints registers, spills and instructions, and fails where a kernel
+ * spills. With --harness: build/cuda/cuda_harness, which tests and times the kernels on a device. With --emulate (needs a
+ * C++ compiler only): build/cuda/cuda_emulation_test, the kernels run on the host; --sanitize and --races add the address
+ * and undefined-behaviour sanitizers, or the thread sanitizer. NVCC and CXX name the compilers (default nvcc and g++).
+ * Exits with 0 and says so where nvcc is missing: everything else works without it.
+ */
+
+import { execFile } from "node:child_process";
+import { mkdir, readdir, readFile } from "node:fs/promises";
+import { basename, join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { parseArgs, promisify } from "node:util";
+import { opsLibraryName, packageRoot } from "../src/run/locate.js";
+
+const run = promisify(execFile);
+const MAX_BUFFER = 1 << 26;
+
+export const ARCHITECTURES = ["sm_80", "sm_86", "sm_89", "sm_90"] as const;
+
+const root = join(packageRoot(), "runtime-ops");
+const out = join(packageRoot(), "build", "cuda");
+const include = `-I${join(root, "include")}`;
+
+const CPU_SOURCES = ["src/cpu/portable.cc", "src/cpu/avx2.cc", "src/cpu/avx512.cc", "src/cpu/dispatch.cc"] as const;
+const CORE_SOURCES = ["src/core/plan.cc", "src/core/capi.cc"] as const;
+/** Compiled as CUDA though they hold no kernels: they call its runtime. */
+const CUDA_HOST_SOURCES = ["src/cuda/capi.cc", "src/cuda/ort.cc"] as const;
+
+/** What ptxas says of one kernel on one architecture. */
+export interface KernelReport {
+  readonly architecture: string;
+  readonly kernel: string;
+  readonly registers: number;
+  /** Bytes of spill stores and loads. */
+  readonly spills: number;
+  /** 16-byte machine instructions of the whole kernel. */
+  readonly instructions: number;
+}
+
+/** nvcc's command, or null where it does not run. */
+export async function findNvcc(): Promise<string | null> {
+  const command = process.env["NVCC"] ?? "nvcc";
+  try {
+    await run(command, ["--version"]);
+    return command;
+  } catch {
+    return null;
+  }
+}
+
+/** Compiles every kernel for every architecture and reads what became of it. Throws with nvcc's output when it fails. */
+export async function checkKernels(nvcc: string): Promise<readonly KernelReport[]> {
+  await mkdir(out, { recursive: true });
+  const reports: KernelReport[] = [];
+  const jobs = (await kernelSources()).flatMap((source) =>
+    ARCHITECTURES.map((architecture) => ({ source, architecture })),
+  );
+  await eachOfTwo(jobs, async ({ source, architecture }) => {
+    const cubin = join(out, `${basename(source, ".cu")}-${architecture}.cubin`);
+    const flags = ["-std=c++17", "-O3", include, `-arch=${architecture}`, "-Xptxas", "-v", "-cubin"];
+    const { stderr } = await compile(nvcc, [...flags, join(root, source), "-o", cubin]);
+    reports.push(...parseReport(stderr, architecture, await codeSizes(cubin)));
+  });
+  const order = (r: KernelReport): string => `${r.kernel} ${r.architecture}`;
+  return reports.sort((a, b) => (order(a) < order(b) ? -1 : 1));
+}
+
+/** Kernels of one ptxas log (`-v`). `sizes`: bytes of code by mangled name. */
+export function parseReport(log: string, architecture: string, sizes: ReadonlyMap<string, number>): KernelReport[] {
+  const reports: KernelReport[] = [];
+  for (const part of log.split("Compiling entry function '").slice(1)) {
+    const name = part.slice(0, part.indexOf("'"));
+    const spills = /(\d+) bytes spill stores, (\d+) bytes spill loads/.exec(part);
+    const registers = /Used (\d+) registers/.exec(part);
+    const size = sizes.get(name);
+    if (spills === null || registers === null || size === undefined) {
+      throw new Error(`ptxas reports ${name} in a form this script does not know:\n${part}`);
+    }
+    reports.push({
+      architecture,
+      kernel: readable(name),
+      registers: Number(registers[1]),
+      spills: Number(spills[1]) + Number(spills[2]),
+      instructions: size / 16,
+    });
+  }
+  return reports;
+}
+
+/** Bytes of every `.text.<kernel>` section of a cubin, an ELF64 little-endian file. */
+async function codeSizes(path: string): Promise<Map<string, number>> {
+  const file = await readFile(path);
+  const [table, entry, count] = [Number(file.readBigUInt64LE(40)), file.readUInt16LE(58), file.readUInt16LE(60)];
+  const section = (i: number): number => table + i * entry;
+  const names = Number(file.readBigUInt64LE(section(file.readUInt16LE(62)) + 24));
+  const sizes = new Map<string, number>();
+  for (let i = 0; i < count; i++) {
+    const start = names + file.readUInt32LE(section(i));
+    const name = file.toString("latin1", start, file.indexOf(0, start));
+    if (name.startsWith(".text.")) sizes.set(name.slice(6), Number(file.readBigUInt64LE(section(i) + 32)));
+  }
+  return sizes;
+}
+
+/** A kernel's name and template arguments out of its mangled name: `decode_packed<false,Codes4,...>`. */
+function readable(mangled: string): string {
+  const known = /decode_packed|decode_plain|scan_tokens|scan_general|conv_token4|conv_token|conv_row|hadamard_rows/;
+  const name = known.exec(mangled)?.[0] ?? mangled;
+  const rest = mangled.slice(mangled.indexOf(name) + name.length);
+  const parts = [...rest.matchAll(/L([bi])(\d+)E|\d+(Codes4|Codes8|FloatRows|HalfRows)/g)];
+  const args = parts.map((m) => m[3] ?? (m[1] === "b" ? String(m[2] === "1") : (m[2] ?? "")));
+  return args.length === 0 ? name : `${name}<${args.join(",")}>`;
+}
+
+async function kernelSources(): Promise<string[]> {
+  const files = await readdir(join(root, "src", "cuda"));
+  return files
+    .filter((file) => file.endsWith(".cu"))
+    .sort()
+    .map((file) => `src/cuda/${file}`);
+}
+
+/** Code for every architecture, and PTX of the last for newer devices. */
+function codeFlags(): string[] {
+  const gencode = (code: string, arch: string): string[] => ["-gencode", `arch=compute_${arch},code=${code}_${arch}`];
+  const numbers = ARCHITECTURES.map((a) => a.slice(3));
+  return [...numbers.flatMap((n) => gencode("sm", n)), ...gencode("compute", numbers.at(-1) ?? "90")];
+}
+
+/** Objects of the CPU kernels (by g++, which their files are written for) and of the CUDA side (by nvcc). */
+async function objects(nvcc: string): Promise<string[]> {
+  const cxx = process.env["CXX"] ?? "g++";
+  const shared = ["-std=c++17", include, "-DMAMBAC_CUDA"];
+  const host = [
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+    "-fno-exceptions",
+    "-fno-rtti",
+    "-Wno-psabi",
+    "-O2",
+  ];
+  const device = ["-O3", ...codeFlags(), "-Xcompiler", "-fPIC,-fvisibility=hidden"];
+  await mkdir(out, { recursive: true });
+  const target = (source: string): string => join(out, `${source.replaceAll("/", "-")}.o`);
+  const cuda = [...(await kernelSources()), ...CUDA_HOST_SOURCES];
+  const cpu = [...CPU_SOURCES, ...CORE_SOURCES, "src/ort/register.cc"];
+  await eachOfTwo([...cpu, ...cuda], async (source) => {
+    const tail = ["-c", join(root, source), "-o", target(source)];
+    if (cuda.includes(source)) await compile(nvcc, [...shared, ...device, "-x", "cu", ...tail]);
+    else await compile(cxx, [...shared, ...host, ...tail]);
+  });
+  return [...cpu, ...cuda].map(target);
+}
+
+async function buildLibrary(nvcc: string): Promise<string> {
+  const library = join(out, opsLibraryName());
+  await compile(nvcc, ["-shared", "-cudart", "static", ...(await objects(nvcc)), "-o", library]);
+  return library;
+}
+
+async function buildHarness(nvcc: string): Promise<string> {
+  const program = join(out, "cuda_harness");
+  const flags = ["-std=c++17", "-O2", include, ...codeFlags(), "-cudart", "static"];
+  await compile(nvcc, [...flags, join(root, "tests", "cuda_harness.cu"), ...(await objects(nvcc)), "-o", program]);
+  return program;
+}
+
+export interface EmulationOptions {
+  /** Address and undefined-behaviour sanitizers. */
+  readonly sanitize?: boolean;
+  /** The thread sanitizer, which reports missing barriers. */
+  readonly races?: boolean;
+}
+
+/** The test program that runs the CUDA kernels on the host. Needs no nvcc. */
+export async function buildEmulation(options: EmulationOptions = {}): Promise<string> {
+  const cxx = process.env["CXX"] ?? "g++";
+  const kind = options.sanitize === true ? "-sanitize" : options.races === true ? "-races" : "";
+  const folder = join(out, `emulation${kind}`);
+  await mkdir(folder, { recursive: true });
+  const instrument =
+    options.sanitize === true
+      ? ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+      : options.races === true
+        ? ["-g", "-fsanitize=thread"]
+        : [];
+  const flags = [
+    "-std=c++17",
+    "-O1",
+    "-ffp-contract=off",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unknown-pragmas",
+    "-Wno-psabi",
+    include,
+  ];
+  const emulated = ["-DMAMBAC_CUDA", "-DMAMBAC_CUDA_EMULATION", `-I${join(root, "tests")}`];
+  const tests = [
+    "tests/cuda_emulation.cc",
+    "tests/cuda_emulation_test.cc",
+    "src/ort/register.cc",
+    ...CUDA_HOST_SOURCES,
+  ];
+  const target = (source: string): string => join(folder, `${source.replaceAll("/", "-")}.o`);
+  const watched = [...(await kernelSources()), ...tests, ...CORE_SOURCES];
+  // The CPU kernels are compared with, not tested: instrumenting them would take longer than all the rest.
+  const quiet = ["-Wno-uninitialized", "-Wno-maybe-uninitialized", "-Wno-unused-function"];
+  await eachOfTwo([...watched, ...CPU_SOURCES], async (source) => {
+    const own = watched.includes(source) ? instrument : quiet;
+    await compile(cxx, [...flags, ...emulated, ...own, "-x", "c++", "-c", join(root, source), "-o", target(source)]);
+  });
+  const program = join(folder, "cuda_emulation_test");
+  await compile(cxx, [...instrument, ...[...watched, ...CPU_SOURCES].map(target), "-o", program]);
+  return program;
+}
+
+async function compile(command: string, args: readonly string[]): Promise<{ stderr: string }> {
+  try {
+    const { stdout, stderr } = await run(command, [...args], { maxBuffer: MAX_BUFFER });
+    return { stderr: stdout + stderr };
+  } catch (cause) {
+    const text = cause instanceof Error && "stderr" in cause ? String(cause.stderr) : String(cause);
+    throw new Error(`${command} ${args.join(" ")}\n${text}`, { cause });
+  }
+}
+
+/** Runs `work` on every item, two at a time. */
+async function eachOfTwo<T>(items: readonly T[], work: (item: T) => Promise<void>): Promise<void> {
+  const queue = [...items];
+  const worker = async (): Promise<void> => {
+    for (let item = queue.shift(); item !== undefined; item = queue.shift()) await work(item);
+  };
+  await Promise.all([worker(), worker()]);
+}
+
+function printReports(reports: readonly KernelReport[]): void {
+  const width = Math.max(...reports.map((r) => r.kernel.length));
+  console.log(`${"kernel".padEnd(width)}  arch   registers  spill bytes  instructions`);
+  for (const r of reports) {
+    const numbers = [
+      String(r.registers).padStart(9),
+      String(r.spills).padStart(11),
+      String(r.instructions).padStart(12),
+    ];
+    console.log(`${r.kernel.padEnd(width)}  ${r.architecture}  ${numbers.join("  ")}`);
+  }
+}
+
+async function main(): Promise<void> {
+  const { values } = parseArgs({
+    options: {
+      check: { type: "boolean", default: false },
+      harness: { type: "boolean", default: false },
+      emulate: { type: "boolean", default: false },
+      sanitize: { type: "boolean", default: false },
+      races: { type: "boolean", default: false },
+    },
+  });
+  if (values.emulate) {
+    console.log(await buildEmulation({ sanitize: values.sanitize, races: values.races }));
+    return;
+  }
+  const nvcc = await findNvcc();
+  if (nvcc === null) {
+    console.log("CUDA kernels not built: no nvcc (NVCC names one). The op library of build-ops.ts runs without them.");
+    return;
+  }
+  if (values.check) {
+    const reports = await checkKernels(nvcc);
+    printReports(reports);
+    const bad = reports.filter((r) => r.spills > 0);
+    for (const r of bad) console.error(`${r.kernel} on ${r.architecture} spills ${r.spills} bytes`);
+    if (bad.length > 0) process.exitCode = 1;
+    return;
+  }
+  console.log(values.harness ? await buildHarness(nvcc) : await buildLibrary(nvcc));
+}
+
+if (process.argv[1] === fileURLToPath(import.meta.url)) await main();
