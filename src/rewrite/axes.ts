@@ -151,7 +151,8 @@ function view(
 
 /**
  * Lengths worth trying. A file that claims a free length but was traced at one step count gives itself away by the
- * number of its step selections, so those counts are tried too, the larger ones first.
+ * number of its step selections, so those counts are tried too, the larger ones first. Some decode graphs claim a free
+ * length and take one token.
  */
 function freeLengths(graph: Graph): number[] {
   const counts = new Set<number>();
@@ -160,7 +161,7 @@ function freeLengths(graph: Graph): number[] {
     else if (node.op === "Split") counts.add(node.outputs.length);
   }
   const steps = [...counts].filter((count) => count > 1).sort((a, b) => b - a);
-  return [...new Set([5, ...steps.filter((count) => count > 8), 16, ...steps])];
+  return [...new Set([5, ...steps.filter((count) => count > 8), 16, ...steps, 1])];
 }
 
 /** Role of each axis of a value, or null when its shape is unknown. */

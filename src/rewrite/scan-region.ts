@@ -173,7 +173,7 @@ function growRegion(tracer: Tracer, anchor: Node, softplusOf: string): ScanRegio
     }
   }
   const nodes = [...accepted];
-  const form = formOf(nodes, pastState !== null, tracer);
+  const form = formOf(nodes, tracer);
   if (form === null) return null;
   if (roots.size !== 3) {
     const found = roots.size === 0 ? "none" : [...roots].join(", ");
@@ -240,14 +240,14 @@ function skipWeight(tracer: Tracer, name: string, roots: ReadonlySet<string>): s
   return null;
 }
 
-function formOf(nodes: readonly Node[], hasState: boolean, tracer: Tracer): ScanForm | null {
+function formOf(nodes: readonly Node[], tracer: Tracer): ScanForm | null {
   const ops = new Set(nodes.map((node) => node.op));
   if (ops.has("LinearAttention")) return "linear-attention";
   if (ops.has("Loop")) return "loop";
   if (ops.has("Scan")) return "scan";
   if (!ops.has("Exp")) return null;
   if (ops.has("CumSum")) return "chunked";
-  return hasState || tracer.view.sizes.length === 1 ? "step" : "unrolled";
+  return tracer.view.sizes.length === 1 ? "step" : "unrolled";
 }
 
 function clampOf(tracer: Tracer, node: Node): ScanRegion["clamps"] {

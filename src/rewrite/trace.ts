@@ -62,7 +62,7 @@ export class Tracer {
     if (node.domain !== "") return null;
     if (MOVES_FIRST_INPUT.has(node.op)) return this.#losesTokens(node.op, input, name) ? null : input;
     if (node.op === "Slice") return this.#slicesLength(node) ? input : null;
-    if (node.op === "Gather") return this.#gathersLength(node) ? input : null;
+    if (node.op === "Gather") return this.#gathersLength(node) || this.#repeatsRows(node) ? input : null;
     if (node.op === "Split") return isLengthAxis(this.view, input, attrInt(node, "axis", 0)) ? input : null;
     return null;
   }
@@ -82,6 +82,15 @@ export class Tracer {
     const steps = node.inputs[4] === undefined ? null : concrete(this.view, node.inputs[4])?.content;
     if (steps?.some((step) => step !== 1) === true) return false;
     return from.every((size, axis) => size === to[axis] || isLengthAxis(this.view, input, axis));
+  }
+
+  /** A Gather that repeats each row of an axis equally often, in order: groups spread over heads. */
+  #repeatsRows(node: Node): boolean {
+    const input = node.inputs[0] ?? "";
+    const picks = concrete(this.view, node.inputs[1] ?? "")?.content;
+    const rows = concrete(this.view, input)?.shape?.at(attrInt(node, "axis", 0));
+    if (picks == null || rows === undefined || this.free.has(input) || picks.length % rows !== 0) return false;
+    return picks.every((pick, at) => pick === Math.floor(at / (picks.length / rows)));
   }
 
   #gathersLength(node: Node): boolean {

@@ -1,4 +1,4 @@
-import fc from "fast-check";
+import type fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { freeLength } from "../../passes/free-length.js";
 import { raiseRecipe } from "../../passes/recipes.js";

@@ -101,6 +101,8 @@ describe("raise-scan", () => {
           const outcome = await raised(sample.model);
           expect(reasons(outcome)).toBe("");
           expect(outcome.changed).toBe(mamba.sizes.layers);
+          const { heads, headDim, dState, groups } = mamba.sizes;
+          expect(scanOf(outcome.model)).toMatchObject({ family, form, heads, headDim, dState, groups });
           await expectSame(sample, outcome.model);
           return outcome.changed > 0;
         });

@@ -100,6 +100,9 @@ export function arbitraryCase(family: Family, form: GraphForm): fc.Arbitrary<Mam
       const perHead = form === "chunked" || form === "linear-attention" || form === "branches" || family === "mamba1";
       // A graph that gives its conv state cuts it from the tokens of the call, so there must be enough.
       const length = form === "step" ? 1 : Math.max(drawn, sizes.kernel);
+      // A step that claims a free length must fail for others, as exported ones do.
+      const windowed = free.stepConv === "sum" && free.stateWidth === "k-1" && !free.dtLeft;
+      const failsForMore = free.selector !== "gather" && (family === "mamba2" || windowed);
       const spelling: Spelling = {
         ...DEFAULT_SPELLING,
         ...free,
@@ -112,7 +115,7 @@ export function arbitraryCase(family: Family, form: GraphForm): fc.Arbitrary<Mam
             : form === "step"
               ? 1
               : null,
-        claimsFreeLength: form === "unrolled" && claims && states === "none",
+        claimsFreeLength: claims && ((form === "step" && failsForMore) || (form === "unrolled" && states === "none")),
         states: form === "step" || form === "branches" ? "both" : states,
         ...(perHead ? { dtToChannels: false, broadcastA: "no" } : {}),
         // These forms put heads into one axis, so every head needs its own B and C.

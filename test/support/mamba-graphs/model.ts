@@ -115,8 +115,8 @@ function batchDim(spelling: Spelling): Dim {
 }
 
 function lengthDim(spelling: Spelling): Dim {
-  if (spelling.form === "step") return spelling.numericNames ? "1" : 1;
   if (spelling.length === null || spelling.claimsFreeLength) return "sequence_length";
+  if (spelling.form === "step") return spelling.numericNames ? "1" : 1;
   return spelling.numericNames ? String(spelling.length) : spelling.length;
 }
 
