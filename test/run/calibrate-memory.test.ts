@@ -1,9 +1,9 @@
 import { execFile } from "node:child_process";
-import { join } from "node:path";
+import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import { expect, it } from "vitest";
 
-const SCRIPT: string = join(import.meta.dirname, "..", "support", "calibrate-memory.ts");
+const SCRIPT: string = fileURLToPath(new URL("../support/calibrate-memory.ts", import.meta.url));
 
 async function largestMemory(layers: number, samples: number, cut: "apart" | "together"): Promise<number> {
   const argv = ["--import", import.meta.resolve("tsx"), SCRIPT, String(layers), String(samples), cut];
