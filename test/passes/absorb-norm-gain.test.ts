@@ -5,7 +5,7 @@ import { toNumbers } from "../../src/ir/tensor.js";
 import { sitesOf } from "../support/exact-steps.js";
 import { aligned, fold, foldSample, shifted, spoiled, valuesOf } from "../support/fold-runs.js";
 import { expectSame, expectSettled, expectTold, forMost, golden, runPass } from "../support/pass-runs.js";
-import { arbitraryRaised, type Decoy, PLAIN, type RaisedSpelling } from "../support/raised-models.js";
+import { arbitraryRaised, type Decoy, PLAIN, type RaisedSpelling } from "../support/raised-spelling.js";
 
 describe("absorb-norm-gain", () => {
   describe("goldens", () => {

@@ -7,7 +7,7 @@ import { linearsOf, sitesOf } from "../support/exact-steps.js";
 import { flipped, fold, foldSample, spoiled } from "../support/fold-runs.js";
 import { modelAround, normalWeight } from "../support/mamba-graphs/decoys.js";
 import { expectSame, expectSettled, expectTold, forMost, golden, runPass } from "../support/pass-runs.js";
-import { arbitraryRaised, PLAIN, type RaisedSpelling } from "../support/raised-models.js";
+import { arbitraryRaised, PLAIN, type RaisedSpelling } from "../support/raised-spelling.js";
 
 const MAMBA1: RaisedSpelling = { ...PLAIN, family: "mamba1" };
 

@@ -6,7 +6,7 @@ import type { Rotation } from "../../src/rewrite/rotation.js";
 import { denseRotation } from "../support/exact-steps.js";
 import { aligned, fold, foldSample, shifted, spoiled, timesLeft, valuesOf } from "../support/fold-runs.js";
 import { expectSame, expectTold, forMost, golden, runPass } from "../support/pass-runs.js";
-import { arbitraryRaised, type Decoy, PLAIN, type RaisedSpelling } from "../support/raised-models.js";
+import { arbitraryRaised, type Decoy, PLAIN, type RaisedSpelling } from "../support/raised-spelling.js";
 
 const MAMBA1: RaisedSpelling = { ...PLAIN, family: "mamba1", dtRank: 12 };
 const DENSE = { rotationFor: (_value: string, rank: number): Rotation => denseRotation(rank, 5) };

@@ -5,7 +5,7 @@ import { hadamardRotation, rotationMatrix } from "../../src/linalg/hadamard.js";
 import { ALL_ROLES, linearsOf, madeUpMagnitudes } from "../support/exact-steps.js";
 import { aligned, flipped, fold, foldSample, spoiled, timesLeft, timesRight, valuesOf } from "../support/fold-runs.js";
 import { expectSame, expectTold, forMost, golden, runPass, type Sample } from "../support/pass-runs.js";
-import { arbitraryRaised, PLAIN, type RaisedSpelling } from "../support/raised-models.js";
+import { arbitraryRaised, PLAIN, type RaisedSpelling } from "../support/raised-spelling.js";
 
 describe("rotate-output", () => {
   describe("goldens", () => {

@@ -6,7 +6,7 @@ import type { Rotation } from "../../src/rewrite/rotation.js";
 import { denseRotation, hadamard } from "../support/exact-steps.js";
 import { aligned, flipped, fold, foldSample, spoiled, timesLeft, timesRight, valuesOf } from "../support/fold-runs.js";
 import { expectSame, expectTold, forMost, golden, runPass, type Sample } from "../support/pass-runs.js";
-import { arbitraryRaised, type Decoy, PLAIN, type RaisedSpelling } from "../support/raised-models.js";
+import { arbitraryRaised, type Decoy, PLAIN, type RaisedSpelling } from "../support/raised-spelling.js";
 
 const DENSE = { rotationFor: (size: number): Rotation => denseRotation(size, 3) };
 const HADAMARD = { rotationFor: (size: number): Rotation => hadamard(size, 3) };
@@ -59,7 +59,7 @@ describe("rotate-residual", () => {
   test("turns what reads and writes the stream, and nothing else", async () => {
     const { model } = await bareSample({ ...PLAIN, outBias: true, mlp: "parallel" });
     const { model: after, changed } = await runPass(rotateResidual, model, DENSE);
-    const turned = [...after.graph.initializers.keys()].filter((name) => /rotated_residual$/.test(name));
+    const turned = [...after.graph.initializers.keys()].filter((name) => name.endsWith("rotated_residual"));
     expect(turned.map((name) => name.replace(/\.weight.*/, "")).sort()).toEqual([
       "embedding",
       "head",

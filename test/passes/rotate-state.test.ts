@@ -16,7 +16,7 @@ import {
   runPass,
   type Sample,
 } from "../support/pass-runs.js";
-import { arbitraryRaised, PLAIN, type RaisedSpelling } from "../support/raised-models.js";
+import { arbitraryRaised, PLAIN, type RaisedSpelling } from "../support/raised-spelling.js";
 
 const MAMBA2: RaisedSpelling = { ...PLAIN, dState: 12 };
 

@@ -6,7 +6,7 @@ import type { Model } from "../../src/ir/graph.js";
 import { ALL_ROLES, madeUpMagnitudes, sitesOf, smoothMadeUp } from "../support/exact-steps.js";
 import { aligned, fold, foldSample, shifted, shiftedRows, spoiled, valuesOf } from "../support/fold-runs.js";
 import { expectSame, expectTold, forMost, golden, type Outcome, runPass, type Sample } from "../support/pass-runs.js";
-import { arbitraryRaised, type Decoy, PLAIN, type RaisedSpelling } from "../support/raised-models.js";
+import { arbitraryRaised, type Decoy, PLAIN, type RaisedSpelling } from "../support/raised-spelling.js";
 
 const MAMBA1: RaisedSpelling = { ...PLAIN, family: "mamba1" };
 const SMOOTH = smoothMadeUp(0.5, 3);

@@ -8,7 +8,8 @@ import { elementCount } from "../../src/ir/types.js";
 import type { Pass } from "../../src/rewrite/pass.js";
 import { Random } from "../../src/support/random.js";
 import { type Outcome, outputsOf, runPass, type Sample } from "./pass-runs.js";
-import { type RaisedSpelling, raisedModel, VOCABULARY } from "./raised-models.js";
+import { raisedModel, VOCABULARY } from "./raised-models.js";
+import type { RaisedSpelling } from "./raised-spelling.js";
 
 const BATCH = 2;
 const LENGTH = 5;

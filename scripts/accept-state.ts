@@ -1,0 +1,106 @@
+/**
+ * npm run accept:state [-- WINDOWS]
+ *
+ * Quality of quantized states on the demo model: bits per byte of three texts and divergence from float, the state rounded
+ * after every token, for float, the baselines and decoupled scales, at 8 and 4 bits (15 minutes of one core). Schemes are simulated on the compiled float model; `h8` and
+ * `h4` rows run the emitted operators as their functions. 12 windows of 512 bytes of each text unless told otherwise.
+ * Ends with 1 when decoupled scales at 4 bits do not beat every baseline, when leaving their square root out does no
+ * harm, or when an operator and its simulation differ.
+ */
+
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import type { StateChoice } from "../src/rewrite/semantic.js";
+import { type LoadedPackage, loadPackage } from "../src/run/stateful.js";
+import { compileWith, F32 } from "../test/support/fixture-row.js";
+import {
+  DEMO,
+  losses,
+  mean,
+  RoundedState,
+  SCHEMES,
+  TEXTS,
+  type TextScores,
+  textScores,
+} from "../test/support/state-quality.js";
+
+/** Percent by which an operator may differ from its simulation: float32 against float64 flips codes at ties. */
+const SAME = 0.1;
+
+const folder = mkdtempSync(join(tmpdir(), "mambac-state-"));
+const protocol = { windows: Number(process.argv[2] ?? 12), window: 512 };
+const found = new Map<string, number[]>();
+
+async function load(state: StateChoice): ReturnType<typeof loadPackage> {
+  const output = join(folder, `${state.format}-${state.scale}.onnx`);
+  await compileWith([join(DEMO, "prefill.onnx")], output, state);
+  return loadPackage(output, { batch: protocol.windows, library: "none" });
+}
+
+function row(label: string, { bits, divergence }: TextScores, change: readonly number[]): void {
+  const numbers = bits.map((value) => value.toFixed(4).padStart(8)).join("");
+  const percent = [...change, mean(change)].map((value) => value.toFixed(2).padStart(10)).join("");
+  process.stdout.write(`${label.padEnd(36)}${numbers}${percent}${mean(divergence).toFixed(5).padStart(10)}\n`);
+}
+
+function check(ok: boolean, what: string): void {
+  process.stdout.write(`${ok ? "ok  " : "FAIL"} ${what}\n`);
+  if (!ok) process.exitCode = 1;
+}
+
+async function main(): Promise<void> {
+  const heads = [
+    ...TEXTS.map((name) => name.padStart(8)),
+    ...[...TEXTS, "mean"].map((name) => `${name} %`.padStart(10)),
+  ];
+  process.stdout.write(
+    `demo, ${protocol.windows} x ${protocol.window} bytes of each text, rounded after every token\n` +
+      `${"state".padEnd(36)}${heads.join("")}${"KL bits".padStart(10)}\n`,
+  );
+  await using reference = await load(F32);
+  await using model = await load(F32);
+  const float = await textScores(model, reference, protocol);
+  const score = async (key: string, label: string, scored: LoadedPackage): Promise<void> => {
+    const scores = await textScores(scored, reference, protocol);
+    found.set(key, losses(scores.bits, float.bits));
+    row(label, scores, losses(scores.bits, float.bits));
+  };
+  row("float", float, losses(float.bits, float.bits));
+  for (const bits of [8, 4]) {
+    for (const [key, { label, scheme, every }] of Object.entries(SCHEMES)) {
+      await score(`${key}${bits}`, `${bits} bit, ${label}`, new RoundedState(model, scheme(bits), every));
+    }
+    for (const scale of ["dsq", "dsq-max"] as const) {
+      await using quantized = await load({ format: bits === 8 ? "h8" : "h4", scale, requantize: "call" });
+      await score(`op ${scale}${bits}`, `${bits} bit, operator, ${scale}`, quantized);
+    }
+  }
+  const loss = (key: string): number => mean(found.get(key) ?? []);
+  for (const base of ["tensor", "channel", "state"]) {
+    check(
+      loss("dsq4") < loss(`${base}4`),
+      `4 bit dsq ${loss("dsq4").toFixed(2)} % < ${base} ${loss(`${base}4`).toFixed(2)} %`,
+    );
+  }
+  check(!(loss("noRoot4") <= 5), `4 bit dsq without square root fails: ${loss("noRoot4").toFixed(2)} %`);
+  for (const bits of [8, 4]) {
+    for (const [key, scale] of [
+      ["dsq", "dsq"],
+      ["dsqMax", "dsq-max"],
+    ] as const) {
+      const [simulated, operator] = [found.get(`${key}${bits}`) ?? [], found.get(`op ${scale}${bits}`) ?? []];
+      const gap = Math.max(...simulated.map((value, i) => Math.abs(value - (operator[i] ?? Number.NaN))));
+      check(
+        gap <= SAME,
+        `${bits} bit ${scale}: operator and simulation within ${SAME} % of each other: ${gap.toFixed(3)} %`,
+      );
+    }
+  }
+}
+
+try {
+  await main();
+} finally {
+  rmSync(folder, { recursive: true, force: true });
+}
