@@ -93,7 +93,9 @@ describe("observe", () => {
 
   it("gives the same numbers in shards as in one", async () => {
     const model = await compiledFixture("mamba2");
-    const values = usualRequests(model, readSignature(model), { secondMoments: false }).map(({ value }) => value);
+    const values = usualRequests(model, readSignature(model), { secondMoments: false })
+      .filter(({ perChannel }) => perChannel)
+      .map(({ value }) => value);
     const rowsOf = async (dataset: Dataset): Promise<Map<string, string[]>> => {
       const out = new Map<string, string[]>();
       const requests = values.map(absmax);
@@ -184,6 +186,18 @@ describe("observe", () => {
     const failure = run(values.map((value) => (value % 2 === 0 ? bad : value)));
     await expect(failure).rejects.toMatchObject({ code: "calibrate/not-finite", exitCode: 5 });
     await expect(failure).rejects.toThrow(message);
+  });
+
+  it("refuses channels where the last axis follows the tokens", async () => {
+    const model = await compiledFixture("mamba2");
+    const conv = model.graph.nodes.find((node) => node.op.startsWith("CausalConv"))?.outputs[0] ?? "";
+    const run = async (perChannel: boolean): Promise<void> => {
+      const requests: StatRequest[] = [{ value: conv, kind: "absmax", perChannel }];
+      const dataset = await randomData(2, 20);
+      await observe({ model, dataset, requests, makeObserver: () => new Everything() }, { statistic: () => undefined });
+    };
+    await expect(run(true)).rejects.toMatchObject({ code: "calibrate/channels", exitCode: 5 });
+    await expect(run(false)).resolves.toBeUndefined();
   });
 
   it("refuses values that are not float", async () => {
