@@ -155,10 +155,10 @@ describe("how it is written", () => {
   });
 
   test("an output that cannot be written", async () => {
-    const missing = await mambac("compile", PREFILL, "-o", join(folder, "no", "out.onnx"));
+    const missing = await mambac("compile", PREFILL, "-q", "-o", join(folder, "no", "out.onnx"));
     expect(missing).toMatchObject({ code: 2, out: "" });
     expect(missing.err).toMatch(/^mambac: cannot write .*out\.onnx: ENOENT[^\n]*\n$/);
-    const readonly = await mambac("compile", PREFILL, "-o", "/proc/out.onnx");
+    const readonly = await mambac("compile", PREFILL, "-q", "-o", "/proc/out.onnx");
     expect(readonly.code).toBe(2);
     expect(readonly.err).toMatch(/^mambac: cannot write \/proc\/out\.onnx[^\n]*\n$/);
     const taken = await mambac("compile", PREFILL, "-o", folder);
