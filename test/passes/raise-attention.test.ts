@@ -1,86 +1,139 @@
+import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { normalise } from "../../passes/normalise.js";
 import { raiseAttention } from "../../passes/raise-attention.js";
-import { executor } from "../../src/compile.js";
 import type { Model, Node } from "../../src/ir/graph.js";
-import { loopGemm } from "../../src/linalg/matrix.js";
-import { readModel } from "../../src/onnx/read.js";
-import type { Remark } from "../../src/rewrite/pass.js";
-import { type AttentionOp, semanticOps } from "../../src/rewrite/semantic.js";
-import { fixture } from "../support/fixture-models.js";
+import { i64Tensor } from "../../src/ir/tensor.js";
+import { type AttentionOp, attentionNode, semanticOps } from "../../src/rewrite/semantic.js";
+import { type AttentionSpelling, attentionModel } from "../support/attention-graphs.js";
+import {
+  difference,
+  expectSettled,
+  golden,
+  type Outcome,
+  outputsOf,
+  roundingBound,
+  runPass,
+} from "../support/pass-runs.js";
 
-const HYBRIDS = [
-  { name: "bamba", heads: 4, kvHeads: 2, layers: 1 },
-  { name: "jamba", heads: 4, kvHeads: 2, layers: 1 },
-  { name: "zamba2", heads: 4, kvHeads: 4, layers: 1 },
-  { name: "nemotron_h", heads: 4, kvHeads: 2, layers: 1 },
-  { name: "falcon_h1", heads: 4, kvHeads: 2, layers: 2 },
-] as const;
-
-async function raise(source: Model): Promise<{ model: Model; ops: AttentionOp[]; remarks: Remark[] }> {
-  const remarks: Remark[] = [];
-  const context = {
-    execute: executor(1),
-    gemm: loopGemm,
-    report: (remark: Omit<Remark, "pass">): void => {
-      remarks.push({ ...remark, pass: "raise-attention" });
-    },
-  };
-  const normal = await normalise.run(source, {}, context);
-  const { model } = await raiseAttention.run(normal.model, {}, context);
-  return { model, ops: semanticOps(model.graph.nodes).filter((op) => op.kind === "attention"), remarks };
+async function normal(changes: Partial<AttentionSpelling>): Promise<Model> {
+  return (await runPass(normalise, attentionModel(changes), {})).model;
 }
 
-const prefill = (name: string): Model => readModel(fixture(`hf/${name}/prefill.onnx`)).model;
-
-/** The model with some nodes changed. */
-function spoiled(model: Model, change: (node: Node) => Node): Model {
-  return { ...model, graph: { ...model.graph, nodes: model.graph.nodes.map(change) } };
+async function raised(changes: Partial<AttentionSpelling>): Promise<Outcome> {
+  return runPass(raiseAttention, await normal(changes), {});
 }
+
+function attentionOf(model: Model): AttentionOp {
+  const op = semanticOps(model.graph.nodes).find((candidate) => candidate.kind === "attention");
+  if (op?.kind !== "attention") throw new Error("the model has no attention");
+  return op;
+}
+
+const IDS = new Map([["input_ids", i64Tensor([2, 6], [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8])]]);
+
+/** Relative error of a raised model, and what rounding allows. */
+async function compared(source: Model, model: Model): Promise<{ readonly error: number; readonly bound: number }> {
+  const expected = await outputsOf(source, IDS, 2);
+  const error = difference(await outputsOf(model, IDS, 2), expected);
+  return { error, bound: await roundingBound(source, IDS, 2, expected) };
+}
+
+const spellings: fc.Arbitrary<Partial<AttentionSpelling>> = fc
+  .record({
+    kvHeads: fc.integer({ min: 1, max: 3 }),
+    shared: fc.integer({ min: 1, max: 3 }),
+    headDim: fc.constantFrom(2, 3, 4, 8),
+    scale: fc.constantFrom("scores", "scores-div", "query", "both-sides", "none"),
+    mask: fc.constantFrom("where", "add"),
+    repeat: fc.constantFrom("expand", "tile"),
+    nanGuard: fc.boolean(),
+    length: fc.constantFrom(6, null),
+  } satisfies Record<string, fc.Arbitrary<unknown>>)
+  .map(({ shared, ...rest }): Partial<AttentionSpelling> => ({ ...rest, heads: shared * rest.kvHeads }));
 
 describe("raise-attention", () => {
-  for (const { name, heads, kvHeads, layers } of HYBRIDS) {
-    test(`${name}: finds and proves every attention, with its head counts`, async () => {
-      const { ops } = await raise(prefill(name));
-      expect(ops.map((op) => [op.heads, op.kvHeads])).toEqual(Array.from({ length: layers }, () => [heads, kvHeads]));
-      for (const op of ops) {
-        expect(op.error).toBeLessThan(1e-5);
-        // Families scale differently; the factor is read from the graph and confirmed by the proof.
-        expect(op.scale).toBeGreaterThan(0);
-      }
-    });
-  }
-
-  test("keys and values stay outputs under their names", async () => {
-    const source = prefill("bamba");
-    const { model } = await raise(source);
-    expect(model.graph.outputs.map(({ name }) => name)).toEqual(source.graph.outputs.map(({ name }) => name));
+  test("golden: heads that share keys and values", async () => {
+    const before = await normal({ heads: 4, kvHeads: 2, headDim: 2 });
+    const about = "Keys and values are outputs; with an operator they become caches that can be read.";
+    await expect(golden(about, before, await runPass(raiseAttention, before, {}))).toMatchFileSnapshot(
+      "raise-attention/grouped.irtxt",
+    );
   });
 
-  test("a second run finds nothing", async () => {
-    const once = await raise(prefill("bamba"));
-    const twice = await raise(once.model);
-    expect(twice.model.graph.nodes.length).toBe(once.model.graph.nodes.length);
+  test("golden: a window", async () => {
+    const before = await normal({ sees: "window" });
+    await expect(
+      golden("Each query sees two keys.", before, await runPass(raiseAttention, before, {})),
+    ).toMatchFileSnapshot("raise-attention/refuse-window.irtxt");
   });
 
-  test("a graph that reads a cache keeps its attention", async () => {
-    const { ops } = await raise(readModel(fixture("hf/bamba/decode.onnx")).model);
-    expect(ops).toEqual([]);
+  test("random spellings become one operator that computes the same", async () => {
+    let [total, changed] = [0, 0];
+    await fc.assert(
+      fc.asyncProperty(spellings, async (spelling) => {
+        total += 1;
+        const outcome = await raised(spelling);
+        changed += outcome.changed;
+        if (outcome.changed === 0) return;
+        const { heads = 0, kvHeads = 0, headDim = 0 } = spelling;
+        const scale = spelling.scale === "none" ? 1 : 1 / Math.sqrt(headDim);
+        const op = attentionOf(outcome.model);
+        expect(op).toMatchObject({ heads, kvHeads, headDim });
+        expect(op.scale).toBeCloseTo(scale, 6);
+        const { error, bound } = await compared(attentionModel(spelling), outcome.model);
+        expect(error).toBeLessThanOrEqual(bound);
+      }),
+      { numRuns: 30, seed: 4 },
+    );
+    expect(changed).toBe(total);
   });
 
-  test("refuses attention that looks ahead, or not at itself", async () => {
-    for (const op of ["GreaterOrEqual", "Less"]) {
-      const source = spoiled(prefill("bamba"), (node) => (node.op === "LessOrEqual" ? { ...node, op } : node));
-      const { ops, remarks } = await raise(source);
-      expect(ops, op).toEqual([]);
-      expect(remarks.map(({ code }) => code)).toContain("raise-attention/not-proved");
+  describe("what is not causal attention stays", () => {
+    const cases: readonly (readonly [string, Partial<AttentionSpelling>, RegExp | null])[] = [
+      ["a window", { sees: "window" }, /not causal attention/],
+      ["both directions", { sees: "everything" }, /not causal attention/],
+      ["a bias of its own", { sees: "past-with-bias" }, /not causal attention/],
+      ["tokens that do not see themselves", { sees: "others-only", nanGuard: true }, /not causal attention/],
+      ["capped scores", { softcap: true }, null],
+      ["keys and values that stay inside", { cached: false }, null],
+    ];
+    for (const [label, spelling, reason] of cases) {
+      test(label, async () => {
+        for (const mask of ["where", "add"] as const) {
+          const before = await normal({ ...spelling, mask });
+          const outcome = await runPass(raiseAttention, before, {});
+          expect(outcome.changed).toBe(0);
+          expect(outcome.model).toBe(before);
+          if (reason !== null) expect(outcome.remarks.map(({ message }) => message).join()).toMatch(reason);
+        }
+      });
     }
   });
 
-  test("refuses a softmax of something else", async () => {
-    const source = spoiled(prefill("bamba"), (node) =>
-      node.op === "Softmax" ? { ...node, op: "HardSigmoid", attributes: new Map() } : node,
-    );
-    expect((await raise(source)).ops).toEqual([]);
+  describe("a wrong operator in place of the right one is noticed", () => {
+    const wrongs: Readonly<Record<string, (op: AttentionOp) => Node>> = {
+      "another scale": (op) => attentionNode({ ...op, scale: op.scale * 1.01 }, op.node.inputs, op.node.outputs),
+      "keys as values": (op) => ({
+        ...op.node,
+        inputs: op.node.inputs.map((name, at) => op.node.inputs[at === 2 ? 1 : at] ?? name),
+      }),
+    };
+    for (const [label, wrong] of Object.entries(wrongs)) {
+      test(label, async () => {
+        const { model } = await raised({});
+        const right = await compared(attentionModel({}), model);
+        expect(right.error).toBeLessThanOrEqual(right.bound);
+        const op = attentionOf(model);
+        const nodes = model.graph.nodes.map((node) => (node === op.node ? wrong(op) : node));
+        const { error, bound } = await compared(attentionModel({}), { ...model, graph: { ...model.graph, nodes } });
+        expect(error).toBeGreaterThan(100 * bound);
+      });
+    }
+  });
+
+  test("a second run changes nothing, and the same model gives the same bytes", async () => {
+    const before = await normal({});
+    await expectSettled(raiseAttention, before, (await runPass(raiseAttention, before, {})).model, {});
   });
 });
