@@ -1,12 +1,16 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
+import { absorbNormGain } from "../../passes/absorb-norm-gain.js";
+import { alignLinears } from "../../passes/align-linears.js";
 import { completeStates } from "../../passes/complete-states.js";
 import { executableRecipe, raiseRecipe } from "../../passes/recipes.js";
+import { rotateOutput } from "../../passes/rotate-output.js";
 import { tidy } from "../../passes/tidy.js";
 import { GraphBuilder, typed } from "../../src/ir/builder.js";
-import type { Model } from "../../src/ir/graph.js";
+import { attr, attrInts, type Model } from "../../src/ir/graph.js";
 import { f32Tensor } from "../../src/ir/tensor.js";
 import { step } from "../../src/rewrite/pipeline.js";
+import { foldSample } from "../support/fold-runs.js";
 import { modelAround } from "../support/mamba-graphs/decoys.js";
 import { arbitraryCase, type GraphForm, smallModel } from "../support/mamba-graphs.js";
 import {
@@ -20,6 +24,7 @@ import {
   runPass,
   sampleOf,
 } from "../support/pass-runs.js";
+import { arbitraryRaised } from "../support/raised-spelling.js";
 
 const LOWERED = [...raiseRecipe(), step(completeStates, { names: new Map() }), ...executableRecipe()];
 
@@ -84,5 +89,57 @@ describe("tidy", () => {
   test("a second run changes nothing, and the same model gives the same bytes", async () => {
     for (const before of [untidy(), (await runAll(smallModel({ family: "mamba2" }), LOWERED)).model])
       await expectSettled(tidy, before, (await runPass(tidy, before, {})).model, {});
+  });
+
+  test("what folds leave behind goes, and the bits stay", async () => {
+    const folds = [step(alignLinears, {}), step(absorbNormGain, {}), step(rotateOutput, {})];
+    let shorter = 0;
+    await forMost(arbitraryRaised(), 14, async (spelling) => {
+      const sample = await foldSample(spelling);
+      const before = (await runAll(sample.model, folds)).model;
+      const { model, changed } = await runPass(tidy, before, {});
+      const bits = await outputsOf(before, sample.feeds, sample.batch);
+      expect(difference(await outputsOf(model, sample.feeds, sample.batch), bits)).toBe(0);
+      const transposes = (one: Model): number => one.graph.nodes.filter(({ op }) => op === "Transpose").length;
+      if (transposes(model) < transposes(before)) shorter += 1;
+      return changed > 0;
+    });
+    expect(shorter).toBeGreaterThan(3);
+  });
+
+  test("equal small vectors become one, equal small weights stay two", async () => {
+    const b = new GraphBuilder("");
+    const add = (shape: readonly number[]): string => b.initializer(f32Tensor(shape, [1, 2, 3, 4]), "weight");
+    const product = (x: string): string => b.op("MatMul", [x, add([2, 2])]);
+    b.op("Add", [product(product("x")), b.op("Mul", [add([4]), add([4])])], {}, "y");
+    const model = modelAround(b.graph("equal", [typed("x", "f32", ["b", 2, 2])], [typed("y", "f32", ["b", 2, 4])]));
+    const { model: after } = await runPass(tidy, model, {});
+    expect([...after.graph.initializers.values()].map(({ shape }) => shape)).toEqual([[2, 2], [2, 2], [4]]);
+  });
+
+  describe("a wrong tidying is noticed", () => {
+    const wrongs: Readonly<Record<string, readonly number[]>> = {
+      // (1,0,2) then (2,0,1) is (2,1,0); the other way round it is (0,2,1).
+      "permutations joined in the wrong order": [0, 2, 1],
+      "the first permutation dropped": [2, 0, 1],
+    };
+    for (const [label, perm] of Object.entries(wrongs)) {
+      test(label, async () => {
+        const before = untidy();
+        const values = Float32Array.from({ length: 64 }, (_, i) => Math.sin(i));
+        const feeds = new Map([["x", f32Tensor([4, 4, 4], values)]]);
+        const expected = await outputsOf(before, feeds, 4);
+        const { model } = await runPass(tidy, before, {});
+        expect(difference(await outputsOf(model, feeds, 4), expected)).toBe(0);
+        const nodes = model.graph.nodes.map((node) =>
+          attrInts(node, "perm")?.join() === "2,1,0"
+            ? { ...node, attributes: new Map([["perm", attr.ints(perm)]]) }
+            : node,
+        );
+        expect(nodes).not.toEqual(model.graph.nodes);
+        const wrong = { ...model, graph: { ...model.graph, nodes } };
+        expect(difference(await outputsOf(wrong, feeds, 4), expected)).toBeGreaterThan(0.1);
+      });
+    }
   });
 });
