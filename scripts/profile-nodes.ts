@@ -29,6 +29,7 @@ export interface StepProfile {
 interface ProfileEvent {
   readonly cat?: string;
   readonly name?: string;
+  readonly ts?: number;
   readonly dur?: number;
   readonly args?: { readonly op_name?: string; readonly node_index?: string };
 }
@@ -37,8 +38,9 @@ const STEPS = 200;
 
 /**
  * Profiles decoding of one sequence from zero state, states in place. Writing an event costs more than a small node, so
- * the profile's sum is scaled back to the step's own time, every node giving the same. `If` and the like hold what runs
- * inside them as well, which blurs this for functions. Throws `signature/...` and `ort/...`.
+ * the profile's sum is scaled back to the step's own time, every node giving the same. The time of an `If` still holds what
+ * profiling adds to the nodes inside it (without profiling an `If` costs about 1 us), so shares are good for kernels and
+ * rough for functions. Throws `signature/...` and `ort/...`.
  */
 export async function profileStep(path: string, library: string | null): Promise<StepProfile> {
   const folder = mkdtempSync(join(tmpdir(), "mambac-profile-"));
@@ -50,11 +52,12 @@ export async function profileStep(path: string, library: string | null): Promise
     const kernels = events.filter(({ cat, name }) => cat === "Node" && name?.endsWith("_kernel_time") === true);
     // The median of each node's runs: a busy machine interrupts some of them for milliseconds.
     const byNode = new Map<string, { readonly op: string; readonly durations: number[] }>();
-    for (const { name = "", args, dur = 0 } of kernels) {
+    for (const { event, own } of ownTimes(kernels)) {
+      const { name = "", args } = event;
       const op = args?.op_name ?? "?";
       const key = `${name} ${args?.node_index ?? ""} ${op}`;
       const node = byNode.get(key) ?? { op, durations: [] };
-      node.durations.push(dur);
+      node.durations.push(own);
       byNode.set(key, node);
     }
     const byOp = new Map<string, { nodes: number; microseconds: number }>();
@@ -77,6 +80,22 @@ export async function profileStep(path: string, library: string | null): Promise
   } finally {
     rmSync(folder, { recursive: true, force: true });
   }
+}
+
+/** Each event's time less that of the nodes which ran inside it: those of an `If` are listed as well. */
+function ownTimes(events: readonly ProfileEvent[]): { readonly event: ProfileEvent; readonly own: number }[] {
+  const all = events.map((event) => ({ event, own: event.dur ?? 0, end: (event.ts ?? 0) + (event.dur ?? 0) }));
+  // Outer ones first where two begin together.
+  all.sort((a, b) => (a.event.ts ?? 0) - (b.event.ts ?? 0) || b.end - a.end);
+  const open: (typeof all)[number][] = [];
+  for (const one of all) {
+    while (open.length > 0 && (open.at(-1)?.end ?? 0) < one.end) open.pop();
+    const outer = open.at(-1);
+    const holds = outer !== undefined && /^(If|Loop|Scan)$/.test(outer.event.args?.op_name ?? "");
+    if (holds) outer.own -= one.event.dur ?? 0;
+    if (/^(If|Loop|Scan)$/.test(one.event.args?.op_name ?? "")) open.push(one);
+  }
+  return all.map(({ event, own }) => ({ event, own: Math.max(0, own) }));
 }
 
 /** Runs steps one after the other; with a prefix they are profiled, and the file is named. */
