@@ -40,6 +40,40 @@ export const EXPECTED_SCANS: Readonly<Record<string, number>> = {
   mamba2_130m_1l: 1,
 };
 
+/** What a model gives for a prompt and for the tokens after it. */
+export interface ExpectedLogits {
+  readonly batch: number;
+  readonly length: number;
+  readonly tokens: readonly (readonly number[])[];
+  /** Vocabulary. */
+  readonly width: number;
+  /** [batch, length, width]. */
+  readonly logits: Float64Array;
+  /** Ids [batch, steps] and logits [batch, steps, width]; null where the source goes no further. */
+  readonly continued: { readonly steps: number; readonly ids: Float64Array; readonly logits: Float64Array } | null;
+}
+
+/** Reads the outputs PyTorch gave. */
+export function readExpected(io: string): ExpectedLogits {
+  const data = readNpz(io);
+  const ids = data.get("input_ids");
+  const logits = data.get("logits");
+  if (ids === undefined || logits === undefined) throw new Error(`${io} lacks input_ids or logits`);
+  const [batch = 1, length = 1] = ids.shape;
+  const [next, continued] = [data.get("next_ids"), data.get("logits_continued")];
+  return {
+    batch,
+    length,
+    tokens: rowsOf(toNumbers(ids), batch, length),
+    width: logits.shape[2] ?? 1,
+    logits: toNumbers(logits),
+    continued:
+      next === undefined || continued === undefined
+        ? null
+        : { steps: next.shape[1] ?? 0, ids: toNumbers(next), logits: toNumbers(continued) },
+  };
+}
+
 export const F32: StateChoice = { format: "f32", scale: "dsq", requantize: "call" };
 const TOLERANCE = 1e-4;
 
@@ -63,7 +97,7 @@ export function compileWith(
 export async function fixtureRow(
   name: string,
   files: readonly string[],
-  io: string,
+  wanted: ExpectedLogits,
   folder: string,
 ): Promise<FixtureRow[]> {
   const stem = name.split("/").at(-1) ?? name;
@@ -80,7 +114,9 @@ export async function fixtureRow(
     trust = "prefill";
   }
   try {
-    rows.push(await measuredRow(trust === null ? name : `${name} --trust prefill`, files, io, folder, expected, trust));
+    rows.push(
+      await measuredRow(trust === null ? name : `${name} --trust prefill`, files, wanted, folder, expected, trust),
+    );
   } catch (cause) {
     rows.push({
       ...emptyRow(name, expected),
@@ -125,7 +161,7 @@ async function refusalOf(files: readonly string[]): Promise<string | null> {
 async function measuredRow(
   name: string,
   files: readonly string[],
-  io: string,
+  wanted: ExpectedLogits,
   folder: string,
   expected: number,
   trust: "prefill" | null,
@@ -133,33 +169,23 @@ async function measuredRow(
   const output = join(folder, "out.onnx");
   const report = await compileWith(files, output, F32, trust);
   const scans = report.rows.filter((row) => row.kind === "scan");
-  const data = readNpz(io);
-  const ids = data.get("input_ids");
-  const logits = data.get("logits");
-  if (ids === undefined || logits === undefined) throw new Error(`${io} lacks input_ids or logits`);
-  const [batch, length] = [ids.shape[0] ?? 1, ids.shape[1] ?? 1];
-  const tokens = rowsOf(toNumbers(ids), batch, length);
-  const expectedLogits = toNumbers(logits);
-  const width = logits.shape[2] ?? 1;
+  const { batch, length, tokens, width } = wanted;
+  const expectedLogits = wanted.logits;
   await using model = await loadPackage(output, { batch, library: "none" });
   const prefill = relative((await model.prefill(tokens)).data, expectedLogits);
   const split = await splitError(model, tokens, expectedLogits, { batch, length, width });
-  const next = data.get("next_ids");
-  const continued = data.get("logits_continued");
   let decode: number | null = null;
-  if (next !== undefined && continued !== undefined) {
-    const steps = next.shape[1] ?? 0;
-    const nextIds = toNumbers(next);
-    const reference = toNumbers(continued);
+  if (wanted.continued !== null) {
+    const { steps, ids, logits } = wanted.continued;
     model.reset();
     await model.prefill(tokens);
     decode = 0;
     for (let t = 0; t < steps; t++) {
-      const result = await model.step(Array.from({ length: batch }, (_, b) => nextIds[b * steps + t] ?? 0));
-      const wanted = Array.from({ length: batch }, (_, b) =>
-        reference.slice((b * steps + t) * width, (b * steps + t + 1) * width),
-      ).flatMap((row) => [...row]);
-      decode = Math.max(decode, relative(result.data, wanted));
+      const result = await model.step(Array.from({ length: batch }, (_, b) => ids[b * steps + t] ?? 0));
+      const row = Array.from({ length: batch }, (_, b) =>
+        logits.slice((b * steps + t) * width, (b * steps + t + 1) * width),
+      ).flatMap((part) => [...part]);
+      decode = Math.max(decode, relative(result.data, row));
     }
   }
   const formats = await Promise.all([

@@ -45,7 +45,7 @@ const freely = {
   broadcastA: fc.constantFrom("no", "folded", "expand"),
   dtToChannels: fc.boolean(),
   softplus: fc.constantFrom("plain", "where", "log-exp", "log-add-exp", "stable"),
-  clamp: fc.constantFrom("none", "none", "clip", "clip-low-inf", "max", "min"),
+  clamp: fc.constantFrom("none", "none", "clip", "clip-zero-inf", "clip-low-inf", "max", "min"),
   dtBias: fc.constantFrom("add", "add", "gemm", "none"),
   dtLeft: fc.boolean(),
   innerNorms: fc.constantFrom("none", "learned", "weightless"),

@@ -89,6 +89,8 @@ export function clampBounds(w: Writer): { low: number; high: number } {
   switch (w.spelling.clamp) {
     case "clip":
       return { low, high };
+    case "clip-zero-inf":
+      return { low: 0, high: Number.POSITIVE_INFINITY };
     case "clip-low-inf":
     case "max":
       return { low, high: Number.POSITIVE_INFINITY };
@@ -104,6 +106,7 @@ function clamp(w: Writer, value: Axed): Axed {
   const bound = (x: number): string => w.initializer(f32Tensor([], [x]), "bound");
   switch (w.spelling.clamp) {
     case "clip":
+    case "clip-zero-inf":
     case "clip-low-inf":
       return { name: w.op("Clip", [value.name, bound(low), bound(high)]), axes: value.axes };
     case "max":
@@ -127,8 +130,7 @@ export function stepSizes(w: Writer, dt: Axed, biased: boolean): Axed {
 /** A per-head weight, repeated along p when the axes say so. */
 export function perHead(w: Writer, label: string, axes: "h" | "hp", make: (normal: () => number) => number): Axed {
   const { heads, headDim } = w.sizes;
-  const random = w.random.split(`${w.scope}/${label}`);
-  const values = Float32Array.from({ length: heads }, () => make(() => random.normal()));
+  const values = w.numbers(label, heads, make);
   if (axes === "h") return { name: w.initializer(f32Tensor([heads], values), label), axes };
   const wide = Float32Array.from({ length: heads * headDim }, (_, at) => values[Math.floor(at / headDim)] ?? 0);
   return { name: w.initializer(f32Tensor([heads, headDim], wide), label), axes };
@@ -139,8 +141,8 @@ export function decayRate(w: Writer): Axed {
   const { heads, headDim, dState } = w.sizes;
   const { family, decay, broadcastA, sabotage } = w.spelling;
   const base = family === "mamba1" ? [heads, dState] : [heads];
-  const random = w.random.split(`${w.scope}/A_log`);
-  const logs = Float32Array.from({ length: base.reduce((a, b) => a * b, 1) }, () => 0.7 * random.normal() - 0.4);
+  const count = base.reduce((a, b) => a * b, 1);
+  const logs = w.numbers("A_log", count, (normal) => 0.7 * normal() - 0.4);
   const sign = sabotage === "positive-a" ? 0.05 : -1;
   const folded = logs.map((value) => Math.fround(sign * Math.fround(Math.exp(value))));
   const axes = family === "mamba1" ? "hn" : "h";

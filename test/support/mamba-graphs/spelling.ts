@@ -91,7 +91,8 @@ export interface Spelling {
   /** Mamba-2: dt is expanded to P before the softplus. */
   readonly dtToChannels: boolean;
   readonly softplus: "plain" | "where" | "log-exp" | "log-add-exp" | "stable";
-  readonly clamp: "none" | "clip" | "clip-low-inf" | "max" | "min";
+  /** `clip-zero-inf` bounds nothing: softplus is never negative. */
+  readonly clamp: "none" | "clip" | "clip-zero-inf" | "clip-low-inf" | "max" | "min";
   readonly dtBias: "add" | "gemm" | "none";
   /** Mamba-1: dt_proj with the weight on the left. */
   readonly dtLeft: boolean;

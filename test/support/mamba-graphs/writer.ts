@@ -9,7 +9,7 @@ import { type AttributeInput, GraphBuilder, typed } from "../../../src/ir/builde
 import { attr, type FunctionDef, type Graph, type Node, type ValueInfo } from "../../../src/ir/graph.js";
 import { f32Tensor, i64Tensor, type Tensor } from "../../../src/ir/tensor.js";
 import { elementCount } from "../../../src/ir/types.js";
-import { Random } from "../../../src/support/random.js";
+import { Sampler } from "../../../src/rewrite/sampler.js";
 import type { MambaSizes, Spelling } from "./spelling.js";
 
 export interface Axed {
@@ -25,13 +25,13 @@ export class Writer {
   #spelling: Spelling;
   readonly main: GraphBuilder = new GraphBuilder("");
   readonly functions: FunctionDef[] = [];
-  readonly random: Random;
   /** Prefix of node names, such as `layers.0`. */
   scope = "";
   /** One token: no value has the axis l. */
   single = false;
   #builder: GraphBuilder = this.main;
-  readonly #noise: Random;
+  readonly #seed: number;
+  readonly #noise: Sampler;
   readonly #shared = new Map<string, string>();
   #subgraphs = 0;
   #dims: Readonly<Record<"b" | "l", string>> = { b: "", l: "" };
@@ -39,8 +39,8 @@ export class Writer {
   constructor(sizes: MambaSizes, spelling: Spelling, seed: number) {
     this.sizes = sizes;
     this.#spelling = spelling;
-    this.random = new Random(seed);
-    this.#noise = this.random.split("noise");
+    this.#seed = seed;
+    this.#noise = new Sampler(`${seed}/noise`);
   }
 
   get builder(): GraphBuilder {
@@ -82,17 +82,25 @@ export class Writer {
 
   /** A weight; the same label gives the same numbers in every model of these sizes and seed. */
   weight(label: string, shape: readonly number[], make: (normal: () => number) => number): string {
-    const random = this.random.split(`${this.scope}/${label}`);
-    const data = Float32Array.from({ length: elementCount(shape) }, () => make(() => random.normal()));
+    const data = this.numbers(label, elementCount(shape), make);
     return this.initializer(f32Tensor(shape, data), label);
+  }
+
+  /** Random numbers; the same label gives the same in every model of this seed. */
+  numbers(label: string, count: number, make: (normal: () => number) => number): Float32Array {
+    const normals = new Sampler(`${this.#seed}/${this.scope}/${label}`).normal(count);
+    const out = new Float32Array(count);
+    let at = 0;
+    const next = (): number => normals[at] ?? 0;
+    for (; at < count; at++) out[at] = make(next);
+    return out;
   }
 
   /** An initialiser of the main graph, shared with an equal one where weights are shared. */
   initializer(tensor: Tensor, label: string): string {
+    if (!this.spelling.shareWeights) return this.main.initializer(tensor, `${this.scope}.${label}`);
     const key = `${tensor.dtype}[${tensor.shape.join()}]${Buffer.from(tensor.bytes()).toString("base64")}`;
-    const known = this.spelling.shareWeights ? this.#shared.get(key) : undefined;
-    if (known !== undefined) return known;
-    const name = this.main.initializer(tensor, `${this.scope}.${label}`);
+    const name = this.#shared.get(key) ?? this.main.initializer(tensor, `${this.scope}.${label}`);
     this.#shared.set(key, name);
     return name;
   }
