@@ -10,7 +10,7 @@
  */
 
 import { execFile } from "node:child_process";
-import { mkdir, readdir, readFile } from "node:fs/promises";
+import { mkdir, readdir, readFile, stat } from "node:fs/promises";
 import { basename, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs, promisify } from "node:util";
@@ -149,7 +149,9 @@ async function objects(nvcc: string): Promise<string[]> {
   const target = (source: string): string => join(out, `${source.replaceAll("/", "-")}.o`);
   const cuda = [...(await kernelSources()), ...CUDA_HOST_SOURCES];
   const cpu = [...CPU_SOURCES, ...CORE_SOURCES, "src/ort/register.cc"];
+  const changed = await lastChange();
   await eachOfTwo([...cpu, ...cuda], async (source) => {
+    if (await isCurrent(target(source), source, changed)) return;
     const tail = ["-c", join(root, source), "-o", target(source)];
     if (cuda.includes(source)) await compile(nvcc, [...shared, ...device, "-x", "cu", ...tail]);
     else await compile(cxx, [...shared, ...host, ...tail]);
@@ -210,13 +212,30 @@ export async function buildEmulation(options: EmulationOptions = {}): Promise<st
   const watched = [...(await kernelSources()), ...tests, ...CORE_SOURCES];
   // The CPU kernels are compared with, not tested: instrumenting them would take longer than all the rest.
   const quiet = ["-Wno-uninitialized", "-Wno-maybe-uninitialized", "-Wno-unused-function"];
+  const changed = await lastChange();
   await eachOfTwo([...watched, ...CPU_SOURCES], async (source) => {
+    if (await isCurrent(target(source), source, changed)) return;
     const own = watched.includes(source) ? instrument : quiet;
     await compile(cxx, [...flags, ...emulated, ...own, "-x", "c++", "-c", join(root, source), "-o", target(source)]);
   });
   const program = join(folder, "cuda_emulation_test");
   await compile(cxx, [...instrument, ...[...watched, ...CPU_SOURCES].map(target), "-o", program]);
   return program;
+}
+
+/** When a header or this script last changed, in milliseconds. */
+async function lastChange(): Promise<number> {
+  const files = await readdir(root, { recursive: true, withFileTypes: true });
+  const headers = files.filter((file) => file.isFile() && file.name.endsWith(".h"));
+  const paths = [...headers.map((file) => join(file.parentPath, file.name)), fileURLToPath(import.meta.url)];
+  return Math.max(...(await Promise.all(paths.map(async (path) => (await stat(path)).mtimeMs))));
+}
+
+/** Whether an object is newer than its source and all headers. */
+async function isCurrent(object: string, source: string, changed: number): Promise<boolean> {
+  const made = await stat(object).catch(() => null);
+  if (made === null) return false;
+  return made.mtimeMs > changed && made.mtimeMs > (await stat(join(root, source))).mtimeMs;
 }
 
 async function compile(command: string, args: readonly string[]): Promise<{ stderr: string }> {

@@ -1,0 +1,42 @@
+/** The CUDA kernels without a device: run on the host against the references, and what ptxas says of them is understood. */
+
+import { execFileSync, spawnSync } from "node:child_process";
+import { describe, expect, test } from "vitest";
+import { buildEmulation, parseReport } from "../../scripts/build-cuda.js";
+
+const hasCompiler = spawnSync(process.env["CXX"] ?? "g++", ["--version"]).status === 0;
+if (!hasCompiler) process.stderr.write("The CUDA kernels are not tested: no C++ compiler\n");
+
+describe.skipIf(!hasCompiler)("the CUDA kernels, every thread run on the host", () => {
+  test("agree with the double reference and the CPU kernels, in place and not, whatever the order of threads", async () => {
+    const program = await buildEmulation();
+    const report = execFileSync(program, ["quick"], { encoding: "utf8" });
+    expect(report).toMatch(/\d{7} checks, 0 failures/);
+    expect(report).toMatch(/against the CPU: of \d{5} scales \d{1,2} are the neighbouring half/);
+  }, 600_000);
+});
+
+const LOG = `ptxas info    : Compiling entry function '_ZN6mambac4cuda12decode_plainILb0ENS0_9FloatRowsILi16EEELi16ELi4EEEvNS_8ScanArgsE' for 'sm_90'
+ptxas info    : Function properties for _ZN6mambac4cuda12decode_plainILb0ENS0_9FloatRowsILi16EEELi16ELi4EEEvNS_8ScanArgsE
+    8 bytes stack frame, 12 bytes spill stores, 20 bytes spill loads
+ptxas info    : Used 80 registers, used 0 barriers, 8 bytes cumulative stack size
+`;
+
+describe("the report of a build", () => {
+  test("names kernels and counts what they spill", () => {
+    const name = LOG.slice(LOG.indexOf("'") + 1, LOG.indexOf("' for"));
+    expect(parseReport(LOG, "sm_90", new Map([[name, 4096]]))).toEqual([
+      {
+        architecture: "sm_90",
+        kernel: "decode_plain<false,FloatRows,16,16,4>",
+        registers: 80,
+        spills: 32,
+        instructions: 256,
+      },
+    ]);
+  });
+
+  test("refuses a log it does not understand", () => {
+    expect(() => parseReport(LOG.replace("spill stores", "stores"), "sm_90", new Map())).toThrow(/does not know/);
+  });
+});
