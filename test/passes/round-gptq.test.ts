@@ -76,7 +76,11 @@ describe("round-gptq", () => {
     const nearest = await errors([step(alignLinears, {}), step(roundNearest, { schemeFor })]);
     expect(gptq.size).toBeGreaterThan(6);
     expect(moments.size).toBeGreaterThan(4);
-    for (const [name, error] of gptq) expect(error, name).toBeLessThan(nearest.get(name) ?? 0);
+    for (const [name, error] of gptq) {
+      // dt_proj of this model has two inputs: with so few, the nearest codes may be the best ones.
+      if (name.includes("dt_proj")) expect(error, name).toBeLessThanOrEqual(nearest.get(name) ?? 0);
+      else expect(error, name).toBeLessThan(nearest.get(name) ?? 0);
+    }
   });
 
   test("refuses layers calibration never reached", async () => {
