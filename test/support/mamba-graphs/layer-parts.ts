@@ -1,7 +1,6 @@
 /** The parts of a Mamba layer around the scan: projections, norms, step sizes, gate. */
 
 import { f32Tensor, i64Tensor } from "../../../src/ir/tensor.js";
-import { dtypeNumber } from "../../../src/ir/types.js";
 import { type Axed, attr, type Writer } from "./writer.js";
 
 /** x [.., in] -> [.., out]. */
@@ -245,6 +244,3 @@ export function repeatGroups(w: Writer, value: Axed): Axed {
       : w.op("Expand", [column, w.shape([...lead, groups, repeat, dState])]);
   return { name: w.reshape(wide, [...lead, heads, dState]), axes };
 }
-
-/** Number of the float type, for Cast. */
-export const FLOAT: number = dtypeNumber("f32");
