@@ -215,7 +215,8 @@ export async function buildEmulation(options: EmulationOptions = {}): Promise<st
   const changed = await lastChange();
   await eachOfTwo([...watched, ...CPU_SOURCES], async (source) => {
     if (await isCurrent(target(source), source, changed)) return;
-    const own = watched.includes(source) ? instrument : quiet;
+    const fibers = source === "tests/cuda_emulation.cc" && options.races === true; // see there
+    const own = fibers ? ["-g", "-DMAMBAC_WATCH_RACES"] : watched.includes(source) ? instrument : quiet;
     await compile(cxx, [...flags, ...emulated, ...own, "-x", "c++", "-c", join(root, source), "-o", target(source)]);
   });
   const program = join(folder, "cuda_emulation_test");

@@ -14,14 +14,12 @@
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
 #endif
-#if defined(__SANITIZE_THREAD__)
+// Set where all but this file, whose own bookkeeping is no business of the kernels, is built for the thread sanitizer.
+#ifdef MAMBAC_WATCH_RACES
 #include <sanitizer/tsan_interface.h>
-#define UNSEEN __attribute__((no_sanitize("thread"), noinline))
-#else
-#define UNSEEN
 #endif
 // Plain jumps save two system calls a switch; sanitizers follow only swapcontext.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(__SANITIZE_ADDRESS__) || defined(MAMBAC_WATCH_RACES)
 #define SWITCH(from, to, started) swapcontext(&(from).context, &(to).context)
 #else
 #define SWITCH(from, to, started)                   \
@@ -79,15 +77,18 @@ struct Block {
 };
 Block* g = nullptr;
 std::vector<std::unique_ptr<char[]>> g_stacks;
+#ifdef MAMBAC_WATCH_RACES
+std::vector<void*> g_sanitizer_fibers;  // kept: they are expensive
+#endif
 
-[[noreturn]] UNSEEN void stop(const char* what, const char* detail) {
+[[noreturn]] void stop(const char* what, const char* detail) {
   fprintf(stderr, "emulation: block %lld,%d: %s%s\n", (long long)g->x, g->y, what, detail);
   abort();
 }
 
-UNSEEN void to_scheduler(Fiber& f, bool last) {
+void to_scheduler(Fiber& f, bool last) {
   g->running = -1;
-#if defined(__SANITIZE_THREAD__)
+#ifdef MAMBAC_WATCH_RACES
   __tsan_switch_to_fiber(g->scheduler_sanitizer, __tsan_switch_to_fiber_no_sync);
 #endif
 #if defined(__SANITIZE_ADDRESS__)
@@ -99,9 +100,9 @@ UNSEEN void to_scheduler(Fiber& f, bool last) {
 #endif
   (void)last;
 }
-UNSEEN void to_fiber(Fiber& f) {
+void to_fiber(Fiber& f) {
   g->running = f.index;
-#if defined(__SANITIZE_THREAD__)
+#ifdef MAMBAC_WATCH_RACES
   __tsan_switch_to_fiber(f.sanitizer, __tsan_switch_to_fiber_no_sync);
 #endif
 #if defined(__SANITIZE_ADDRESS__)
@@ -115,16 +116,16 @@ UNSEEN void to_fiber(Fiber& f) {
   __sanitizer_finish_switch_fiber(g->scheduler_fake_stack, nullptr, nullptr);
 #endif
 }
-UNSEEN void entry() {
+void entry() {
   Fiber& f = g->fibers[(size_t)g->running];
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(nullptr, &g->scheduler_stack, &g->scheduler_stack_size);
 #endif
-#if defined(__SANITIZE_THREAD__)
+#ifdef MAMBAC_WATCH_RACES
   __tsan_acquire(&emulation);
 #endif
   g->body(g->call);
-#if defined(__SANITIZE_THREAD__)
+#ifdef MAMBAC_WATCH_RACES
   __tsan_release(&emulation);
 #endif
   f.done = true;
@@ -133,7 +134,7 @@ UNSEEN void entry() {
 }
 
 // Waits until all expected fibers are here. Two turns of values are kept: no fiber can be two meetings ahead of another.
-UNSEEN int meet(Meeting& m, const char* kind, bool b) {
+int meet(Meeting& m, const char* kind, bool b) {
   Fiber& f = g->fibers[(size_t)g->running];
   const int slot = (int)(m.turn & 1);
   if (m.arrived == 0) {
@@ -153,26 +154,26 @@ UNSEEN int meet(Meeting& m, const char* kind, bool b) {
   }
   return slot;
 }
-UNSEEN Meeting& my_warp() { return g->warps[(size_t)(g->running / 32)]; }
+Meeting& my_warp() { return g->warps[(size_t)(g->running / 32)]; }
 
-UNSEEN int barrier(Meeting& m, const char* kind, bool b) {
-#if defined(__SANITIZE_THREAD__)
+int barrier(Meeting& m, const char* kind, bool b) {
+#ifdef MAMBAC_WATCH_RACES
   __tsan_release(&m);
 #endif
   const int slot = meet(m, kind, b);
-#if defined(__SANITIZE_THREAD__)
+#ifdef MAMBAC_WATCH_RACES
   __tsan_acquire(&m);
 #endif
   return slot;
 }
 
 uint64_t g_random = 1;
-UNSEEN size_t pick(size_t n) {
+size_t pick(size_t n) {
   g_random = g_random * 6364136223846793005ull + 1442695040888963407ull;
   return (size_t)((g_random >> 33) % n);
 }
 
-UNSEEN void run_block() {
+void run_block() {
   const int n = g->threads;
   g->fibers.resize((size_t)n);
   g->warps.assign((size_t)(n / 32), Meeting());
@@ -180,7 +181,7 @@ UNSEEN void run_block() {
   g->whole = Meeting();
   g->whole.expected = n;
   while (g_stacks.size() < (size_t)n) g_stacks.emplace_back(new char[kStack]);
-#if defined(__SANITIZE_THREAD__)
+#ifdef MAMBAC_WATCH_RACES
   g->scheduler_sanitizer = __tsan_get_current_fiber();
   __tsan_release(&emulation);
 #endif
@@ -190,8 +191,9 @@ UNSEEN void run_block() {
     f.started = f.done = false;
     f.waits = nullptr;
     f.fake_stack = nullptr;
-#if defined(__SANITIZE_THREAD__)
-    f.sanitizer = __tsan_create_fiber(0);
+#ifdef MAMBAC_WATCH_RACES
+    if (g_sanitizer_fibers.size() <= (size_t)i) g_sanitizer_fibers.push_back(__tsan_create_fiber(0));
+    f.sanitizer = g_sanitizer_fibers[(size_t)i];
 #endif
     getcontext(&f.context);
     f.context.uc_stack.ss_sp = g_stacks[(size_t)i].get();
@@ -216,15 +218,14 @@ UNSEEN void run_block() {
     }
     if (!moved) stop("threads wait for others that never come: ", g->whole.arrived > 0 ? "block barrier" : "warp");
   }
-#if defined(__SANITIZE_THREAD__)
-  for (Fiber& f : g->fibers) __tsan_destroy_fiber(f.sanitizer);
+#ifdef MAMBAC_WATCH_RACES
   __tsan_acquire(&emulation);
 #endif
 }
 
 }  // namespace
 
-UNSEEN int run_grid(void (*body)(void*), void* call, const Grid& grid) {
+int run_grid(void (*body)(void*), void* call, const Grid& grid) {
   emulation.launches++;
   emulation.error = grid.x < 1 || grid.x > 2147483647 || grid.y < 1 || grid.y > 65535 ? "grid size"
                     : grid.threads < 32 || grid.threads > 1024 || grid.threads % 32 != 0 ? "block size"
@@ -252,29 +253,29 @@ UNSEEN int run_grid(void (*body)(void*), void* call, const Grid& grid) {
   return 0;
 }
 
-UNSEEN int thread_index() { return g->running; }
-UNSEEN int threads() { return g->threads; }
-UNSEEN int64_t block_x() { return g->x; }
-UNSEEN int64_t blocks_x() { return g->blocks; }
-UNSEEN int block_y() { return g->y; }
-UNSEEN char* shared_memory() { return g->shared; }
+int thread_index() { return g->running; }
+int threads() { return g->threads; }
+int64_t block_x() { return g->x; }
+int64_t blocks_x() { return g->blocks; }
+int block_y() { return g->y; }
+char* shared_memory() { return g->shared; }
 
-UNSEEN void sync_block() { barrier(g->whole, "sync_block", false); }
-UNSEEN void sync_warp() { barrier(my_warp(), "sync_warp", false); }
-UNSEEN bool any_in_block(bool b) {
+void sync_block() { barrier(g->whole, "sync_block", false); }
+void sync_warp() { barrier(my_warp(), "sync_warp", false); }
+bool any_in_block(bool b) {
   Meeting& m = g->whole;
   return m.any[barrier(m, "any_in_block", b)];
 }
-UNSEEN bool any_in_warp(bool b) {
+bool any_in_warp(bool b) {
   Meeting& m = my_warp();
   return m.any[meet(m, "any_in_warp", b)];
 }
-UNSEEN uint32_t shuffle_bits(uint32_t bits, int lane, const char* kind) {
+uint32_t shuffle_bits(uint32_t bits, int lane, const char* kind) {
   Meeting& m = my_warp();
   m.values[m.turn & 1][g->running % 32] = bits;
   return m.values[meet(m, kind, false)][lane];
 }
-UNSEEN unsigned ballot(bool b) {
+unsigned ballot(bool b) {
   Meeting& m = my_warp();
   m.values[m.turn & 1][g->running % 32] = b ? 1u : 0u;
   const int slot = meet(m, "ballot", false);
