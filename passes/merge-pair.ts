@@ -151,7 +151,7 @@ function pairUp(prefill: Graph, decode: Graph): [SemanticOp, SemanticOp][] {
     }
     const byName = new Map(theirs.map((op) => [op.node.outputs[1] ?? "", op]));
     ours.forEach((op, at) => {
-      const partner = byName.get(op.node.outputs[1] ?? "-") ?? theirs[at];
+      const partner = byName.get(op.node.outputs[1] || "-") ?? theirs[at];
       if (partner !== undefined) pairs.push([op, partner]);
     });
   }
