@@ -309,6 +309,8 @@ async function runTrials(
   for (const trial of trials) {
     const cut = cutRegion(tracer.graph, trial.inference, leaves, outputs);
     if (cut.kind === "open") return cut.reason;
+    const unread = leaves.find((name) => !cut.leaves.some((leaf) => leaf.name === name));
+    if (unread !== undefined) return `${end} does not depend on ${unread}`;
     const sampler = new Sampler(`${region.x}/${trial.sizes.batch}/${trial.sizes.length}`);
     const feeds = new Map(
       cut.leaves.map((leaf) => [

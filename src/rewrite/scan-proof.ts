@@ -126,6 +126,9 @@ async function measure(
   const outputs = [hypothesis.y.name, ...(hypothesis.presentState === null ? [] : [hypothesis.presentState])];
   const cut = cutRegion(tracer.graph, trial.inference, leaves, outputs);
   if (cut.kind === "open") return { kind: "failed", reason: `the region cannot be cut out: ${cut.reason}` };
+  // A value that does not hang on every leaf would be compared with a recurrence of nothing.
+  const unread = leaves.find((name) => !cut.leaves.some((leaf) => leaf.name === name));
+  if (unread !== undefined) return { kind: "failed", reason: `${hypothesis.y.name} does not depend on ${unread}` };
   const sampler = new Sampler(`${region.dt}/${trial.sizes.batch}/${trial.sizes.length}`);
   const feeds = new Map<string, Tensor>();
   for (const leaf of cut.leaves) {
@@ -205,7 +208,10 @@ function stateToCanonical(data: Float64Array, hypothesis: Hypothesis, batch: num
   return out;
 }
 
-/** Largest absolute difference over the largest absolute reference; infinite when sizes or NaNs disagree. */
+/**
+ * Largest absolute difference over the largest absolute reference; infinite when sizes disagree, when anything is not a
+ * number, and when the reference is all zeros, which proves nothing.
+ */
 export function relativeError(actual: ArrayLike<number>, expected: ArrayLike<number>): number {
   if (actual.length !== expected.length) return Number.POSITIVE_INFINITY;
   let difference = 0;
@@ -217,5 +223,5 @@ export function relativeError(actual: ArrayLike<number>, expected: ArrayLike<num
     difference = Math.max(difference, Math.abs(a - b));
     scale = Math.max(scale, Math.abs(b));
   }
-  return scale === 0 ? (difference === 0 ? 0 : Number.POSITIVE_INFINITY) : difference / scale;
+  return scale === 0 ? Number.POSITIVE_INFINITY : difference / scale;
 }

@@ -151,6 +151,24 @@ describe("raise-scan", () => {
     }
   });
 
+  test("a value that does not depend on x is no y, even where all sizes are 2", async () => {
+    const spelling = {
+      family: "mamba2",
+      form: "chunked",
+      length: 2,
+      padding: "static",
+      layout: "channels-first",
+    } as const;
+    for (const contraction of ["einsum", "mul-sum", "minimal"] as const) {
+      const mamba = caseOf({ ...spelling, contraction, gate: "none", decay: "neg-exp", skip: "channel" }, 2);
+      const sizes = { layers: 1, dModel: 9, heads: 2, headDim: 7, dState: 2, groups: 1, kernel: 2, chunk: 3 };
+      const sample = await sampleOf({ ...mamba, sizes: { ...DEFAULT_SIZES.mamba2, ...sizes } });
+      const outcome = await raised(sample.model);
+      expect(outcome.changed).toBe(1);
+      await expectSame(sample, outcome.model);
+    }
+  });
+
   describe("what is no selective scan stays", () => {
     for (const [family, form] of FORMS) {
       test(`${family} ${form}`, async () => {

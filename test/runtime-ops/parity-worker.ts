@@ -56,7 +56,7 @@ export interface LongReport {
 }
 
 /** Shapes an operator is tried on, three inputs each. */
-const RUNS = 7;
+const RUNS = 5;
 
 const [, , library = "", job = ""] = process.argv;
 

@@ -57,15 +57,16 @@ describe.each(SETS)("on %s", (isa) => {
   const calls = new Map<string, OpReport>();
   const long = new Map<string, LongReport>();
   beforeAll(async () => {
-    for (const report of (await work(isa, "calls")) as OpReport[]) calls.set(report.op, report);
-    for (const report of (await work(isa, "long")) as LongReport[]) long.set(report.op, report);
+    const [reports, runs] = await Promise.all([work(isa, "calls"), work(isa, "long")]);
+    for (const report of reports as OpReport[]) calls.set(report.op, report);
+    for (const report of runs as LongReport[]) long.set(report.op, report);
   }, 240_000);
 
   test.each(OPS)("%s equals the reference and its function", (op) => {
     const report = calls.get(op);
     if (report === undefined) throw new Error(`the worker says nothing about ${op}`);
     expect(report.fault).toBeNull();
-    expect(report.calls).toBeGreaterThanOrEqual(7);
+    expect(report.calls).toBeGreaterThanOrEqual(5);
     const spec = parseOpName(op);
     for (const worst of [report.reference, report.function]) {
       expect(worst.y).toBeLessThanOrEqual(Y_ERROR);
