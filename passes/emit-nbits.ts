@@ -25,6 +25,8 @@ import { mainOpset } from "../src/rewrite/trials.js";
 export interface EmitNbitsOptions {
   /** 1: float32 activations. 4: activations quantized to 8 bits inside the operator. */
   readonly accuracyLevel: 1 | 4;
+  /** Which projections; all unless given. */
+  readonly includes?: (site: LinearSite) => boolean;
 }
 
 const BLOCKS = [256, 128, 64, 32, 16];
@@ -41,6 +43,7 @@ export const emitNbits: Pass<EmitNbitsOptions> = definePass({
     const edit = new GraphEdit(model.graph);
     let changed = 0;
     for (const site of sites.linears) {
+      if (options.includes?.(site) === false) continue;
       const source = sites.index.producer.get(site.weight);
       const codes = model.graph.initializers.get(source?.inputs[0] ?? "");
       const scales = model.graph.initializers.get(source?.inputs[1] ?? "");

@@ -24,6 +24,8 @@ import { EXIT, MambacError } from "../src/support/errors.js";
 
 export interface InsertQdqOptions {
   readonly roles: ReadonlySet<LinearRole>;
+  /** Which of the projections of these roles; all unless given. */
+  readonly includes?: (site: LinearSite) => boolean;
   readonly timing: "static" | "dynamic";
   /** Largest magnitude of an activation that must be representable, from calibration; not asked when dynamic. */
   readonly range: (value: string, role: LinearRole) => number;
@@ -69,6 +71,7 @@ export function quantizedInputs(model: Model, roles: ReadonlySet<LinearRole>): {
 function chosen(sites: Sites, options: InsertQdqOptions, context: PassContext): LinearSite[] {
   return sites.linears.filter((site) => {
     if (!options.roles.has(site.role) || site.weightSide !== "right") return false;
+    if (options.includes?.(site) === false) return false;
     if (sites.index.producer.get(site.weight)?.op === "DequantizeLinear") return true;
     context.report({
       kind: "missed",

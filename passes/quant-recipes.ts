@@ -7,24 +7,38 @@ import type { StateChoice } from "../src/rewrite/semantic.js";
 import type { LinearRole } from "../src/rewrite/sites.js";
 import { MambacError } from "../src/support/errors.js";
 
-export type RoundingMethod = "nearest" | "gptq";
+export const ROUNDING_METHODS = ["nearest", "gptq"] as const;
+export type RoundingMethod = (typeof ROUNDING_METHODS)[number];
 
-/** Ordered rules: the last whose roles hold the projection decides; a projection no rule names stays float. */
-export interface WeightRule {
+/** Which projections a rule is about. */
+export interface RuleScope {
   readonly roles: readonly LinearRole[];
+  /** Layer labels, `*` standing for anything; every layer where it is left out. */
+  readonly layers?: readonly string[];
+}
+
+/** Ordered rules: the last whose scope holds the projection decides; a projection no rule names stays float. */
+export interface WeightRule extends RuleScope {
   /** Spelling of a weight scheme, such as `i8:channel` or `i4:g128`; null keeps float. */
   readonly scheme: string | null;
   readonly method: RoundingMethod;
 }
 
-export interface ActivationRule {
-  readonly roles: readonly LinearRole[];
-  readonly timing: "static" | "dynamic";
-  /** Share of magnitudes that must be representable; 1 is the largest ever seen. */
+export const ACTIVATION_TIMINGS = ["static", "dynamic", "float"] as const;
+/** A scale from calibration, a scale measured in every call, or no rounding. */
+export type ActivationTiming = (typeof ACTIVATION_TIMINGS)[number];
+
+/** Ordered rules, as those of weights; an activation no rule names stays float. */
+export interface ActivationRule extends RuleScope {
+  readonly timing: ActivationTiming;
+  /** Share of magnitudes that must be representable; 1 is the largest ever seen. Means nothing unless static. */
   readonly share: number;
 }
 
-export type ResidualRotation = "none" | "hadamard" | "klt";
+export const RESIDUAL_ROTATIONS = ["none", "hadamard", "klt"] as const;
+export type ResidualRotation = (typeof RESIDUAL_ROTATIONS)[number];
+export const DT_ROTATIONS = ["none", "hadamard", "klt"] as const;
+export type DtRotation = (typeof DT_ROTATIONS)[number];
 
 export interface QuantRecipe {
   readonly name: string;
@@ -33,11 +47,11 @@ export interface QuantRecipe {
   readonly rotate: {
     readonly residual: ResidualRotation;
     readonly output: boolean;
-    readonly dt: "none" | "hadamard" | "klt";
+    readonly dt: DtRotation;
     readonly state: boolean;
   };
   readonly weights: readonly WeightRule[];
-  readonly activations: ActivationRule | null;
+  readonly activations: readonly ActivationRule[];
   readonly state: StateChoice;
 }
 
@@ -50,12 +64,14 @@ const ALL: readonly LinearRole[] = ["in_proj", "x_proj", "dt_proj", "out_proj", 
 const BLOCK: readonly LinearRole[] = ["in_proj", "x_proj", "dt_proj", "out_proj", "other"];
 
 function recipe(name: string, summary: string, parts: Partial<Omit<QuantRecipe, "name" | "summary">>): QuantRecipe {
-  return { name, summary, smooth: null, rotate: NO_ROTATION, weights: [], activations: null, state: F32, ...parts };
+  return { name, summary, smooth: null, rotate: NO_ROTATION, weights: [], activations: [], state: F32, ...parts };
 }
 
 const nearest = (roles: readonly LinearRole[], scheme: string): WeightRule => ({ roles, scheme, method: "nearest" });
 const gptq = (roles: readonly LinearRole[], scheme: string): WeightRule => ({ roles, scheme, method: "gptq" });
-const fixed = (roles: readonly LinearRole[], share: number = 1): ActivationRule => ({ roles, timing: "static", share });
+const fixed = (roles: readonly LinearRole[], share: number = 1): ActivationRule[] => [
+  { roles, timing: "static", share },
+];
 
 /** The presets, in the order they are listed. */
 export const PRESETS: readonly QuantRecipe[] = Object.freeze([
@@ -138,6 +154,23 @@ export const PRESETS: readonly QuantRecipe[] = Object.freeze([
     state: H4,
   }),
 ]);
+
+/** The last rule whose scope holds a projection; undefined where none does. */
+export function lastRule<Rule extends RuleScope>(
+  rules: readonly Rule[],
+  site: { readonly role: LinearRole; readonly layer: string },
+): Rule | undefined {
+  return rules.findLast(
+    ({ roles, layers }) =>
+      roles.includes(site.role) && (layers === undefined || layers.some((glob) => matches(glob, site.layer))),
+  );
+}
+
+/** Does a text with `*` for anything match a whole label? */
+function matches(glob: string, label: string): boolean {
+  const pattern = glob.split("*").map((part) => part.replaceAll(/[.+?^${}()|[\]\\]/g, "\\$&"));
+  return new RegExp(`^${pattern.join(".*")}$`).test(label);
+}
 
 /** A preset by name. Throws `recipe/unknown`. */
 export function presetNamed(name: string): QuantRecipe {

@@ -20,8 +20,14 @@ import { Random } from "../src/support/random.js";
 import { absorbNormGain } from "./absorb-norm-gain.js";
 import { alignLinears } from "./align-linears.js";
 import { emitNbits } from "./emit-nbits.js";
-import { insertQdq, quantizedInputs } from "./insert-qdq.js";
-import type { QuantRecipe, RoundingMethod } from "./quant-recipes.js";
+import { insertQdq } from "./insert-qdq.js";
+import {
+  type ActivationTiming,
+  lastRule,
+  type QuantRecipe,
+  type RoundingMethod,
+  type WeightRule,
+} from "./quant-recipes.js";
 import { rotateDt } from "./rotate-dt.js";
 import { rotateOutput } from "./rotate-output.js";
 import { rotateResidual } from "./rotate-residual.js";
@@ -36,7 +42,7 @@ const secondMoment = (value: string): StatRequest => ({ value, kind: "second-mom
 
 /** Everything between complete states and the choice of the state format. */
 export function quantSteps(recipe: QuantRecipe): Step[] {
-  if (recipe.weights.length === 0 && recipe.activations === null && recipe.smooth === null && !rotates(recipe))
+  if (recipe.weights.length === 0 && recipe.activations.length === 0 && recipe.smooth === null && !rotates(recipe))
     return [];
   return [
     step(alignLinears, {}),
@@ -48,6 +54,7 @@ export function quantSteps(recipe: QuantRecipe): Step[] {
     ...(recipe.rotate.state ? [step(rotateState, {})] : []),
     ...roundingSteps(recipe),
     ...activationSteps(recipe),
+    ...lowBitSteps(recipe),
   ];
 }
 
@@ -125,7 +132,7 @@ function dtSteps({ rotate }: QuantRecipe): Step[] {
 }
 
 function schemeOf(recipe: QuantRecipe, site: LinearSite, method: RoundingMethod): WeightScheme | null {
-  const rule = recipe.weights.findLast(({ roles }) => roles.includes(site.role));
+  const rule = lastRule(recipe.weights, site);
   if (rule === undefined || rule.scheme === null || rule.method !== method) return null;
   const scheme = parseWeightScheme(rule.scheme);
   // A projection with fewer inputs than a group has is one group: one scale an output channel.
@@ -153,32 +160,72 @@ function roundingSteps(recipe: QuantRecipe): Step[] {
         ]
       : []),
     step(roundNearest, { schemeFor: (site) => schemeOf(recipe, site, "nearest") }),
-    // Weight-only 4-bit projections say in the file that their activations stay float.
-    ...(recipe.activations === null && recipe.weights.some(({ scheme }) => scheme?.startsWith("i4") === true)
-      ? [step(emitNbits, { accuracyLevel: 1 })]
+  ];
+}
+
+/** Of one activation with several readers the first reader's rule decides, as one pair of nodes serves them all. */
+function activationSteps({ activations, weights }: QuantRecipe): Step[] {
+  const roles = new Set<LinearRole>(activations.flatMap((rule) => rule.roles));
+  const uses = (timing: ActivationTiming): boolean => activations.some((rule) => rule.timing === timing);
+  const has = (site: LinearSite, timing: ActivationTiming): boolean => lastRule(activations, site)?.timing === timing;
+  const shares = new Map<string, number>();
+  const request = (value: string, share: number): StatRequest => ({
+    value,
+    kind: share === 1 ? "absmax" : "percentile",
+    perChannel: false,
+  });
+  return [
+    ...(uses("static")
+      ? [
+          calibratedStep(
+            insertQdq,
+            (model) => {
+              shares.clear();
+              for (const site of sitesOf(model).linears) {
+                const rule = lastRule(activations, site);
+                if (rule?.timing === "static" && !shares.has(site.input)) shares.set(site.input, rule.share);
+              }
+              return [...shares].map(([value, share]) => request(value, share));
+            },
+            (statistics) => ({
+              roles,
+              includes: (site: LinearSite) => has(site, "static"),
+              timing: "static" as const,
+              range: (value: string) => {
+                const share = shares.get(value) ?? 1;
+                return share === 1 ? statistics.absMax(value) : statistics.percentile(value, share);
+              },
+            }),
+          ),
+        ]
+      : []),
+    ...(uses("dynamic")
+      ? [
+          step(insertQdq, {
+            roles,
+            includes: (site: LinearSite) => has(site, "dynamic") && !isLowBit(weights, site),
+            timing: "dynamic" as const,
+            range: () => 0,
+          }),
+        ]
       : []),
   ];
 }
 
-function activationSteps({ activations }: QuantRecipe): Step[] {
-  if (activations === null) return [];
-  const roles = new Set<LinearRole>(activations.roles);
-  if (activations.timing === "dynamic") return [step(insertQdq, { roles, timing: "dynamic", range: () => 0 })];
-  const { share } = activations;
-  return [
-    calibratedStep(
-      insertQdq,
-      (model) =>
-        quantizedInputs(model, roles).map(
-          ({ value }): StatRequest => ({ value, kind: share === 1 ? "absmax" : "percentile", perChannel: false }),
-        ),
-      (statistics) => ({
-        roles,
-        timing: "static" as const,
-        range: (value: string) => (share === 1 ? statistics.absMax(value) : statistics.percentile(value, share)),
-      }),
-    ),
-  ];
+function isLowBit(weights: readonly WeightRule[], site: LinearSite): boolean {
+  return lastRule(weights, site)?.scheme?.startsWith("i4") === true;
+}
+
+/**
+ * 4-bit projections say in the file what becomes of their activations: float, or 8 bits with a scale for each block that the
+ * operator measures itself.
+ */
+function lowBitSteps({ weights, activations }: QuantRecipe): Step[] {
+  if (!weights.some(({ scheme }) => scheme?.startsWith("i4") === true)) return [];
+  const timing = (site: LinearSite): ActivationTiming => lastRule(activations, site)?.timing ?? "float";
+  const emit = (accuracyLevel: 1 | 4, of: ActivationTiming): Step =>
+    step(emitNbits, { accuracyLevel, includes: (site) => isLowBit(weights, site) && timing(site) === of });
+  return [emit(1, "float"), ...(activations.some((rule) => rule.timing === "dynamic") ? [emit(4, "dynamic")] : [])];
 }
 
 function sitesOf(model: Model): Sites {
