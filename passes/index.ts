@@ -21,6 +21,7 @@ import { rotateResidual } from "./rotate-residual.js";
 import { rotateState } from "./rotate-state.js";
 import { roundGptq } from "./round-gptq.js";
 import { roundNearest } from "./round-nearest.js";
+import { smoothAwq } from "./smooth-awq.js";
 import { smoothQuant } from "./smooth-quant.js";
 import { tidy } from "./tidy.js";
 
@@ -45,6 +46,7 @@ export const PASSES: Readonly<Record<string, Pass<never>>> = Object.freeze({
   "rotate-state": rotateState,
   "round-gptq": roundGptq,
   "round-nearest": roundNearest,
+  "smooth-awq": smoothAwq,
   "smooth-quant": smoothQuant,
   tidy,
 });

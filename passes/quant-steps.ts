@@ -15,6 +15,7 @@ import { viewGraph } from "../src/rewrite/axes.js";
 import { calibratedStep, type Step, step } from "../src/rewrite/pipeline.js";
 import type { Rotation } from "../src/rewrite/rotation.js";
 import { type LinearRole, type LinearSite, Sites } from "../src/rewrite/sites.js";
+import { smoothableInputs } from "../src/rewrite/smoothing.js";
 import { mainOpset } from "../src/rewrite/trials.js";
 import { Random } from "../src/support/random.js";
 import { absorbNormGain } from "./absorb-norm-gain.js";
@@ -34,7 +35,7 @@ import { rotateResidual } from "./rotate-residual.js";
 import { rotateState } from "./rotate-state.js";
 import { gptqInputs, roundGptq } from "./round-gptq.js";
 import { roundNearest } from "./round-nearest.js";
-import { smoothedInputs, smoothQuant } from "./smooth-quant.js";
+import { smoothQuant } from "./smooth-quant.js";
 import { tidy } from "./tidy.js";
 
 const channelAbsMax = (value: string): StatRequest => ({ value, kind: "absmax", perChannel: true });
@@ -102,7 +103,7 @@ function smoothSteps({ smooth }: QuantRecipe): Step[] {
   return [
     calibratedStep(
       smoothQuant,
-      (model) => smoothedInputs(model, roles).map(channelAbsMax),
+      (model) => smoothableInputs(model, roles).map(channelAbsMax),
       (statistics) => ({ alpha: smooth.alpha, roles, channelAbsMax: (value) => statistics.channelAbsMax(value) }),
     ),
   ];

@@ -7,28 +7,21 @@
 import type { Gemm, Matrix } from "../linalg/matrix.js";
 import { EXIT, invariant, MambacError } from "../support/errors.js";
 import { dequantize, gridOfRanges, type Quantized, quantize } from "./grid.js";
-import { columnErrors } from "./output-error.js";
+import { columnErrors, outputError } from "./output-error.js";
 import { type Ranges, rangesOf, type Weight } from "./ranges.js";
 import { roundToNearest } from "./round-nearest.js";
 import { scaleLayout } from "./scale-layout.js";
 import type { WeightScheme } from "./scheme.js";
-import { scaledRows } from "./smooth.js";
+import { type Reader, weightErrors } from "./smooth.js";
 
-export interface AwqOptions {
-  /** Exponents tried: 0, 1/points, ... below 1. */
-  readonly points?: number;
-  /** Shares of the range tried: 1, 1 - 0.5/steps, ... above 0.5; 0 leaves ranges alone. */
-  readonly clipSteps?: number;
-}
-
-export interface AwqResult {
+/** The scales found, and the squared output error they were found by. */
+export interface AwqChoice {
   /** [K]: the activation must be divided by these, where it comes from. */
   readonly scales: Float64Array;
+  /** 0 when no scales were best. */
   readonly beta: number;
-  /** Rounded diag(scales) W_i, in the order given. */
-  readonly quantized: readonly Quantized[];
-  /** Sum of squared output errors: rounded to nearest, with the scales, and with clipped ranges too. */
-  readonly errors: { readonly nearest: number; readonly scaled: number; readonly clipped: number };
+  /** Sum of squared output errors: rounded to nearest, and with the scales. */
+  readonly errors: { readonly nearest: number; readonly scaled: number };
 }
 
 /** Mean magnitudes below this count as a dead input, whose weights are left alone. */
@@ -37,56 +30,41 @@ const DEAD = 1e-8;
 const SMALLEST_SCALE = 1e-4;
 
 /**
- * Scales and rounded weights for all weights [K, N_i] that read one activation, given its mean magnitudes [K] and
- * M = sum x xᵀ [K, K] (both triangles) over calibration data. Never worse than rounding to nearest in the error on M.
+ * Scales for all weights [K, N_i] that read one activation, given its mean magnitudes [K] and M, any positive multiple of
+ * sum x xᵀ [K, K] (both triangles) over calibration data: of the exponents 0, 1/points, ... below 1 the one with the least
+ * error. Never worse than rounding to nearest in the error on M.
  * Throws `awq/no-samples` (exit code 5) when the activation was always zero, and `quant/not-finite`.
  */
-export async function awq(
-  weights: readonly Weight[],
+export async function searchAwqScales(
+  readers: readonly Reader[],
   meanAbs: ArrayLike<number>,
   moments: Matrix,
-  scheme: WeightScheme,
   gemm: Gemm,
-  options: AwqOptions = {},
-): Promise<AwqResult> {
-  for (const { label, shape } of weights) {
-    invariant(shape.length === 2 && shape[0] === moments.rows, `${label} is not a matrix of ${moments.rows} inputs`);
-  }
+  points: number = 20,
+): Promise<AwqChoice> {
+  for (const { weight } of readers) requireMatrix(weight, moments);
   if (!Array.from(meanAbs).some((mean) => mean >= DEAD)) {
     throw new MambacError(
       "awq/no-samples",
-      `${weights[0]?.label}: calibration saw no input other than zero, so AWQ has nothing to go by; ` +
+      `${readers[0]?.weight.label}: calibration saw no input other than zero, so AWQ has nothing to go by; ` +
         "calibrate with text that reaches this layer, or round it to nearest",
       EXIT.calibration,
     );
   }
-  const points = options.points ?? 20;
-  const trials: { beta: number; scales: Float64Array; error: number }[] = [];
+  let nearest = 0;
+  let best = { beta: 0, scales: awqScales(meanAbs, 0), error: Number.POSITIVE_INFINITY };
   for (let i = 0; i < points; i++) {
     const beta = i / points;
     const scales = awqScales(meanAbs, beta);
-    let error = 0;
-    for (const weight of weights) {
-      const rounded = dequantize(roundToNearest({ ...weight, data: scaledRows(weight, scales) }, scheme));
-      error += sum(await columnErrors({ weight: weight.data, rounded, divisor: scales }, moments, gemm));
-    }
-    trials.push({ beta, scales, error });
+    const error = await weightErrors(readers, scales, moments, gemm);
+    if (i === 0) nearest = error;
+    if (error < best.error) best = { beta, scales, error };
   }
-  const best = trials.reduce((a, b) => (b.error < a.error ? b : a));
-  const results: { quantized: Quantized; error: number }[] = [];
-  for (const weight of weights) {
-    results.push(await clipped(weight, best.scales, moments, scheme, gemm, options.clipSteps ?? 20));
-  }
-  return {
-    scales: best.scales,
-    beta: best.beta,
-    quantized: results.map(({ quantized }) => quantized),
-    errors: {
-      nearest: trials[0]!.error,
-      scaled: best.error,
-      clipped: results.reduce((total, { error }) => total + error, 0),
-    },
-  };
+  return { scales: best.scales, beta: best.beta, errors: { nearest, scaled: best.error } };
+}
+
+function requireMatrix({ label, shape }: Weight, moments: Matrix): void {
+  invariant(shape.length === 2 && shape[0] === moments.rows, `${label} is not a matrix of ${moments.rows} inputs`);
 }
 
 /** a^beta over the geometric mean of its extremes; 1 for dead inputs. */
@@ -101,41 +79,45 @@ export function awqScales(meanAbs: ArrayLike<number>, beta: number): Float64Arra
   return Float64Array.from(meanAbs, (mean) => (mean < DEAD ? 1 : Math.max(mean ** beta / middle, SMALLEST_SCALE)));
 }
 
-/** Rounds diag(scales) W with the share of each scale's range that has the least error of outputs. */
-async function clipped(
+/**
+ * Rounds a weight [K, N] to nearest, with the share of each scale's range (1, 1 - 0.5/steps, ... above 0.5) that has the
+ * least error of outputs on M. Never worse on M than with whole ranges. Throws `quant/not-finite`.
+ */
+export async function roundClipped(
   weight: Weight,
-  scales: Float64Array,
   moments: Matrix,
   scheme: WeightScheme,
   gemm: Gemm,
-  steps: number,
-): Promise<{ quantized: Quantized; error: number }> {
-  const scaled: Weight = { ...weight, data: scaledRows(weight, scales) };
-  const errorsOf = (quantized: Quantized): Promise<Float64Array> => {
-    const rounded = dequantize(quantized);
-    return errorsByScale({ weight: weight.data, rounded, divisor: scales }, moments, scheme, gemm);
-  };
-  const totalOf = async (quantized: Quantized): Promise<number> =>
-    sum(await columnErrors({ weight: weight.data, rounded: dequantize(quantized), divisor: scales }, moments, gemm));
-  const nearest = roundToNearest(scaled, scheme);
-  const unclipped = { quantized: nearest, error: await totalOf(nearest) };
-  if (steps === 0 || !isSearchable(scheme)) return unclipped;
-  const full = rangesOf(scaled, scaleLayout(weight.shape, scheme.granularity));
+  steps: number = 20,
+): Promise<{ readonly quantized: Quantized; readonly errors: { readonly nearest: number; readonly clipped: number } }> {
+  requireMatrix(weight, moments);
+  const totalOf = (quantized: Quantized): Promise<number> =>
+    outputError(weight.data, dequantize(quantized), moments, gemm);
+  const errorsOf = (quantized: Quantized): Promise<Float64Array> =>
+    errorsByScale({ weight: weight.data, rounded: dequantize(quantized), divisor: null }, moments, scheme, gemm);
+  const whole = roundToNearest(weight, scheme);
+  const nearest = await totalOf(whole);
+  if (!isSearchable(scheme)) return { quantized: whole, errors: { nearest, clipped: nearest } };
+  const full = rangesOf(weight, scaleLayout(weight.shape, scheme.granularity));
   const shares = new Float64Array(full.low.length).fill(1);
-  const best = await errorsOf(quantize(scaled.data, weight.shape, gridOfRanges(full, scheme)));
+  const roundedAt = (share: number | Float64Array): Quantized =>
+    quantize(weight.data, weight.shape, gridOfRanges(shrunk(full, share), scheme));
+  const best = await errorsOf(roundedAt(1));
   for (let step = 1; step < steps; step++) {
     const share = 1 - (0.5 * step) / steps;
-    const errors = await errorsOf(quantize(scaled.data, weight.shape, gridOfRanges(shrunk(full, share), scheme)));
+    const errors = await errorsOf(roundedAt(share));
     for (let i = 0; i < errors.length; i++) {
       if (errors[i]! >= best[i]!) continue;
       best[i] = errors[i]!;
       shares[i] = share;
     }
   }
-  const quantized = quantize(scaled.data, weight.shape, gridOfRanges(shrunk(full, shares), scheme));
-  const error = await totalOf(quantized);
+  const quantized = roundedAt(shares);
+  const clipped = await totalOf(quantized);
   // Groups are searched apart, and their errors may add up worse than alone.
-  return error < unclipped.error ? { quantized, error } : unclipped;
+  return clipped < nearest
+    ? { quantized, errors: { nearest, clipped } }
+    : { quantized: whole, errors: { nearest, clipped: nearest } };
 }
 
 /** Are there errors of outputs that belong to one scale each? */

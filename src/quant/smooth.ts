@@ -4,9 +4,10 @@
  * (2023).
  */
 
-import { type Gemm, type Matrix, matrixOf } from "../linalg/matrix.js";
+import type { Gemm, Matrix } from "../linalg/matrix.js";
 import { invariant } from "../support/errors.js";
 import { dequantize } from "./grid.js";
+import { columnErrors, outputError } from "./output-error.js";
 import type { Weight } from "./ranges.js";
 import { roundToNearest } from "./round-nearest.js";
 import type { Bits, WeightScheme } from "./scheme.js";
@@ -50,16 +51,22 @@ export function smoothingScales(
   });
 }
 
+/** A weight [K, N] that reads the activation, and how it will be rounded; null: not at all. */
+export interface Reader {
+  readonly weight: Weight;
+  readonly scheme: WeightScheme | null;
+}
+
 export interface SmoothingSearch {
-  /** All weights [K, N_i] that read the activation. */
-  readonly weights: readonly Weight[];
+  /** All weights that read the activation. */
+  readonly weights: readonly Reader[];
   /** Largest magnitude of each channel over all calibration data. */
   readonly peaks: ArrayLike<number>;
-  /** Some rows of the activation [T, K]. */
-  readonly samples: Matrix<Float32Array>;
-  readonly weightScheme: WeightScheme;
-  readonly activation: { readonly bits: Bits; readonly scale: "tensor" | "token" };
-  readonly alphas?: readonly number[];
+  /** Mean of x xᵀ [K, K], both triangles. */
+  readonly moments: Matrix;
+  /** Bits of the activation with one static scale; null: it stays float. */
+  readonly activationBits: Bits | null;
+  readonly alphas: readonly number[];
   readonly bounds?: SmoothingBounds;
 }
 
@@ -71,55 +78,66 @@ export interface SmoothingChoice {
   readonly trials: readonly { readonly alpha: number | null; readonly error: number }[];
 }
 
-const ALPHAS: readonly number[] = [0.3, 0.4, 0.5, 0.6, 0.7, 0.8];
-
 /**
- * The alpha with the least error of the outputs on the samples when both sides are rounded to nearest; of equals, the
- * first, and no smoothing before any.
+ * The alpha with the least expected error of the outputs when both sides are rounded to nearest; of equals, the first,
+ * and no smoothing before any. The error of weights is exact on the moments; that of the activation is taken as noise of
+ * step^2 / 12 that is independent from channel to channel, and never more than the channel itself (small channels round
+ * to zero).
  */
 export async function searchSmoothing(search: SmoothingSearch, gemm: Gemm): Promise<SmoothingChoice> {
-  const { weights, peaks, samples, alphas = ALPHAS, bounds = BOUNDS } = search;
-  const inputs = inputPeaks(weights);
-  invariant(samples.cols === inputs.length, `samples of ${samples.cols} channels for ${inputs.length} inputs`);
+  const { weights, peaks, moments, alphas, bounds = BOUNDS } = search;
+  const inputs = inputPeaks(weights.map(({ weight }) => weight));
+  invariant(moments.rows === inputs.length, `moments of ${moments.rows} channels for ${inputs.length} inputs`);
   const candidates = [
     { alpha: null, scales: new Float64Array(inputs.length).fill(1) },
     ...alphas.map((alpha) => ({ alpha, scales: smoothingScales(peaks, inputs, alpha, bounds) })),
   ];
-  const errors = candidates.map(() => 0);
   let size = 0;
-  for (const weight of weights) {
-    const exact = (await gemm(samples, matrixOf(inputs.length, weight.shape[1]!, weight.data))).data;
-    size += squares(exact);
-    for (const [i, { scales }] of candidates.entries()) {
-      const product = await gemm(roundedSamples(search, scales), roundedWeight(weight, search.weightScheme, scales));
-      for (let at = 0; at < exact.length; at++) errors[i]! += (product.data[at]! - exact[at]!) ** 2;
-    }
+  for (const { weight } of weights)
+    size += await outputError(new Float32Array(weight.data.length), weight.data, moments, gemm);
+  const trials: { alpha: number | null; error: number }[] = [];
+  for (const { alpha, scales } of candidates) {
+    const error = (await weightErrors(weights, scales, moments, gemm)) + activationError(search, scales);
+    trials.push({ alpha, error: size === 0 ? 0 : error / size });
   }
-  const trials = candidates.map(({ alpha }, i) => ({ alpha, error: size === 0 ? 0 : errors[i]! / size }));
   let best = 0;
   for (let i = 1; i < trials.length; i++) if (trials[i]!.error < trials[best]!.error) best = i;
   return { alpha: candidates[best]!.alpha, scales: candidates[best]!.scales, trials };
 }
 
-function roundedSamples({ samples, activation }: SmoothingSearch, scales: Float64Array): Matrix<Float32Array> {
-  const data = new Float32Array(samples.data.length);
-  for (let at = 0; at < data.length; at++) data[at] = samples.data[at]! / scales[at % scales.length]!;
-  const rounded = roundToNearest(
-    { label: "calibration samples", shape: [samples.rows, samples.cols], data },
-    {
-      bits: activation.bits,
-      granularity: activation.scale === "tensor" ? { kind: "tensor" } : { kind: "channel", axis: 0 },
-      zero: { kind: "symmetric", step: "peak" },
-      clip: { kind: "none" },
-      scaleType: "f32",
-    },
-  );
-  return matrixOf(samples.rows, samples.cols, dequantize(rounded));
+/** Mean squared error of all outputs together when diag(scales) W is rounded to nearest and x / scales is exact. */
+export async function weightErrors(
+  weights: readonly Reader[],
+  scales: Float64Array,
+  moments: Matrix,
+  gemm: Gemm,
+): Promise<number> {
+  let total = 0;
+  for (const { weight, scheme } of weights) {
+    if (scheme === null) continue;
+    const rounded = dequantize(roundToNearest({ ...weight, data: scaledRows(weight, scales) }, scheme));
+    const errors = await columnErrors({ weight: weight.data, rounded, divisor: scales }, moments, gemm);
+    total += errors.reduce((sum, error) => sum + error, 0);
+  }
+  return total;
 }
 
-function roundedWeight(weight: Weight, scheme: WeightScheme, scales: Float64Array): Matrix<Float32Array> {
-  const data = scaledRows(weight, scales);
-  return matrixOf(scales.length, weight.shape[1]!, dequantize(roundToNearest({ ...weight, data }, scheme)));
+/** Expected squared error of all outputs together when x / scales is rounded and weights are exact. */
+function activationError({ weights, peaks, moments, activationBits }: SmoothingSearch, scales: Float64Array): number {
+  if (activationBits === null) return 0;
+  let peak = 0;
+  for (let k = 0; k < scales.length; k++) peak = Math.max(peak, peaks[k]! / scales[k]!);
+  const noise = (peak / (2 ** (activationBits - 1) - 1)) ** 2 / 12;
+  let total = 0;
+  for (const { weight } of weights) {
+    const outputs = weight.shape[1]!;
+    for (let k = 0; k < scales.length; k++) {
+      let squares = 0;
+      for (let i = k * outputs; i < (k + 1) * outputs; i++) squares += weight.data[i]! ** 2;
+      total += Math.min(noise * scales[k]! ** 2, moments.data[k * (moments.cols + 1)]!) * squares;
+    }
+  }
+  return total;
 }
 
 /** diag(scales) W. */
@@ -131,10 +149,4 @@ export function scaledRows({ shape, data }: Weight, scales: Float64Array): Float
     for (let i = k * outputs; i < (k + 1) * outputs; i++) result[i] = data[i]! * scale;
   }
   return result;
-}
-
-function squares(values: Float32Array): number {
-  let sum = 0;
-  for (let i = 0; i < values.length; i++) sum += values[i]! ** 2;
-  return sum;
 }

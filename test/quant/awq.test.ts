@@ -1,11 +1,12 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { type Matrix, zeros } from "../../src/linalg/matrix.js";
-import { awq, awqScales } from "../../src/quant/awq.js";
+import { awqScales, roundClipped, searchAwqScales } from "../../src/quant/awq.js";
 import { dequantize } from "../../src/quant/grid.js";
 import { columnErrors, outputError } from "../../src/quant/output-error.js";
 import { roundToNearest } from "../../src/quant/round-nearest.js";
 import { parseWeightScheme } from "../../src/quant/scheme.js";
+import { scaledRows } from "../../src/quant/smooth.js";
 import { EXIT } from "../../src/support/errors.js";
 import { Random } from "../../src/support/random.js";
 import { normals } from "../support/arrays.js";
@@ -78,53 +79,87 @@ describe("awqScales", () => {
   });
 });
 
-describe("awq", () => {
-  it.each(["u4:g8", "i4:g12", "u3:channel", "i4:tensor", "u4:in-channel", "i2:g8"])(
+describe("searchAwqScales", () => {
+  const readersOf = (seed: number, scheme: string, inputs: number) =>
+    [10, 5].map((outputs, at) => ({
+      weight: heavyWeight([inputs, outputs], seed + at + 1),
+      scheme: parseWeightScheme(scheme),
+    }));
+
+  it.each(["u4:g8", "i4:g12", "u3:channel", "i4:tensor", "i2:g8"])(
     "never loses to rounding to nearest and usually wins: %s",
     async (text) => {
-      const scheme = parseWeightScheme(text);
       const ratios: number[] = [];
       await fc.assert(
         fc.asyncProperty(fc.nat(), async (seed) => {
           const { moments, meanAbs } = await inputsOf(24, seed);
-          const weights = [heavyWeight([24, 10], seed + 1), heavyWeight([24, 5], seed + 2)];
-          const { errors, quantized, scales } = await awq(weights, meanAbs, moments, scheme, loopGemm, { points: 10 });
+          const readers = readersOf(seed, text, 24);
+          const { errors, scales, beta } = await searchAwqScales(readers, meanAbs, moments, loopGemm, 10);
           let [nearest, actual] = [0, 0];
-          for (const [i, weight] of weights.entries()) {
+          for (const { weight, scheme } of readers) {
             nearest += await outputError(weight.data, dequantize(roundToNearest(weight, scheme)), moments, loopGemm);
-            const rounded = quantized[i] === undefined ? new Float32Array(0) : dequantize(quantized[i]);
+            const data = scaledRows(weight, scales);
+            const rounded = dequantize(roundToNearest({ ...weight, data }, scheme));
             const errorsHere = await columnErrors({ weight: weight.data, rounded, divisor: scales }, moments, loopGemm);
             actual += errorsHere.reduce((sum, error) => sum + error, 0);
           }
           expect(errors.nearest / nearest).toBeCloseTo(1, 6);
-          expect(actual / errors.clipped).toBeCloseTo(1, 6);
+          expect(errors.scaled / actual).toBeCloseTo(1, 6);
           expect(errors.scaled).toBeLessThanOrEqual(errors.nearest);
-          expect(errors.clipped).toBeLessThanOrEqual(errors.scaled);
-          ratios.push(errors.clipped / errors.nearest);
+          expect([...scales]).toEqual([...awqScales(meanAbs, beta)]);
+          ratios.push(errors.scaled / errors.nearest);
         }),
         { seed: 18, numRuns: 12 },
       );
       ratios.sort((a, b) => a - b);
-      expect(ratios[6]).toBeLessThan(text === "u4:in-channel" ? 1.0001 : 0.95);
+      expect(ratios[6]).toBeLessThan(0.97);
     },
   );
 
-  it("leaves ranges alone on request", async () => {
-    const { moments, meanAbs } = await inputsOf(16, 3);
-    const weight = heavyWeight([16, 4], 4);
-    const scheme = parseWeightScheme("u4:g8");
-    const result = await awq([weight], meanAbs, moments, scheme, loopGemm, { clipSteps: 0 });
-    expect(result.errors.clipped).toBeCloseTo(result.errors.scaled, 6);
+  it("does not count weights that stay float", async () => {
+    const { moments, meanAbs } = await inputsOf(24, 7);
+    const [first, second] = readersOf(7, "i4:g8", 24);
+    if (first === undefined || second === undefined) throw new Error("two readers");
+    const alone = await searchAwqScales([first], meanAbs, moments, loopGemm, 10);
+    const beside = await searchAwqScales([first, { ...second, scheme: null }], meanAbs, moments, loopGemm, 10);
+    expect(beside).toEqual(alone);
   });
 
   it("keeps the weights of dead inputs as they are and refuses layers that are dead altogether", async () => {
     const { moments, meanAbs } = await inputsOf(8, 5);
     meanAbs[3] = 0;
-    const weight = heavyWeight([8, 4], 6);
-    const result = await awq([weight], meanAbs, moments, parseWeightScheme("i8:channel"), loopGemm);
+    const readers = readersOf(6, "i4:channel", 8);
+    const result = await searchAwqScales(readers, meanAbs, moments, loopGemm);
     expect(result.scales[3]).toBe(1);
     expect(result.scales.every((scale) => scale > 0 && Number.isFinite(scale))).toBe(true);
-    const dead = awq([weight], new Float64Array(8), zeros(8, 8), parseWeightScheme("i8:channel"), loopGemm);
+    const dead = searchAwqScales(readers, new Float64Array(8), zeros(8, 8), loopGemm);
     await expect(dead).rejects.toMatchObject({ code: "awq/no-samples", exitCode: EXIT.calibration });
   });
+});
+
+describe("roundClipped", () => {
+  it.each(["u4:g8", "i4:g12", "u3:channel", "i4:tensor", "u4:in-channel", "i2:g8"])(
+    "never loses to whole ranges and usually wins: %s",
+    async (text) => {
+      const scheme = parseWeightScheme(text);
+      const ratios: number[] = [];
+      await fc.assert(
+        fc.asyncProperty(fc.nat(), async (seed) => {
+          const { moments } = await inputsOf(24, seed);
+          const weight = heavyWeight([24, 10], seed + 1);
+          const { quantized, errors } = await roundClipped(weight, moments, scheme, loopGemm);
+          const whole = dequantize(roundToNearest(weight, scheme));
+          expect(errors.nearest / (await outputError(weight.data, whole, moments, loopGemm))).toBeCloseTo(1, 6);
+          const actual = await outputError(weight.data, dequantize(quantized), moments, loopGemm);
+          expect(errors.clipped / actual).toBeCloseTo(1, 6);
+          expect(errors.clipped).toBeLessThanOrEqual(errors.nearest);
+          ratios.push(errors.clipped / errors.nearest);
+        }),
+        { seed: 19, numRuns: 12 },
+      );
+      ratios.sort((a, b) => a - b);
+      // Scales of inputs have no outputs of their own to search by.
+      expect(ratios[6]).toBeLessThan(text === "u4:in-channel" ? 1.0001 : 0.97);
+    },
+  );
 });

@@ -1,8 +1,7 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { type Matrix, matrixOf } from "../../src/linalg/matrix.js";
+import { type Matrix, matrixOf, zeros } from "../../src/linalg/matrix.js";
 import { dequantize } from "../../src/quant/grid.js";
-import { relativeL2 } from "../../src/quant/metrics.js";
 import { roundToNearest } from "../../src/quant/round-nearest.js";
 import { parseWeightScheme } from "../../src/quant/scheme.js";
 import { inputPeaks, scaledRows, searchSmoothing, smoothingScales } from "../../src/quant/smooth.js";
@@ -57,19 +56,25 @@ describe("smoothingScales", () => {
 });
 
 describe("searchSmoothing", () => {
-  const search = (outlier: number, scale: "tensor" | "token") => {
-    const samples = samplesWith(outlier, 64, 24, 1);
+  const search = async (outlier: number, scheme: string = "i8:channel", rows: number = 400) => {
+    const samples = samplesWith(outlier, rows, 24, 1);
+    const wide = matrixOf(rows, 24, Float64Array.from(samples.data));
+    const sum = await loopGemm(wide, wide, { transposeA: true });
     return {
-      weights: [heavyWeight([24, 10], 2), heavyWeight([24, 6], 3)],
+      weights: [heavyWeight([24, 10], 2), heavyWeight([24, 6], 3)].map((weight) => ({
+        weight,
+        scheme: parseWeightScheme(scheme),
+      })),
       peaks: peaksOf(samples),
+      moments: { ...sum, data: sum.data.map((value) => value / rows) },
+      activationBits: 8 as const,
+      alphas: [0.3, 0.4, 0.5, 0.6, 0.7, 0.8],
       samples,
-      weightScheme: parseWeightScheme("i8:channel"),
-      activation: { bits: 8 as const, scale },
     };
   };
 
-  it.each(["tensor", "token"] as const)("smooths outliers and says by how much it helps, by %s", async (scale) => {
-    const choice = await searchSmoothing(search(200, scale), loopGemm);
+  it("smooths outliers and says by how much it helps", async () => {
+    const choice = await searchSmoothing(await search(200), loopGemm);
     expect(choice.alpha).not.toBeNull();
     const errorAt = (alpha: number | null): number => choice.trials.find((t) => t.alpha === alpha)?.error ?? Number.NaN;
     expect(errorAt(choice.alpha)).toBeLessThan(errorAt(null) / 2);
@@ -78,26 +83,47 @@ describe("searchSmoothing", () => {
   });
 
   it("leaves alone what smoothing would harm", async () => {
-    const harmless = { ...search(1, "token"), weightScheme: parseWeightScheme("i4:tensor"), alphas: [0.99] };
-    const spread = { ...harmless, peaks: harmless.peaks.map((peak, k) => peak * 10 ** (k % 4)) };
+    const harmless = { ...(await search(1, "i4:tensor")), alphas: [0.99] };
+    const spread = { ...harmless, peaks: harmless.peaks.map((peak, k) => peak * 10 ** (k % 4)), activationBits: null };
     const choice = await searchSmoothing(spread, loopGemm);
     expect(choice.alpha).toBeNull();
     expect(choice.scales.every((scale) => scale === 1)).toBe(true);
   });
 
-  it("measures the error of the layer as it would run", async () => {
-    const { weights, samples, peaks, ...rest } = search(50, "tensor");
-    const [weight] = weights;
-    if (weight === undefined) throw new Error("no weight");
-    const choice = await searchSmoothing({ ...rest, weights: [weight], samples, peaks, alphas: [0.5] }, loopGemm);
-    const scales = smoothingScales(peaks, inputPeaks([weight]), 0.5);
-    const divided = samples.data.map((value, i) => value / (scales[i % 24] ?? 1));
-    const x = dequantize(
-      roundToNearest({ label: "x", shape: [64, 24], data: divided }, parseWeightScheme("i8:tensor")),
-    );
-    const w = dequantize(roundToNearest({ ...weight, data: scaledRows(weight, scales) }, rest.weightScheme));
-    const exact = await loopGemm(samples, matrixOf(24, 10, weight.data));
-    const actual = await loopGemm(matrixOf(64, 24, x), matrixOf(24, 10, w));
-    expect(choice.trials[1]?.error).toBeCloseTo(relativeL2(exact.data, actual.data) ** 2, 10);
+  it("without any input there is no error and no smoothing", async () => {
+    const found = await search(5);
+    const dead = { ...found, peaks: new Float64Array(24), moments: zeros(24, 24) };
+    const choice = await searchSmoothing(dead, loopGemm);
+    expect([choice.alpha, ...choice.trials.map(({ error }) => error)]).toEqual([null, 0, 0, 0, 0, 0, 0, 0]);
   });
+
+  it.each([1, 50, 500])(
+    "expects the error that the layer makes when it runs, outliers %s times as large",
+    async (outlier) => {
+      const found = await search(outlier);
+      const { weights, samples, peaks } = found;
+      const { trials } = await searchSmoothing({ ...found, alphas: [0.5] }, loopGemm);
+      const inputs = inputPeaks(weights.map(({ weight }) => weight));
+      const candidates = [new Float64Array(24).fill(1), smoothingScales(peaks, inputs, 0.5)];
+      for (const [at, scales] of candidates.entries()) {
+        const divided = samples.data.map((value, i) => value / (scales[i % 24] ?? 1));
+        const shape = [samples.rows, 24];
+        const x = dequantize(roundToNearest({ label: "x", shape, data: divided }, parseWeightScheme("i8:tensor")));
+        let [error, size] = [0, 0];
+        for (const { weight, scheme } of weights) {
+          const [, outputs = 0] = weight.shape;
+          const w = dequantize(roundToNearest({ ...weight, data: scaledRows(weight, scales) }, scheme));
+          const exact = await loopGemm(samples, matrixOf(24, outputs, weight.data));
+          const actual = await loopGemm(matrixOf(samples.rows, 24, x), matrixOf(24, outputs, w));
+          exact.data.forEach((value, i) => {
+            error += ((actual.data[i] ?? 0) - value) ** 2;
+            size += value ** 2;
+          });
+        }
+        const expected = trials[at]?.error ?? 0;
+        expect(error / size).toBeGreaterThan(0.75 * expected);
+        expect(error / size).toBeLessThan(1.25 * expected);
+      }
+    },
+  );
 });

@@ -8,7 +8,7 @@
  */
 
 import { alignLinears } from "../../passes/align-linears.js";
-import { smoothedInputs, smoothQuant } from "../../passes/smooth-quant.js";
+import { smoothQuant } from "../../passes/smooth-quant.js";
 import { type Model, makeNode } from "../../src/ir/graph.js";
 import { f32Tensor } from "../../src/ir/tensor.js";
 import { GraphEdit } from "../../src/rewrite/edit.js";
@@ -16,6 +16,7 @@ import { definePass, type Pass } from "../../src/rewrite/pass.js";
 import { type Step, step } from "../../src/rewrite/pipeline.js";
 import { reweight } from "../../src/rewrite/reweight.js";
 import type { LinearRole } from "../../src/rewrite/sites.js";
+import { smoothableInputs } from "../../src/rewrite/smoothing.js";
 import { scaledWeight } from "../../src/rewrite/weights.js";
 import { Random } from "../../src/support/random.js";
 import { linearsOf, sitesOf } from "./exact-steps.js";
@@ -55,7 +56,7 @@ export const injectOutliers: Pass<OutlierOptions> = definePass<OutlierOptions>({
   async run(model, options, context) {
     const widths = new Map(linearsOf(model).map((site) => [site.input, site.inFeatures]));
     const factorsOf = (value: string): Float64Array => outlierFactors(value, widths.get(value) ?? 0, options);
-    const smoothed = new Set(smoothedInputs(model, ROLES));
+    const smoothed = new Set(smoothableInputs(model, ROLES));
     const missed = sitesOf(model).blocks.filter(({ outProj }) => outProj !== null && !smoothed.has(outProj.input));
     const grown = await smoothQuant.run(
       model,
