@@ -4,6 +4,7 @@ import type { Pass } from "../src/rewrite/pass.js";
 import { absorbNormGain } from "./absorb-norm-gain.js";
 import { alignLinears } from "./align-linears.js";
 import { completeStates } from "./complete-states.js";
+import { divideNorm } from "./divide-norm.js";
 import { emitNbits } from "./emit-nbits.js";
 import { freeLength } from "./free-length.js";
 import { insertQdq } from "./insert-qdq.js";
@@ -29,6 +30,7 @@ export const PASSES: Readonly<Record<string, Pass<never>>> = Object.freeze({
   "absorb-norm-gain": absorbNormGain,
   "align-linears": alignLinears,
   "complete-states": completeStates,
+  "divide-norm": divideNorm,
   "emit-nbits": emitNbits,
   "free-length": freeLength,
   "insert-qdq": insertQdq,

@@ -4,6 +4,7 @@ import type { Model } from "../src/ir/graph.js";
 import { type Step, step } from "../src/rewrite/pipeline.js";
 import type { StateChoice } from "../src/rewrite/semantic.js";
 import { completeStates } from "./complete-states.js";
+import { divideNorm } from "./divide-norm.js";
 import { freeLength } from "./free-length.js";
 import { lower, type ScanTarget } from "./lower.js";
 import { mergePair, type Trust } from "./merge-pair.js";
@@ -46,6 +47,7 @@ export function finishRecipe(options: FinishOptions): Step[] {
     step(freeLength, {}),
     step(completeStates, { names }),
     ...(options.quant == null ? [] : quantSteps(options.quant)),
+    step(divideNorm, {}),
     step(quantizeState, options.state),
     ...(options.stateNames === null ? [] : [step(renameStates, { style: options.stateNames })]),
     step(lower, { target: options.target }),

@@ -3,7 +3,8 @@
  *
  * - two Transposes in a row become one, or none;
  * - a Reshape to the shape a value already has goes away (the shapes are inferred at two sizes);
- * - Constant nodes become initialisers, and equal small constants become one.
+ * - Constant nodes become initialisers, and equal small constants become one;
+ * - notes of exporters (stack traces, class names, paths of the machine that exported) go away.
  *
  * Refuses nothing. Constants of two axes and more, or of 64 elements and more, are never merged: they are weights, and
  * a later pass may want to change one of them.
@@ -36,7 +37,7 @@ export const tidy: Pass<Record<string, never>> = definePass({
       graph = next;
     }
     graph = dropReshapes(graph, mainOpset(model));
-    graph = mergeConstants(graph);
+    graph = withoutExporterNotes(mergeConstants(graph));
     const changed = before - graph.nodes.length - graph.initializers.size;
     return Promise.resolve({ model: { ...model, graph }, changed: Math.max(0, changed) });
   },
@@ -103,6 +104,27 @@ function dropReshapes(graph: Graph, opset: number): Graph {
     changed += 1;
   }
   return changed === 0 ? graph : edit.commit();
+}
+
+const EXPORTER_NOTE = /^(pkg\.torch\.|namespace$)/;
+/** Where a stack trace names its files. */
+const TRACE = 'File "';
+
+function withoutExporterNotes(graph: Graph): Graph {
+  const clean = <Noted extends Pick<Node, "doc" | "metadata">>(noted: Noted): Noted => {
+    const kept = [...noted.metadata].filter(([key]) => !EXPORTER_NOTE.test(key));
+    const doc = noted.doc.includes(TRACE) ? "" : noted.doc;
+    return kept.length === noted.metadata.size && doc === noted.doc
+      ? noted
+      : { ...noted, doc, metadata: new Map(kept) };
+  };
+  return {
+    ...graph,
+    nodes: graph.nodes.map(clean),
+    inputs: graph.inputs.map(clean),
+    outputs: graph.outputs.map(clean),
+    valueInfo: new Map([...graph.valueInfo].map(([name, info]) => [name, clean(info)])),
+  };
 }
 
 const SMALL_ELEMENTS = 64;

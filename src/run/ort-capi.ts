@@ -45,6 +45,12 @@ type RawCall = (...args: unknown[]) => unknown;
 const handles: LibraryHandle[] = [];
 
 let loading: Promise<Ort> | null = null;
+let address: ((bytes: Uint8Array) => bigint) | null = null;
+
+/** Where `bytes` are in memory; 0 until ONNX Runtime is loaded. Buffers do not move. */
+export function addressOf(bytes: Uint8Array): bigint {
+  return address === null ? 0n : address(bytes);
+}
 
 /** Loads ONNX Runtime once per process. Throws `ort/koffi`, `ort/not-found`, `ort/load` or `ort/version`. */
 export function loadOrt(): Promise<Ort> {
@@ -68,6 +74,7 @@ async function load(): Promise<Ort> {
     );
   }
   handles.push(library);
+  address = koffi.address;
   return bind(koffi, library, path);
 }
 

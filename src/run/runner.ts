@@ -80,12 +80,12 @@ export function integerMemory(dtype: Memory["dtype"], shape: readonly number[], 
   switch (dtype) {
     case "i64": {
       const bytes = allocate(values.length * 8);
-      new BigInt64Array(bytes.buffer).set(values.map(BigInt));
+      new BigInt64Array(bytes.buffer, bytes.byteOffset, values.length).set(values.map(BigInt));
       return { dtype, shape, bytes };
     }
     case "i32": {
       const bytes = allocate(values.length * 4);
-      new Int32Array(bytes.buffer).set(values);
+      new Int32Array(bytes.buffer, bytes.byteOffset, values.length).set(values);
       return { dtype, shape, bytes };
     }
     case "bool":

@@ -27,7 +27,7 @@ export async function openSession(model: string | Uint8Array, options: SessionOp
     interOpNumThreads: 1,
     executionMode: "sequential",
     logSeverityLevel: 4,
-    extra: { session: { intra_op: { allow_spinning: "0" } } },
+    extra: { session: { intra_op: { allow_spinning: (options.threads ?? 1) > 1 ? "1" : "0" } } },
   };
   let inner: ort.InferenceSession;
   try {

@@ -56,6 +56,27 @@ describe("tidy", () => {
     await expect(golden(about, before, await runPass(tidy, before, {}))).toMatchFileSnapshot("tidy/untidy.irtxt");
   });
 
+  test("notes of exporters go, everything else stays", async () => {
+    const plain = untidy();
+    const metadata = new Map([
+      ["pkg.torch.onnx.stack_trace", 'File "/home/someone/model.py", line 1'],
+      ["namespace", "backbone"],
+      ["mambac.role", "rotation"],
+    ]);
+    const nodes = plain.graph.nodes.map((node, at) => ({
+      ...node,
+      metadata,
+      doc: at % 2 === 0 ? 'File "model.py", line 2' : "said by a person",
+    }));
+    const { model } = await runPass(tidy, { ...plain, graph: { ...plain.graph, nodes } }, {});
+    for (const node of model.graph.nodes) {
+      expect([...node.metadata.keys()].filter((key) => key !== "mambac.role")).toEqual([]);
+      expect(node.doc).not.toContain("File");
+    }
+    expect(model.graph.nodes.some((node) => node.doc === "said by a person")).toBe(true);
+    expect(model.graph.nodes.some((node) => node.metadata.has("mambac.role"))).toBe(true);
+  });
+
   test("random compiled graphs give the same bits and get smaller", async () => {
     const cases = fc
       .constantFrom<GraphForm>("step", "unrolled", "chunked", "loop")

@@ -8,6 +8,7 @@ import { asBytes, f32Tensor, i64Tensor, type Tensor, tensorFromBytes, toNumbers 
 import type { DType } from "../../src/ir/types.js";
 import { encodeModel } from "../../src/onnx/write.js";
 import { allocate, type Memory, openNativeSession } from "../../src/run/native-session.js";
+import { addressOf, loadOrt } from "../../src/run/ort-capi.js";
 import { openSession } from "../../src/run/session.js";
 import { countModel } from "../support/count-model.js";
 import { fixture } from "../support/fixture-models.js";
@@ -28,14 +29,18 @@ function single(op: string, inputs: readonly ValueInfo[], outputs: readonly Valu
   return modelOf(builder.graph("single", inputs, outputs));
 }
 
+function view(bytes: Uint8Array): Float32Array {
+  return new Float32Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 4);
+}
+
 function floats(values: readonly number[], shape: readonly number[] = [values.length]): Memory {
   const bytes = allocate(values.length * 4);
-  new Float32Array(bytes.buffer).set(values);
+  view(bytes).set(values);
   return { dtype: "f32", shape, bytes };
 }
 
 function read(memory: Memory): number[] {
-  return Array.from(new Float32Array(memory.bytes.buffer));
+  return Array.from(view(memory.bytes));
 }
 
 const ADD: Uint8Array = single("Add", [typed("a", "f32", ["n"]), typed("b", "f32", ["n"])], [typed("c", "f32", ["n"])]);
@@ -115,6 +120,15 @@ describe("NativeSession", () => {
   });
 });
 
+it("memory starts on a cache line", async () => {
+  await loadOrt();
+  for (const length of [0, 8, 100, 4480, 300_000]) {
+    const bytes = allocate(length);
+    expect(bytes.byteLength).toBe(length);
+    expect(Number(addressOf(bytes) % 64n)).toBe(0);
+  }
+});
+
 describe("NativeBinding", () => {
   it("reads and writes the caller's memory on every run", async () => {
     using session = await openNativeSession(ADD);
@@ -125,7 +139,7 @@ describe("NativeBinding", () => {
     binding.output("c", c);
     expect(binding.run().size).toBe(0);
     expect(read(c)).toEqual([11, 22]);
-    new Float32Array(a.bytes.buffer)[0] = 5;
+    view(a.bytes)[0] = 5;
     binding.run();
     expect(read(c)).toEqual([15, 22]);
   });

@@ -216,7 +216,7 @@ async function checkLong(op: string, spec: ScanSpec): Promise<LongReport> {
       }
       const before = pastOf(spec, stateNow());
       binding.run();
-      const values = new Float32Array(y.bytes.buffer);
+      const values = new Float32Array(y.bytes.buffer, y.bytes.byteOffset, y.bytes.byteLength / 4);
       actual.set(values, token * width);
       const after = stateNow();
       const outcome = { y: values, state: isPacked(spec.format) ? after.bytes() : toNumbers(after) };
