@@ -30,6 +30,7 @@ struct Variant {
   std::string name;
   std::function<void()> run;
   std::vector<double> times;
+  int turns = 1;  // steps of one run, beyond those of the case
 };
 
 double median(std::vector<double> v) {
@@ -53,7 +54,7 @@ void compare(const char* name, const char* isa, std::vector<Variant> variants, i
     for (size_t i = 0; i < variants.size(); i++) {
       double t = now();
       for (int k = 0; k < repeats[i]; k++) variants[i].run();
-      variants[i].times.push_back((now() - t) / repeats[i] / steps);
+      variants[i].times.push_back((now() - t) / repeats[i] / steps / variants[i].turns);
     }
   printf("%s  {\"case\": \"%s\", \"isa\": \"%s\", \"unit\": \"us per step\", \"variants\": [", g_first ? "" : ",\n", name, isa);
   g_first = false;
@@ -79,12 +80,20 @@ std::vector<float> floats(size_t n) {
 }
 
 // One layer's call with buffers of its own. The state starts at zero and is updated in place.
+// "R16" behind the name of a Replay operator is its replay length.
 struct Scan {
   std::string op;
   std::vector<float> x, dt, A, B, C, D, bias, y;
   std::vector<uint8_t> state;
   mambac_scan call;
-  Scan(const std::string& name, int64_t batch, int64_t length, int64_t heads, int64_t p, int64_t n) : op(name) {
+  Scan(const std::string& wanted, int64_t batch, int64_t length, int64_t heads, int64_t p, int64_t n) : op(wanted) {
+    const size_t replay_at = wanted.find("ReplayR");
+    int64_t replay = 0;
+    if (replay_at != std::string::npos) {
+      replay = atoi(wanted.c_str() + replay_at + 7);
+      op.resize(replay_at + 6);
+    }
+    const std::string& name = op;
     const bool two = name[5] == '2';
     const size_t rows = (size_t)(batch * length), e = (size_t)(heads * p), rates = two ? (size_t)heads : e;
     x = floats(rows * e);
@@ -96,8 +105,8 @@ struct Scan {
     D = floats(e);
     bias = std::vector<float>(rates, -2.0f);
     y.resize(rows * e);
-    state.resize((size_t)(batch * mambac_state_bytes(name.c_str(), heads, p, n)));
-    call = {batch, length, heads, p, n, 1, -INFINITY, INFINITY, x.data(), dt.data(), A.data(), B.data(), C.data(), D.data(), bias.data(), state.data(), y.data(), state.data()};
+    state.resize((size_t)(batch * (replay > 0 ? mambac_replay_bytes(name.c_str(), heads, p, n, 1, replay) : mambac_state_bytes(name.c_str(), heads, p, n))));
+    call = {batch, length, heads, p, n, 1, -INFINITY, INFINITY, x.data(), dt.data(), A.data(), B.data(), C.data(), D.data(), bias.data(), state.data(), y.data(), state.data(), replay};
   }
   void run(const char* isa) {
     char error[320];
@@ -109,6 +118,7 @@ struct Scan {
 };
 
 const char* const kFormats[] = {"F32", "F16", "H8", "H8Max", "H4", "H4Max"};
+const char* const kReplays[] = {"H8ReplayR16", "H4ReplayR4", "H4ReplayR8", "H4ReplayR16", "H4MaxReplayR16"};
 
 // Reads and writes every float once where it lies: what a float state costs at the least. Wide enough for any memory.
 typedef float Wide __attribute__((vector_size(64), aligned(4), may_alias));
@@ -124,12 +134,16 @@ void pass_over(float* data, size_t count) {
 
 std::vector<Variant> scans(const char* family, const char* isa, int layers, int64_t batch, int64_t length, int64_t heads, int64_t p, int64_t n) {
   std::vector<Variant> out;
-  for (const char* format : kFormats) {
+  std::vector<const char*> formats(kFormats, kFormats + 6);
+  if (strcmp(family, "Mamba2") == 0) formats.insert(formats.end(), kReplays, kReplays + 5);
+  for (const char* format : formats) {
     auto stack = std::make_shared<std::vector<Scan>>();
     stack->reserve((size_t)layers);
     for (int i = 0; i < layers; i++) stack->emplace_back(std::string(family) + "Scan" + format, batch, length, heads, p, n);
     for (Scan& s : *stack) s.call.past = s.call.present = s.state.data();
-    out.push_back({format, [stack, isa] { for (Scan& s : *stack) s.run(isa); }, {}});
+    // A replayed state is rounded once in R tokens: 16 of them, so that every run does the same work.
+    const int turns = strstr(format, "Replay") != nullptr && length == 1 ? 16 : 1;
+    out.push_back({format, [stack, isa, turns] { for (int i = 0; i < turns; i++) for (Scan& s : *stack) s.run(isa); }, {}, turns});
   }
   return out;
 }

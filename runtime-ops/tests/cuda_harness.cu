@@ -38,7 +38,7 @@ struct Call {
   Call(const Sizes& s, const Inputs& in) : y(new Buffer((size_t)s.B * s.L * s.channels() * 4)) {
     for (const std::vector<float>* v : {&in.x, &in.dt, &in.A, &in.B, &in.C, &in.D, &in.bias}) operands.push_back(upload(*v));
     auto at = [&](int i) { return (const float*)operands[(size_t)i]->data; };
-    scan = {s.B, s.L, s.H, s.P, s.N, s.G, in.dt_min, in.dt_max, at(0), at(1), at(2), at(3), at(4), at(5), at(6), nullptr, (float*)y->data, nullptr};
+    scan = {s.B, s.L, s.H, s.P, s.N, s.G, in.dt_min, in.dt_max, at(0), at(1), at(2), at(3), at(4), at(5), at(6), nullptr, (float*)y->data, nullptr, 0};
   }
   size_t operand_bytes() const {
     size_t sum = y->bytes;
@@ -81,7 +81,7 @@ void against_cpu(const Op& op, const Sizes& s, const Inputs& in, const Output& g
   if (!op.packed()) return;
   Output cpu = got;
   const mambac_scan call = {s.B, s.L, s.H, s.P, s.N, s.G, in.dt_min, in.dt_max, in.x.data(), in.dt.data(), in.A.data(), in.B.data(), in.C.data(),
-                            in.D.data(), in.bias.data(), in.past.data(), cpu.y.data(), cpu.present.data()};
+                            in.D.data(), in.bias.data(), in.past.data(), cpu.y.data(), cpu.present.data(), 0};
   char error[320] = "";
   CHECK(mambac_scan_run(op.name.c_str(), nullptr, &call, error, sizeof error) == 0, "%s", error);
   const size_t bytes = head_bytes(op, s.P, s.N);

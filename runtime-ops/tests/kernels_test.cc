@@ -3,13 +3,9 @@
 #include "checks.h"
 #include "mambac/capi.h"
 #include "mambac/plan.h"
+#include "replay_checks.h"
 
 static std::vector<const char*> g_isas;
-
-struct Output {
-  std::vector<float> y;
-  std::vector<uint8_t> present;
-};
 
 static Output run(const Op& op, const Sizes& s, const Inputs& in, const char* isa, bool alias) {
   Output out;
@@ -17,17 +13,11 @@ static Output run(const Op& op, const Sizes& s, const Inputs& in, const char* is
   out.present = alias ? in.past : std::vector<uint8_t>(in.past.size(), 0xa5);
   mambac_scan call = {s.B, s.L, s.H, s.P, s.N, s.G, in.dt_min, in.dt_max, in.x.data(), in.dt.data(), in.A.data(), in.B.data(),
                       in.C.data(), in.D.data(), in.bias.data(), alias ? out.present.data() : in.past.data(), out.y.data(),
-                      out.present.data()};
+                      out.present.data(), 0};
   char error[320] = "";
   int status = mambac_scan_run(op.name.c_str(), isa, &call, error, sizeof error);
   CHECK(status == 0, "%s", error);
   return out;
-}
-
-static bool same_bits(const float* a, const float* b, size_t n) { return n == 0 || memcmp(a, b, n * sizeof *a) == 0; }
-static bool same(const Output& a, const Output& b) {
-  return a.present == b.present && a.y.size() == b.y.size() &&
-         same_bits(a.y.data(), b.y.data(), a.y.size());
 }
 
 static void one_case(const Op& op, const Sizes& s, uint64_t seed, double scale, bool zero_state) {
@@ -181,7 +171,7 @@ static void refusals(int rounds) {
     mambac::Message m;
     memset(m.text, 'x', sizeof m.text);
     const float limits[] = {-INFINITY, INFINITY, NAN, 0, 1};
-    mambac::ScanAttributes a = {any(), any(), any(), any(), any(), any(), limits[r.below(5)], limits[r.below(5)]};
+    mambac::ScanAttributes a = {any(), any(), any(), any(), any(), any(), any(), limits[r.below(5)], limits[r.below(5)]};
     bool good = mambac::check_scan_attributes(op, a, &m);
     if (good) {
       const bool two = op.family == mambac::Family::kMamba2;
@@ -189,7 +179,7 @@ static void refusals(int rounds) {
       const bool rows = op.format == mambac::Format::kF32 || op.format == mambac::Format::kF16;
       mambac::Shape in[8] = {two ? mambac::Shape{{b, l, h, p}, 4} : mambac::Shape{{b, l, e}, 3}, {{b, l, d}, 3}, two ? mambac::Shape{{h}, 1} : mambac::Shape{{e, n}, 2},
                              {{b, l, g, n}, 4}, {{b, l, g, n}, 4}, two ? mambac::Shape{{h, p}, 2} : mambac::Shape{{e}, 1}, {{d}, 1},
-                             !rows ? mambac::Shape{{b, h, mambac::head_bytes(op.format, p, n)}, 3} : two ? mambac::Shape{{b, h, p, n}, 4} : mambac::Shape{{b, e, n}, 3}};
+                             op.replay ? mambac::Shape{{b, mambac::replay_bytes(op, a)}, 2} : !rows ? mambac::Shape{{b, h, mambac::head_bytes(op.format, p, n)}, 3} : two ? mambac::Shape{{b, h, p, n}, 4} : mambac::Shape{{b, e, n}, 3}};
       bool intact = true;
       if (r.below(3)) {
         mambac::Shape& s = in[r.below(8)];
@@ -214,7 +204,7 @@ static void refusals(int rounds) {
       }
     }
     if (!good) CHECK(memchr(m.text, 0, sizeof m.text) != nullptr && strncmp(m.text, op.name, strlen(op.name)) == 0, "no message");
-    mambac_scan call = {any(), any(), any(), any(), any(), any(), -INFINITY, INFINITY, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+    mambac_scan call = {any(), any(), any(), any(), any(), any(), -INFINITY, INFINITY, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, any()};
     if (call.groups > 0 && call.heads > 0 && call.head_dim > 0 && call.d_state > 0) call.d_state = -call.d_state;  // never valid: there is no data
     char error[64];
     CHECK(mambac_scan_run(op.name, nullptr, &call, error, sizeof error) == 1 && memchr(error, 0, sizeof error) != nullptr, "accepted nonsense");
@@ -248,6 +238,10 @@ int main(int argc, char** argv) {
   uint64_t seed = 1;
   for (int o = 0; o < mambac::kScanOps; o++) {
     Op op = parse(mambac::scan_ops()[o].name);
+    if (op.replay) {
+      replay_cases(op, g_isas, quick);
+      continue;
+    }
     for (int p : ps)
       for (int n : ns) {
         if (op.kind == Kind::H4 && n % 2) continue;

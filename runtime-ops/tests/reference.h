@@ -38,14 +38,14 @@ struct Op {
   std::string name;
   bool two;  // Mamba-2
   Kind kind;
-  bool max, token;
+  bool max, token, replay;
   int qmax() const { return kind == Kind::H8 ? 127 : 7; }
   bool packed() const { return kind == Kind::H8 || kind == Kind::H4; }
 };
 inline Op parse(const std::string& name) {
   auto has = [&](const char* part) { return name.find(part) != std::string::npos; };
   Kind kind = has("F32") ? Kind::F32 : has("F16") ? Kind::F16 : has("H8") ? Kind::H8 : Kind::H4;
-  return {name, name[5] == '2', kind, has("Max"), has("Token")};
+  return {name, name[5] == '2', kind, has("Max"), has("Token"), has("Replay")};
 }
 
 struct Sizes {

@@ -21,6 +21,7 @@ typedef struct {
   const void* past;
   float* y;
   void* present;
+  int64_t replay_length; /* of Replay operators, otherwise unused */
 } mambac_scan;
 
 typedef struct {
@@ -34,8 +35,11 @@ typedef struct {
 MAMBAC_EXPORT int mambac_scan_run(const char* op, const char* isa, const mambac_scan* call, char* error, size_t room);
 MAMBAC_EXPORT int mambac_conv_run(const char* op, const char* isa, const mambac_conv* call, char* error, size_t room);
 
-/* Bytes of past and of present for one batch row; 0 for an unknown operator or sizes out of range. */
+/* Bytes of past and of present for one batch row; 0 for an unknown operator or sizes out of range. The first for every
+   operator but Replay ones, the second for those. */
 MAMBAC_EXPORT int64_t mambac_state_bytes(const char* op, int64_t heads, int64_t head_dim, int64_t d_state);
+MAMBAC_EXPORT int64_t mambac_replay_bytes(const char* op, int64_t heads, int64_t head_dim, int64_t d_state, int64_t groups,
+                                          int64_t replay_length);
 
 /* The instruction set in use. */
 MAMBAC_EXPORT const char* mambac_isa(void);

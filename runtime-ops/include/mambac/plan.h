@@ -8,9 +8,9 @@ struct ScanOp {
   char name[32];
   Family family;
   Format format;
-  bool max_norm, per_token;
+  bool max_norm, per_token, replay;
 };
-constexpr int kScanOps = 22;
+constexpr int kScanOps = 26;
 const ScanOp* scan_ops();                     // kScanOps of them
 const ScanOp* find_scan_op(const char* name);  // null where there is none
 
@@ -34,8 +34,9 @@ struct Message {
 };
 
 // Attributes of a node. Mamba-2: num_heads H, groups divide it. Mamba-1: channels E, head_dim and groups divide it.
+// replay_length is read for Replay operators only.
 struct ScanAttributes {
-  int64_t num_heads, channels, head_dim, d_state, num_groups, chunk_size;
+  int64_t num_heads, channels, head_dim, d_state, num_groups, chunk_size, replay_length;
   float dt_min, dt_max;
 };
 struct ConvAttributes {
@@ -45,6 +46,9 @@ struct ConvAttributes {
 // False, with a message that names the operator, what is wrong and what was expected.
 bool check_scan_attributes(const ScanOp& op, const ScanAttributes& attributes, Message* message);
 bool check_conv_attributes(const ConvOp& op, const ConvAttributes& attributes, Message* message);
+
+// Bytes of one sequence's state of a Replay operator with checked attributes; 0 where they are beyond counting.
+int64_t replay_bytes(const ScanOp& op, const ScanAttributes& attributes);
 
 // Checks the input shapes against checked attributes and fills in every size of `args` (no pointers).
 bool plan_scan(const ScanOp& op, const ScanAttributes& attributes, const Shape inputs[kScanInputs], ScanArgs* args,

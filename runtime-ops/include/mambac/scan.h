@@ -22,6 +22,7 @@ struct ScanArgs {
   bool max_norm;   // channel scale is max |h| instead of sqrt(mean |h|)
   bool per_token;  // the state is rounded to its format after every token
   int64_t batch, length, heads, head_dim, d_state, groups;
+  int64_t replay;  // tokens between two roundings of a Replay state, at most kMostReplay; 0 for every other operator
   float dt_min, dt_max;
   const float* x;        // [batch, length, heads, head_dim]
   const float* dt;       // [batch, length, heads]; Mamba-1 [batch, length, channels]
@@ -33,6 +34,9 @@ struct ScanArgs {
   const void* past;
   float* y;       // [batch, length, channels]
   void* present;  // may be the same buffer as past; must not overlap it otherwise
+  // Replay, set by run_scan and Kernels::replay_prepare:
+  int32_t* counts;  // [batch]: tokens in the rings of past
+  float* dots;      // [batch, groups, replay]: one token: C against b of every token in the ring and the new one
 };
 
 struct ConvArgs {
@@ -61,12 +65,39 @@ MAMBAC_ANYWHERE inline int64_t head_bytes(Format format, int64_t p, int64_t n) {
   return 0;
 }
 
+constexpr int64_t kMostReplay = 64;
+
+// Where the parts of one sequence's Replay state lie, in bytes from its start.
+struct ReplayLayout {
+  int64_t head;  // size of one packed head; the checkpoint is `heads` of them, from 0 on
+  int64_t u, l, b, count;
+  int64_t bytes;  // all of it
+};
+MAMBAC_ANYWHERE inline ReplayLayout replay_layout(Format format, int64_t h, int64_t p, int64_t n, int64_t g, int64_t r) {
+  ReplayLayout s;
+  s.head = head_bytes(format, p, n);
+  s.u = h * s.head;
+  s.l = s.u + 2 * h * r * p;
+  s.b = s.l + 4 * h * r;
+  s.count = s.b + 2 * g * r * n;
+  s.bytes = (s.count + 4 + 63) / 64 * 64;
+  return s;
+}
+MAMBAC_ANYWHERE inline ReplayLayout replay_layout(const ScanArgs& a) {
+  return replay_layout(a.format, a.heads, a.head_dim, a.d_state, a.groups, a.replay);
+}
+
 // One instruction set's kernels. A scan task is one (batch, head); a conv task is one batch row and kConvBlock channels.
 struct Kernels {
   const char* name;
   void (*mamba2)(const ScanArgs& args, int64_t task, void* scratch);
   void (*mamba1)(const ScanArgs& args, int64_t task, void* scratch);
   void (*conv)(const ConvArgs& args, int64_t task);
+  // A call of a Replay operator: the first for every sequence, then the second for every (batch, head), then the third for
+  // every sequence. What heads share (b and the count) is only read before the third.
+  void (*replay_prepare)(const ScanArgs& args, int64_t sequence);
+  void (*replay)(const ScanArgs& args, int64_t task, void* scratch);
+  void (*replay_finish)(const ScanArgs& args, int64_t sequence);
 };
 
 constexpr int64_t kConvBlock = 64;
@@ -81,10 +112,17 @@ const Kernels* kernels_named(const char* name);
 // The kernels this process uses: the best the CPU has, or what MAMBAC_ISA names when the CPU has it. Chosen once.
 const Kernels& kernels();
 
-// Runs one scan task with scratch on the stack, or from the heap where it is large. False: out of memory.
-bool run_scan_task(const Kernels& kernels, const ScanArgs& args, int64_t task);
+// How a host runs `tasks` independent pieces that are `work` multiply-adds together. False: it could not, and says itself why.
+struct Spread {
+  void* host;
+  bool (*run)(void* host, void (*piece)(void* user, size_t task), int64_t tasks, double work, void* user);
+};
 
-inline int64_t scan_tasks(const ScanArgs& a) { return a.batch * a.heads; }
+// Runs a planned scan with its pointers set. `name` is the operator's, for messages. Scratch is on the stack, or from the
+// heap where it is large. False with a message: out of memory, or a past that no operator has written; false with an empty
+// one: `spread` failed.
+bool run_scan(const Kernels& kernels, const ScanArgs& args, const char* name, const Spread& spread, char* error, size_t room);
+
 inline int64_t conv_tasks(const ConvArgs& a) { return a.batch * ((a.channels + kConvBlock - 1) / kConvBlock); }
 
 }  // namespace mambac

@@ -21,10 +21,15 @@ bool scan_args(const char* name, const mambac_scan* c, ScanArgs* a, Message* m) 
   if (c->heads < 1 || c->heads > limit || c->head_dim < 1 || c->head_dim > limit || c->batch < 0 || c->length < 0)
     return refuse(m, name, ": sizes out of range");
   const int64_t h = c->heads, p = c->head_dim, n = c->d_state, g = c->groups, b = c->batch, l = c->length, e = h * p;
-  const ScanAttributes attributes = {h, e, p, n, g, 1, c->dt_min, c->dt_max};
+  const ScanAttributes attributes = {h, e, p, n, g, 1, c->replay_length, c->dt_min, c->dt_max};
   if (!check_scan_attributes(*op, attributes, m)) return false;
   const bool rows = op->format == Format::kF32 || op->format == Format::kF16;
-  const Shape past = rows ? (two ? Shape{{b, h, p, n}, 4} : Shape{{b, e, n}, 3}) : Shape{{b, h, head_bytes(op->format, p, n)}, 3};
+  Shape past = rows ? (two ? Shape{{b, h, p, n}, 4} : Shape{{b, e, n}, 3}) : Shape{{b, h, head_bytes(op->format, p, n)}, 3};
+  if (op->replay) {
+    const int64_t bytes = replay_bytes(*op, attributes);
+    past = {{b, bytes}, 2};
+    if (bytes == 0) return refuse(m, name, ": sizes out of range");
+  }
   const Shape shapes[kScanInputs] = {two ? Shape{{b, l, h, p}, 4} : Shape{{b, l, e}, 3},
                                      {{b, l, two ? h : e}, 3},
                                      two ? Shape{{h}, 1} : Shape{{e, n}, 2},
@@ -80,6 +85,12 @@ int fail(char* error, size_t room, const char* text, const char* detail) {
   return 1;
 }
 
+// Every piece on the calling thread.
+bool in_turn(void*, void (*piece)(void*, size_t), int64_t tasks, double, void* user) {
+  for (int64_t i = 0; i < tasks; i++) piece(user, (size_t)i);
+  return true;
+}
+
 const Kernels* pick(const char* isa) { return isa == nullptr ? &kernels() : kernels_named(isa); }
 
 }  // namespace
@@ -90,9 +101,8 @@ extern "C" int mambac_scan_run(const char* name, const char* isa, const mambac_s
   if (!scan_args(name, c, &a, &m)) return fail(error, room, m.text, "");
   const Kernels* k = pick(isa);
   if (k == nullptr) return fail(error, room, "this machine cannot run instruction set: ", isa);
-  for (int64_t task = 0; task < scan_tasks(a); task++)
-    if (!run_scan_task(*k, a, task)) return fail(error, room, name, ": out of memory for scratch");
-  return 0;
+  const Spread spread = {nullptr, in_turn};
+  return run_scan(*k, a, name, spread, m.text, sizeof m.text) ? 0 : fail(error, room, m.text, "");
 }
 
 extern "C" int mambac_conv_run(const char* name, const char* isa, const mambac_conv* c, char* error, size_t room) {
@@ -108,9 +118,16 @@ extern "C" int mambac_conv_run(const char* name, const char* isa, const mambac_c
 extern "C" int64_t mambac_state_bytes(const char* name, int64_t heads, int64_t head_dim, int64_t d_state) {
   const ScanOp* op = name == nullptr ? nullptr : find_scan_op(name);
   const int64_t limit = 1 << 20;
-  if (op == nullptr || heads < 1 || head_dim < 1 || d_state < 1) return 0;
+  if (op == nullptr || op->replay || heads < 1 || head_dim < 1 || d_state < 1) return 0;
   if (heads > limit || head_dim > limit || d_state > limit) return 0;
   return heads * head_bytes(op->format, head_dim, d_state);
+}
+
+extern "C" int64_t mambac_replay_bytes(const char* name, int64_t heads, int64_t head_dim, int64_t d_state, int64_t groups, int64_t replay_length) {
+  const ScanOp* op = name == nullptr ? nullptr : find_scan_op(name);
+  const ScanAttributes attributes = {heads, 1, head_dim, d_state, groups, 1, replay_length, 0, 0};
+  Message m;
+  return op != nullptr && op->replay && check_scan_attributes(*op, attributes, &m) ? replay_bytes(*op, attributes) : 0;
 }
 
 extern "C" const char* mambac_isa(void) { return mambac::kernels().name; }

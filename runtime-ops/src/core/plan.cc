@@ -10,17 +10,21 @@ namespace {
 
 // Constant data: nothing here needs a guard, a destructor or the C++ runtime.
 #define MAMBAC_PACKED(digit, family, suffix, format)                                   \
-  {"Mamba" digit "Scan" suffix, family, format, false, false},                         \
-      {"Mamba" digit "Scan" suffix "Token", family, format, false, true},              \
-      {"Mamba" digit "Scan" suffix "Max", family, format, true, false},                \
-      {"Mamba" digit "Scan" suffix "MaxToken", family, format, true, true}
+  {"Mamba" digit "Scan" suffix, family, format, false, false, false},                  \
+      {"Mamba" digit "Scan" suffix "Token", family, format, false, true, false},       \
+      {"Mamba" digit "Scan" suffix "Max", family, format, true, false, false},         \
+      {"Mamba" digit "Scan" suffix "MaxToken", family, format, true, true, false}
 #define MAMBAC_FAMILY(digit, family)                                                   \
-  {"Mamba" digit "ScanF32", family, Format::kF32, false, false},                       \
-      {"Mamba" digit "ScanF16", family, Format::kF16, false, false},                   \
-      {"Mamba" digit "ScanF16Token", family, Format::kF16, false, true},               \
+  {"Mamba" digit "ScanF32", family, Format::kF32, false, false, false},                \
+      {"Mamba" digit "ScanF16", family, Format::kF16, false, false, false},            \
+      {"Mamba" digit "ScanF16Token", family, Format::kF16, false, true, false},        \
       MAMBAC_PACKED(digit, family, "H8", Format::kH8), MAMBAC_PACKED(digit, family, "H4", Format::kH4)
+#define MAMBAC_REPLAY(suffix, format)                                                  \
+  {"Mamba2Scan" suffix "Replay", Family::kMamba2, format, false, false, true},         \
+      {"Mamba2Scan" suffix "MaxReplay", Family::kMamba2, format, true, false, true}
 
-constexpr ScanOp kScanTable[] = {MAMBAC_FAMILY("1", Family::kMamba1), MAMBAC_FAMILY("2", Family::kMamba2)};
+constexpr ScanOp kScanTable[] = {MAMBAC_FAMILY("1", Family::kMamba1), MAMBAC_FAMILY("2", Family::kMamba2),
+                                 MAMBAC_REPLAY("H8", Format::kH8), MAMBAC_REPLAY("H4", Format::kH4)};
 static_assert(sizeof kScanTable == kScanOps * sizeof(ScanOp), "kScanOps");
 
 #if defined(__GNUC__)
@@ -105,6 +109,9 @@ bool check_scan_attributes(const ScanOp& op, const ScanAttributes& a, Message* m
   if (isnan(a.dt_min) || isnan(a.dt_max) || a.dt_min > a.dt_max)
     return fail(m, "%s: attributes dt_min = %g and dt_max = %g are no interval", op.name, (double)a.dt_min,
                 (double)a.dt_max);
+  if (op.replay && (a.replay_length < 1 || a.replay_length > kMostReplay))
+    return fail(m, "%s: attribute replay_length is %lld; it must be between 1 and %lld", op.name, (long long)a.replay_length,
+                (long long)kMostReplay);
   const int64_t head[] = {a.head_dim, a.d_state};
   return addressable(op.name, "the state of one head", head, 2, 64, m);
 }
@@ -115,6 +122,12 @@ bool check_conv_attributes(const ConvOp& op, const ConvAttributes& a, Message* m
     return fail(m, "%s: attribute state_width is %lld; it must be at least kernel_size - 1 = %lld", op.name,
                 (long long)a.state_width, (long long)(a.kernel_size - 1));
   return true;
+}
+
+int64_t replay_bytes(const ScanOp& op, const ScanAttributes& a) {
+  const double h = (double)a.num_heads, p = (double)a.head_dim, n = (double)a.d_state;
+  if (h * (p + n + 2) * (p + n + 2 * (double)kMostReplay) * 4 > 4e18) return 0;  // more than the sum of the parts
+  return replay_layout(op.format, a.num_heads, a.head_dim, a.d_state, a.num_groups, a.replay_length).bytes;
 }
 
 bool plan_scan(const ScanOp& op, const ScanAttributes& a, const Shape in[kScanInputs], ScanArgs* args, Message* m) {
@@ -135,7 +148,12 @@ bool plan_scan(const ScanOp& op, const ScanAttributes& a, const Shape in[kScanIn
   if (!shaped(op.name, names[4], in[4], 4, bc, "[B, L, G, N]", m)) return false;
   if (!shaped(op.name, names[5], in[5], two ? 2 : 1, two ? skip : all, two ? "[H, P]" : "[E]", m)) return false;
   if (!shaped(op.name, names[6], in[6], 1, one, two ? "[H]" : "[E]", m)) return false;
-  if (!shaped(op.name, names[7], in[7], rows && two ? 4 : 3, rows ? (two ? state2 : state1) : packed,
+  const int64_t replay = op.replay ? a.replay_length : 0;
+  if (op.replay) {
+    const int64_t sequence[] = {b, replay_bytes(op, a)};
+    if (sequence[1] == 0) return fail(m, "%s: the state of a sequence is too large", op.name);
+    if (!addressable(op.name, "past", sequence, 2, 1, m) || !shaped(op.name, names[7], in[7], 2, sequence, "[B, bytes]", m)) return false;
+  } else if (!shaped(op.name, names[7], in[7], rows && two ? 4 : 3, rows ? (two ? state2 : state1) : packed,
               rows ? (two ? "[B, H, P, N]" : "[B, E, N]") : "[B, heads, bytes]", m))
     return false;
   const int64_t large_y[] = {b, l, e}, large_state[] = {b, e, n}, large_bc[] = {b, l, g, n};
@@ -152,6 +170,9 @@ bool plan_scan(const ScanOp& op, const ScanAttributes& a, const Shape in[kScanIn
   args->head_dim = p;
   args->d_state = n;
   args->groups = g;
+  args->replay = replay;
+  args->counts = nullptr;
+  args->dots = nullptr;
   args->dt_min = a.dt_min;
   args->dt_max = a.dt_max;
   return true;

@@ -1,4 +1,5 @@
 // Which kernels this machine can run, and how a task gets its scratch.
+#include <stdio.h>
 #include <stdlib.h>
 
 #include <atomic>
@@ -100,17 +101,19 @@ const Kernels& kernels() {
 
 // An upper bound over all paths of all instruction sets, piece by piece as the kernels take them.
 size_t scan_scratch_bytes(const ScanArgs& a) {
-  const size_t p = round16((size_t)a.head_dim), n = round16((size_t)a.d_state);
+  const size_t p = round16((size_t)a.head_dim), n = round16((size_t)a.d_state), r = (size_t)a.replay;
   const size_t packing = p * n + 3 * n + p + (p / 2 + 16) + (n / 2 + 16) + 32;
   const size_t ordered = 2 * n;                     // B and C of one token
   const size_t prefill = n * p + 2 * 32 * p;        // transposed state, inputs and sums of a block
   const size_t lanes = 2 * 64 * n + 3 * 32 * 64;    // Mamba-1: states, rates and a block of tokens of 64 channels
-  return sizeof(float) * (packing + ordered + (prefill > lanes ? prefill : lanes) + 64);
+  const size_t replayed = r == 0 ? 0 : r * (n + p) + 2 * 32 * n;  // tokens of the rings, or B and C of a block
+  return sizeof(float) * (packing + ordered + (prefill > lanes ? prefill : lanes) + replayed + 64);
 }
 
-bool run_scan_task(const Kernels& k, const ScanArgs& a, int64_t task) {
+namespace {
+
+bool run_task(void (*task_of)(const ScanArgs&, int64_t, void*), const ScanArgs& a, size_t bytes, int64_t task) {
   alignas(kScratchAlign) unsigned char local[kStackScratch];
-  const size_t bytes = scan_scratch_bytes(a);
   void *block = nullptr, *scratch = local;
   if (bytes > sizeof local) {
     block = malloc(bytes + kScratchAlign);
@@ -120,10 +123,91 @@ bool run_scan_task(const Kernels& k, const ScanArgs& a, int64_t task) {
   {
     const FloatMode mode;
     (void)mode;
-    (a.family == Family::kMamba2 ? k.mamba2 : k.mamba1)(a, task, scratch);
+    task_of(a, task, scratch);
   }
   free(block);
   return true;
+}
+
+struct ScanRun {
+  ScanArgs args;
+  void (*task)(const ScanArgs&, int64_t, void*);      // of a (batch, head)
+  void (*sequence)(const ScanArgs&, int64_t);         // of a batch row
+  size_t scratch;
+  std::atomic<bool> failed;
+};
+void head_piece(void* user, size_t task) {
+  ScanRun& run = *(ScanRun*)user;
+  if (!run_task(run.task, run.args, run.scratch, (int64_t)task)) run.failed.store(true, std::memory_order_relaxed);
+}
+void sequence_piece(void* user, size_t sequence) {
+  const ScanRun& run = *(ScanRun*)user;
+  const FloatMode mode;
+  (void)mode;
+  run.sequence(run.args, (int64_t)sequence);
+}
+
+bool refuse(char* error, size_t room, const char* name, const char* what) {
+  if (room > 0) snprintf(error, room, "%s: %s", name, what);
+  return false;
+}
+constexpr char kNoMemory[] = "out of memory for scratch";
+
+bool run_heads(ScanRun& run, const char* name, const Spread& spread, char* error, size_t room) {
+  const ScanArgs& a = run.args;
+  const int64_t tasks = a.batch * a.heads, tokens = a.length > 0 ? a.length : 1;
+  run.scratch = scan_scratch_bytes(a);
+  run.failed.store(false, std::memory_order_relaxed);
+  if (!spread.run(spread.host, head_piece, tasks, (double)tasks * (double)(tokens * a.head_dim) * (double)a.d_state, &run)) return false;
+  return !run.failed.load(std::memory_order_relaxed) || refuse(error, room, name, kNoMemory);
+}
+
+bool run_replay(const Kernels& k, ScanRun& run, const char* name, const Spread& spread, char* error, size_t room) {
+  ScanArgs& a = run.args;
+  const ReplayLayout at = replay_layout(a);
+  if (a.length == 0) {
+    if (a.past != a.present && a.batch > 0) memcpy(a.present, a.past, (size_t)(a.batch * at.bytes));
+    return true;
+  }
+  for (int64_t b = 0; b < a.batch; b++) {
+    uint32_t count;
+    memcpy(&count, (const char*)a.past + b * at.bytes + at.count, sizeof count);
+    if (count < (uint64_t)a.replay) continue;
+    if (room > 0)
+      snprintf(error, room, "%s: past of sequence %lld counts %lu tokens; it must be fewer than replay_length = %lld (a damaged state, or one of another model)",
+               name, (long long)b, (unsigned long)count, (long long)a.replay);
+    return false;
+  }
+  const double step = (double)a.batch * (double)a.groups * (double)a.d_state;
+  // One token: the products of C with b are the same for every head of a group.
+  const size_t each = a.length == 1 ? (size_t)(a.groups * a.replay) : 0, all = (size_t)a.batch * (each + 1);
+  alignas(kScratchAlign) unsigned char local[4096];
+  void* block = nullptr;
+  if (all * sizeof(float) > sizeof local && (block = malloc(all * sizeof(float))) == nullptr)
+    return refuse(error, room, name, kNoMemory);
+  a.dots = (float*)(block != nullptr ? block : local);
+  a.counts = (int32_t*)(a.dots + (size_t)a.batch * each);
+  run.task = k.replay;
+  run.sequence = k.replay_prepare;
+  bool good = spread.run(spread.host, sequence_piece, a.batch, step * (double)(each > 0 ? a.replay : 1), &run) &&
+              run_heads(run, name, spread, error, room);
+  if (good) {
+    run.sequence = k.replay_finish;
+    good = spread.run(spread.host, sequence_piece, a.batch, step * (double)(a.length < a.replay ? a.length : a.replay), &run);
+  }
+  free(block);
+  return good;
+}
+
+}  // namespace
+
+bool run_scan(const Kernels& k, const ScanArgs& args, const char* name, const Spread& spread, char* error, size_t room) {
+  if (room > 0) error[0] = 0;
+  ScanRun run;
+  run.args = args;
+  if (args.replay > 0) return run_replay(k, run, name, spread, error, room);
+  run.task = args.family == Family::kMamba2 ? k.mamba2 : k.mamba1;
+  return run_heads(run, name, spread, error, room);
 }
 
 }  // namespace mambac

@@ -11,10 +11,12 @@
 #define MAMBAC_INLINE static __forceinline
 #define MAMBAC_MEMBER __forceinline
 #define MAMBAC_PREFETCH(p) ((void)(p))
+#define MAMBAC_PREFETCH_READ(p) ((void)(p))
 #else
 #define MAMBAC_INLINE static inline __attribute__((always_inline))
 #define MAMBAC_MEMBER inline __attribute__((always_inline))
 #define MAMBAC_PREFETCH(p) __builtin_prefetch((p), 1, 3)
+#define MAMBAC_PREFETCH_READ(p) __builtin_prefetch((p), 0, 3)
 #endif
 
 #if defined(__clang__)

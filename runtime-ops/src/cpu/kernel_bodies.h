@@ -5,5 +5,6 @@
 #include "dsq.h"
 #include "mamba2_decode.h"
 #include "mamba2_prefill.h"
+#include "mamba2_replay.h"
 #include "mamba1.h"
 #include "conv.h"

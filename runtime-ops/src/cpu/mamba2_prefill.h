@@ -56,6 +56,35 @@ MAMBAC_INLINE void run_rows(const Block& k, float* state, const float* B, const 
   for (; i < n; i++) run_tile<kRows, 1>(k, state + i * k.pp, B + i, C + i, stride, p0);
 }
 
+// Takes the decay of token t into the running one; gives it at that token.
+MAMBAC_INLINE float advance(Block& k, int t, float decay, float s) {
+  float next = s * decay;
+  k.rescale[t] = 1.0f;
+  if (!(next >= 0x1p-32f && next <= 0x1p32f)) {
+    k.rescale[t] = next;
+    next = 1.0f;
+  }
+  return k.running[t] = next;
+}
+MAMBAC_INLINE void run_state(const Block& k, float* state, const float* B, const float* C, Int stride, Int n) {
+  Int p0 = 0;
+  for (; p0 + 16 * kTileRows <= k.pp; p0 += 16 * kTileRows) run_rows<kTileRows>(k, state, B, C, stride, p0, n);
+  for (; p0 < k.pp; p0 += 16) run_rows<1>(k, state, B, C, stride, p0, n);
+}
+// y of the block's tokens, t0 the first, from their sums.
+static void finish_block(const ScanArgs& a, const Block& k, Int b, Int h, Int t0) {
+  const Int p = a.head_dim, channels = a.heads * p;
+  for (int t = 0; t < k.tokens; t++) {
+    const Int at = (b * a.length + t0 + t) * channels + h * p;
+    const Vec f = v_set(k.running[t]);
+    for (Int c = 0; c < p; c += 16) {
+      const int count = rows_left(c, p);
+      Vec skip = v_mul(v_load_n(a.D + h * p + c, count), v_load_n(a.x + at + c, count));
+      v_store_n(a.y + at + c, v_fma(f, v_load(k.sums + t * k.pp + c), skip), count);
+    }
+  }
+}
+
 // One block of tokens of head h of batch b; `s` carries the running decay from block to block.
 static void run_block(const ScanArgs& a, Block& k, float* state, Int b, Int h, Int t0, float* carried) {
   const Int p = a.head_dim, n = a.d_state, channels = a.heads * p, stride = a.groups * n;
@@ -70,13 +99,7 @@ static void run_block(const ScanArgs& a, Block& k, float* state, Int b, Int h, I
     v_store(e, decay);
     for (int j = 0; j < count; j++) {
       const int t = i + j;
-      float next = s * e[j];
-      k.rescale[t] = 1.0f;
-      if (!(next >= 0x1p-32f && next <= 0x1p32f)) {
-        k.rescale[t] = next;
-        next = 1.0f;
-      }
-      k.running[t] = s = next;
+      s = advance(k, t, e[j], s);
       const float* x = a.x + (b * a.length + t0 + t) * channels + h * p;
       const Vec f = v_set(d[j] / s);
       for (Int c = 0; c < p; c += 16) {
@@ -88,18 +111,8 @@ static void run_block(const ScanArgs& a, Block& k, float* state, Int b, Int h, I
   *carried = s;
   const float* B = a.B + (b * a.length + t0) * stride + group * n;
   const float* C = a.C + (b * a.length + t0) * stride + group * n;
-  Int p0 = 0;
-  for (; p0 + 16 * kTileRows <= k.pp; p0 += 16 * kTileRows) run_rows<kTileRows>(k, state, B, C, stride, p0, n);
-  for (; p0 < k.pp; p0 += 16) run_rows<1>(k, state, B, C, stride, p0, n);
-  for (int t = 0; t < k.tokens; t++) {
-    const Int at = (b * a.length + t0 + t) * channels + h * p;
-    const Vec f = v_set(k.running[t]);
-    for (Int c = 0; c < p; c += 16) {
-      const int count = rows_left(c, p);
-      Vec skip = v_mul(v_load_n(a.D + h * p + c, count), v_load_n(a.x + at + c, count));
-      v_store_n(a.y + at + c, v_fma(f, v_load(k.sums + t * k.pp + c), skip), count);
-    }
-  }
+  run_state(k, state, B, C, stride, n);
+  finish_block(a, k, b, h, t0);
 }
 
 // 16 rows of a stored state, [P, N], to and from the transposed one, [round16(N), pp]; columns n .. are zero.
@@ -167,9 +180,9 @@ static void prefill_head(const ScanArgs& a, Int b, Int h, const void* past, void
   } else {
     transpose_out<F32Rows>(k.rows, np, state, pp, p, n, s, true);
     if (a.format == Format::kH8)
-      a.max_norm ? pack_head<PlainI8, true>(k, (uint8_t*)present, p, n) : pack_head<PlainI8, false>(k, (uint8_t*)present, p, n);
+      a.max_norm ? pack_head<PlainI8, true, 0>(k, (uint8_t*)present, p, n) : pack_head<PlainI8, false, 0>(k, (uint8_t*)present, p, n);
     else
-      a.max_norm ? pack_head<PlainI4, true>(k, (uint8_t*)present, p, n) : pack_head<PlainI4, false>(k, (uint8_t*)present, p, n);
+      a.max_norm ? pack_head<PlainI4, true, 0>(k, (uint8_t*)present, p, n) : pack_head<PlainI4, false, 0>(k, (uint8_t*)present, p, n);
   }
 }
 

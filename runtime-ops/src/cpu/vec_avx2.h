@@ -11,6 +11,8 @@ struct HalfVec {
 constexpr int kTileRows = 1;
 constexpr int kTileStates = 4;
 constexpr int kStepRows = 2;    // packed decode: rows that share one load of B, C and the steps
+constexpr int kReplayRows = 4;   // rebuilding a replayed state: rows ...
+constexpr int kReplayWide = 1;   // ... times vectors of columns
 
 MAMBAC_INLINE __m256i lanes8(int n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));

@@ -11,6 +11,8 @@ struct HalfVec {
 constexpr int kTileRows = 2;   // prefill register tile: vectors of channels ...
 constexpr int kTileStates = 8;  // ... times states
 constexpr int kStepRows = 4;    // packed decode: rows that share one load of B, C and the steps
+constexpr int kReplayRows = 4;   // rebuilding a replayed state: rows ...
+constexpr int kReplayWide = 4;   // ... times vectors of columns
 
 MAMBAC_INLINE __mmask16 lanes(int n) { return (__mmask16)((1u << n) - 1u); }
 MAMBAC_INLINE Vec v_zero() { return {_mm512_setzero_ps()}; }

@@ -29,6 +29,8 @@ struct HalfVec {
 constexpr int kTileRows = 1;
 constexpr int kTileStates = 2;
 constexpr int kStepRows = 1;    // packed decode: rows that share one load of B, C and the steps
+constexpr int kReplayRows = 1;   // rebuilding a replayed state: rows ...
+constexpr int kReplayWide = 2;   // ... times vectors of columns
 
 #define MAMBAC_LANES(expression)        \
   Vec r;                                \

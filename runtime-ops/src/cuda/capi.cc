@@ -23,18 +23,26 @@ int launched(int code, const char* what, char* error, size_t room) {
 
 }  // namespace
 
+// Replay operators have CPU kernels only.
+static bool cuda_args(const char* name, const mambac_scan* c, ScanArgs* a, Message* m) {
+  if (!scan_args(name, c, a, m)) return false;
+  if (a->replay == 0) return true;
+  snprintf(m->text, sizeof m->text, "%s: there is no CUDA kernel; run it on the CPU", name);
+  return false;
+}
+
 extern "C" int64_t mambac_cuda_scan_workspace(const char* name, const mambac_scan* c) {
   ScanArgs a;
   Message m;
   int64_t bytes = 0;
-  if (!scan_args(name, c, &a, &m) || cuda::scan_workspace(a, &bytes) != 0) return -1;
+  if (!cuda_args(name, c, &a, &m) || cuda::scan_workspace(a, &bytes) != 0) return -1;
   return bytes;
 }
 
 extern "C" int mambac_cuda_scan_launch(const char* name, const mambac_scan* c, void* workspace, void* stream, char* error, size_t room) {
   ScanArgs a;
   Message m;
-  if (!scan_args(name, c, &a, &m)) return fail(error, room, m.text, "");
+  if (!cuda_args(name, c, &a, &m)) return fail(error, room, m.text, "");
   return launched(cuda::launch_scan(a, workspace, stream), name, error, room);
 }
 

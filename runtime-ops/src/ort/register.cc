@@ -93,6 +93,7 @@ Status* create_kernel(const CustomOp* base, const Api*, const KernelInfo* info, 
     k.scan.d_state = r.whole("d_state");
     k.scan.num_groups = r.whole("num_groups");
     k.scan.chunk_size = two ? r.whole("chunk_size") : 1;
+    if (op.scan->replay) k.scan.replay_length = r.whole("replay_length");
     k.scan.dt_min = r.real("dt_min");
     k.scan.dt_max = r.real("dt_max");
     if (!r.good) return invalid(op.api, r.missing.text);
@@ -151,15 +152,6 @@ Status* make_output(const Api* api, KernelContext* c, size_t i, const Shape& sha
 // Work below this many multiply-adds is not worth waking another thread for.
 constexpr double kSerialWork = 1 << 15;
 
-struct ScanRun {
-  const Kernels* kernels;
-  ScanArgs args;
-  std::atomic<bool> failed;
-};
-void scan_piece(void* user, size_t task) {
-  ScanRun& run = *(ScanRun*)user;
-  if (!run_scan_task(*run.kernels, run.args, (int64_t)task)) run.failed.store(true, std::memory_order_relaxed);
-}
 struct ConvRun {
   const Kernels* kernels;
   ConvArgs args;
@@ -176,13 +168,22 @@ Status* spread(const Api* api, KernelContext* c, void (*piece)(void*, size_t), i
   return nullptr;
 }
 
+// How run_scan spreads its pieces here; keeps the host's own failure.
+struct SpreadHost {
+  const Api* api;
+  KernelContext* context;
+  Status* failure;
+};
+bool spread_scan(void* host, void (*piece)(void*, size_t), int64_t tasks, double work, void* user) {
+  SpreadHost& h = *(SpreadHost*)host;
+  h.failure = spread(h.api, h.context, piece, tasks, work, user);
+  return h.failure == nullptr;
+}
+
 Status* compute_scan(const Kernel& k, KernelContext* c, const Shape* in, const void* const* data) {
   const Op& op = *k.op;
   Message m;
-  ScanRun run;
-  run.kernels = &kernels();
-  run.failed.store(false, std::memory_order_relaxed);
-  ScanArgs& a = run.args;
+  ScanArgs a;
   if (!plan_scan(*op.scan, k.scan, in, &a, &m)) return invalid(op.api, m.text);
   void *y = nullptr, *present = nullptr;
   if (Status* s = make_output(op.api, c, 0, in[0], &y)) return s;
@@ -200,9 +201,10 @@ Status* compute_scan(const Kernel& k, KernelContext* c, const Shape* in, const v
 #ifdef MAMBAC_CUDA
   if (op.cuda) return cuda_scan(op.api, c, op.name(), a);
 #endif
-  const int64_t tasks = scan_tasks(a), tokens = a.length > 0 ? a.length : 1;
-  if (Status* s = spread(op.api, c, scan_piece, tasks, (double)tasks * (double)(tokens * a.head_dim) * (double)a.d_state, &run)) return s;
-  return run.failed.load(std::memory_order_relaxed) ? make_status(op.api, kFail, "mambac: out of memory for scratch") : nullptr;
+  SpreadHost host = {op.api, c, nullptr};
+  const Spread way = {&host, spread_scan};
+  if (run_scan(kernels(), a, op.name(), way, m.text, sizeof m.text)) return nullptr;
+  return host.failure != nullptr ? host.failure : make_status(op.api, kFail, m.text);
 }
 
 Status* compute_conv(const Kernel& k, KernelContext* c, const Shape* in, const void* const* data) {
@@ -327,6 +329,7 @@ Status* host_for(const Api* api, Host** out) {
   }
   for (int i = 0; i < kOps * kProviders; i++) {
     const int op = i % kOps;
+    if (i >= kOps && op < kScanOps && scan_ops()[op].replay) continue;  // there are CPU kernels only
     fill(h->ops[i], api, op < kScanOps ? scan_ops() + op : nullptr, op < kScanOps ? nullptr : conv_ops() + (op - kScanOps), i >= kOps);
     if (Status* s = call<Status*>(api, kCustomOpDomainAdd, h->domain, (const CustomOp*)&h->ops[i])) return s;
   }

@@ -1,0 +1,368 @@
+// Mamba-2 with a replayed state: a packed checkpoint and the tokens since then (layout and rule: README.md).
+//
+// One token reads the codes once and writes one slot of each ring: with w_j the decay from token j to the new one,
+//   y = w Sc_p sum_n q (step_n C_n) + sum_j w_j (b_j C) u_j + D x,
+// and b_j C is the same for every head of a group, so it is worked out beforehand. Only when the rings are full is the state
+// itself made: h = w decoded(checkpoint) + sum_j w_j u_j outer b_j.
+#pragma once
+
+// What belongs to one head alone; b and the count are shared and written by replay_finish.
+struct ReplayHead {
+  uint8_t *packed, *u, *l;
+};
+
+MAMBAC_INLINE HalfVec rounded_input(Vec v) { return h_round(v_min(v_set(65504.0f), v_max(v_set(-65504.0f), v))); }  // NaN passes
+MAMBAC_INLINE void halves_to(uint8_t* p, HalfVec v, int count) {
+  if (count == 16) {
+    h_store((uint16_t*)p, v);
+    return;
+  }
+  uint16_t t[16];
+  h_store(t, v);
+  memcpy(p, t, (size_t)(2 * count));
+}
+MAMBAC_INLINE float float_at(const uint8_t* p) {
+  float f;
+  memcpy(&f, p, sizeof f);
+  return f;
+}
+MAMBAC_INLINE const uint8_t* ring_of(const ScanArgs& a, const ReplayLayout& at, Int b, Int group) {
+  return (const uint8_t*)a.past + b * at.bytes + at.b + 2 * group * a.replay * a.d_state;
+}
+
+// d and the decay's logarithm d * A of tokens t0 .. of head h, as mamba2_deltas.
+MAMBAC_INLINE void replay_deltas(const ScanArgs& a, Int b, Int h, Int t0, int n, Vec* delta, Vec* rate) {
+  Vec decay;
+  mamba2_deltas(a, b, h, t0, n, delta, &decay);
+  *rate = v_mul(*delta, v_set(a.A[h]));
+}
+
+// The counts of past and, for one token, C against every b of the ring and the new one.
+static void replay_prepare(const ScanArgs& a, int64_t b) {
+  const ReplayLayout at = replay_layout(a);
+  const Int n = a.d_state, groups = a.groups;
+  uint32_t count;
+  memcpy(&count, (const uint8_t*)a.past + b * at.bytes + at.count, sizeof count);
+  a.counts[b] = (int32_t)count;
+  if (a.length != 1) return;
+  for (Int g = 0; g < groups; g++) {
+    const uint8_t* ring = ring_of(a, at, b, g);
+    const float *B = a.B + (b * groups + g) * n, *C = a.C + (b * groups + g) * n;
+    float* dots = a.dots + (b * groups + g) * a.replay;
+    const int all = (int)count + 1;
+    for (int j0 = 0; j0 < all; j0 += 16) {
+      const int some = rows_left(j0, all);
+      Vec sums[16];
+      for (int j = 0; j < 16; j++) {
+        Vec sum = v_zero();
+        for (Int i = 0; j < some && i < n; i += 16) {
+          const int width = rows_left(i, n);
+          const Vec v = j0 + j < (int)count ? halves_at(ring + 2 * ((j0 + j) * n + i), width) : h_widen(rounded_input(v_load_n(B + i, width)));
+          sum = v_fma(v, v_load_n(C + i, width), sum);
+        }
+        sums[j] = sum;
+      }
+      v_store_n(dots + j0, v_reduce16<v_add>(sums), some);
+    }
+  }
+}
+
+// b and the count of a sequence after the call.
+static void replay_finish(const ScanArgs& a, int64_t b) {
+  const ReplayLayout at = replay_layout(a);
+  const Int n = a.d_state, r = a.replay, groups = a.groups, count = a.counts[b], all = count + a.length, after = all % r;
+  const uint8_t* past = (const uint8_t*)a.past + b * at.bytes;
+  uint8_t* present = (uint8_t*)a.present + b * at.bytes;
+  const Int kept = all < r ? count : 0, fresh = after - kept;  // slots that stay, tokens of this call in the slots behind them
+  for (Int g = 0; g < groups; g++) {
+    uint8_t* ring = present + at.b + 2 * g * r * n;
+    if (past != present) memcpy(ring, past + at.b + 2 * g * r * n, (size_t)(2 * kept * n));
+    for (Int j = 0; j < fresh; j++) {
+      const float* B = a.B + ((b * a.length + a.length - fresh + j) * groups + g) * n;
+      for (Int i = 0; i < n; i += 16) {
+        const int width = rows_left(i, n);
+        halves_to(ring + 2 * ((kept + j) * n + i), rounded_input(v_load_n(B + i, width)), width);
+      }
+    }
+    if (past != present || all >= r) memset(ring + 2 * after * n, 0, (size_t)(2 * (r - after) * n));
+  }
+  const uint32_t stored = (uint32_t)after;
+  memcpy(present + at.count, &stored, sizeof stored);
+  memset(present + at.count + 4, 0, (size_t)(at.bytes - at.count - 4));
+}
+
+// sum_n q C_n of rows 0 .. count - 1 of a packed head, from C in vector order and times the steps.
+template <class Codec, int kVectors, bool kTail>
+MAMBAC_INLINE void read_rows(const float* C, const uint8_t* codes, Int bytes, Int n, Int vectors, int count, Vec* sums) {
+  const Int whole = kTail ? vectors - 1 : vectors;
+  enum { kHeld = kVectors > 0 && kVectors <= 8 ? kVectors : 1 };
+  typename Codec::Decoder decoder;
+  decoder.set(1.0f);
+  Vec held[kHeld];
+  for (int v = 0; v < kHeld; v++) held[v] = v_load(C + 16 * v);
+  for (int r = 0; r < count; r++) {
+    const uint8_t* row = codes + r * bytes;
+    Vec sum = v_zero();
+    MAMBAC_UNROLL
+    for (Int v = 0; v < whole; v++) sum = v_fma(Codec::load(decoder, row, v), kHeld > 1 ? held[v] : v_load(C + 16 * v), sum);
+    if (kTail) sum = v_fma(load_tail<Codec>(decoder, row, whole, n), v_load(C + 16 * whole), sum);
+    sums[r] = sum;
+  }
+  for (int r = count; r < 16; r++) sums[r] = v_zero();
+}
+
+// Rows p .. p + kRows - 1, vectors v .. v + kWide - 1 of the state that the checkpoint and `tokens` tokens make.
+template <class Codec, int kRows, int kWide, bool kTail>
+MAMBAC_INLINE void rebuild_tile(const Packing& k, const uint8_t* codes, Int bytes, const float* scale, const float* fed, Int pp,
+                                const float* b, Int np, int tokens, float* rows, Int v0, Int n) {
+  Vec h[kRows][kWide];
+  for (int r = 0; r < kRows; r++) {
+    typename Codec::Decoder decoder;
+    decoder.set(scale[r]);
+    for (int v = 0; v < kWide; v++) {
+      const uint8_t* row = codes + r * bytes;
+      const Vec q = kTail && 16 * (v0 + v) + 16 > n ? load_tail<Codec>(decoder, row, v0 + v, n) : Codec::load(decoder, row, v0 + v);
+      h[r][v] = v_mul(q, v_load(k.step + 16 * (v0 + v)));
+    }
+  }
+  for (int j = 0; j < tokens; j++) {
+    Vec bj[kWide];
+    for (int v = 0; v < kWide; v++) bj[v] = v_load(b + j * np + 16 * (v0 + v));
+    for (int r = 0; r < kRows; r++) {
+      const Vec u = v_set(fed[j * pp + r]);
+      for (int v = 0; v < kWide; v++) h[r][v] = v_fma(u, bj[v], h[r][v]);
+    }
+  }
+  for (int r = 0; r < kRows; r++)
+    for (int v = 0; v < kWide; v++) v_store(rows + r * np + 16 * (v0 + v), h[r][v]);
+}
+template <class Codec, int kRows, bool kTail>
+MAMBAC_INLINE void rebuild_rows(const Packing& k, const uint8_t* codes, Int bytes, const float* scale, const float* fed, Int pp,
+                                const float* b, Int np, int tokens, float* rows, Int n) {
+  const Int vectors = np / 16;
+  Int v = 0;
+  for (; v + kReplayWide <= vectors; v += kReplayWide)
+    rebuild_tile<Codec, kRows, kReplayWide, kTail>(k, codes, bytes, scale, fed, pp, b, np, tokens, rows, v, n);
+  for (; v < vectors; v++) rebuild_tile<Codec, kRows, 1, kTail>(k, codes, bytes, scale, fed, pp, b, np, tokens, rows, v, n);
+}
+
+// The state from the checkpoint times `decay` and all R tokens, of which token j counts `weights`[j]; packed again.
+// k.step holds the checkpoint's steps. The last token's b is in B, the others' in the ring.
+template <class Codec, bool kMax, int kVectors, bool kTail>
+static void replay_round(const ScanArgs& a, Packing& k, const ReplayHead& s, const uint8_t* ring, const float* B, float decay,
+                         const float* weights, Carve c) {
+  const Int p = a.head_dim, n = a.d_state, np = round16(n), pp = round16(p), bytes = Codec::row_bytes(n);
+  const int tokens = (int)a.replay;
+  float *b = c.take(tokens * np), *fed = c.take(tokens * pp);
+  for (int j = 0; j < tokens; j++) {
+    float* plain = Codec::kGroup == 8 ? k.ratio : b + j * np;
+    for (Int i = 0; i < n; i += 16) {
+      const int width = rows_left(i, n);
+      v_store(plain + i, j + 1 < tokens ? halves_at(ring + 2 * (j * n + i), width) : h_widen(rounded_input(v_load_n(B + i, width))));
+    }
+    if (Codec::kGroup == 8) to_vector_order<Codec>(b + j * np, plain, n);
+    const Vec w = v_set(weights[j]);
+    for (Int i = 0; i < p; i += 16) v_store(fed + j * pp + i, v_mul(w, halves_at(s.u + 2 * (j * p + i), rows_left(i, p))));
+  }
+  for (Int p0 = 0; p0 < p; p0 += 16) {
+    const int count = rows_left(p0, p);
+    float scale[16];
+    v_store(scale, v_mul(v_set(decay), halves_at(s.packed + p * bytes + 2 * p0, count)));
+    int r = 0;
+    for (; r + kReplayRows <= count; r += kReplayRows)
+      rebuild_rows<Codec, kReplayRows, kTail>(k, s.packed + (p0 + r) * bytes, bytes, scale + r, fed + p0 + r, pp, b, np, tokens, k.rows + (p0 + r) * np, n);
+    for (; r < count; r++)
+      rebuild_rows<Codec, 1, kTail>(k, s.packed + (p0 + r) * bytes, bytes, scale + r, fed + p0 + r, pp, b, np, tokens, k.rows + (p0 + r) * np, n);
+  }
+  pack_head<Codec, kMax, kVectors>(k, s.packed, p, n);
+}
+
+// One token of one head.
+template <class Codec, bool kMax, int kVectors, bool kTail>
+static void replay_token(const ScanArgs& a, const ReplayHead& s, const uint8_t* ring, Int b, Int h, Carve c) {
+  const Int p = a.head_dim, n = a.d_state, vectors = kVectors > 0 ? kVectors : round16(n) / 16, bytes = Codec::row_bytes(n);
+  const Int group = h / (a.heads / a.groups);
+  const int count = a.counts[b];
+  const uint8_t* sc = s.packed + p * bytes;
+  Vec delta, rate;
+  replay_deltas(a, b, h, 0, 1, &delta, &rate);
+  // Logarithms of the weights: the new token's is 0, an older one's the rates of all tokens behind it; the checkpoint's last.
+  alignas(64) float weights[kMostReplay + 16], gains[kMostReplay + 16], lanes[16];
+  v_store(lanes, rate);
+  float sum = lanes[0];
+  memcpy(s.l + 4 * count, &sum, sizeof sum);
+  weights[count] = 0.0f;
+  for (int j = count - 1; j >= 0; j--) {
+    weights[j] = sum;
+    sum += float_at(s.l + 4 * j);
+  }
+  weights[count + 1] = sum;
+  const float* dots = a.dots + (b * a.groups + group) * a.replay;
+  for (int j = 0; j < count + 2; j += 16) {
+    const int some = count + 2 - j < 16 ? count + 2 - j : 16;
+    v_store(weights + j, v_exp(v_load_n(weights + j, some)));
+  }
+  for (int j = 0; j < count + 1; j++) gains[j] = weights[j] * dots[j];
+  const float decay = weights[count + 1];
+
+  Packing k(c, p, 16 * vectors);
+  float* C = c.take(16 * vectors);
+  old_steps<Codec>(k, sc + 2 * p, n);
+  to_vector_order<Codec>(C, a.C + (b * a.groups + group) * n, n);
+  for (Int v = 0; v < vectors; v++) v_store(C + 16 * v, v_mul(v_load(C + 16 * v), v_load(k.step + 16 * v)));
+  const float *x = a.x + (b * a.heads + h) * p, *D = a.D + h * p;
+  float* y = a.y + (b * a.heads + h) * p;
+  for (Int p0 = 0; p0 < p; p0 += 16) {
+    const int some = rows_left(p0, p);
+    Vec sums[16];
+    read_rows<Codec, kVectors, kTail>(C, s.packed + p0 * bytes, bytes, n, vectors, some, sums);
+    Vec total = v_mul(v_reduce16<v_add>(sums), v_mul(v_set(decay), halves_at(sc + 2 * p0, some)));
+    for (int j = 0; j < count; j++) total = v_fma(v_set(gains[j]), halves_at(s.u + 2 * (j * p + p0), some), total);
+    const Vec xv = v_load_n(x + p0, some);
+    const HalfVec u = rounded_input(v_mul(delta, xv));
+    halves_to(s.u + 2 * (count * p + p0), u, some);
+    total = v_fma(v_set(gains[count]), h_widen(u), total);
+    v_store_n(y + p0, v_fma(v_load_n(D + p0, some), xv, total), some);
+  }
+  if (count + 1 < a.replay) return;
+  replay_round<Codec, kMax, kVectors, kTail>(a, k, s, ring, a.B + (b * a.groups + group) * n, decay, weights, c);
+  memset(s.u, 0, (size_t)(2 * a.replay * p));
+  memset(s.l, 0, (size_t)(4 * a.replay));
+}
+template <class Whole, class Plain, bool kMax>
+MAMBAC_INLINE void replay_plain(const ScanArgs& a, const ReplayHead& s, const uint8_t* ring, Int b, Int h, Carve c) {
+  const Int n = a.d_state;
+  if (n == 128)
+    replay_token<Whole, kMax, 8, false>(a, s, ring, b, h, c);
+  else if (n == 64)
+    replay_token<Whole, kMax, 4, false>(a, s, ring, b, h, c);
+  else if (n % 16 == 0)
+    replay_token<Plain, kMax, 0, false>(a, s, ring, b, h, c);
+  else
+    replay_token<Plain, kMax, 0, true>(a, s, ring, b, h, c);
+}
+template <bool kMax>
+MAMBAC_INLINE void replay_i4(const ScanArgs& a, const ReplayHead& s, const uint8_t* ring, Int b, Int h, Carve c) {
+  if (a.d_state == 128)
+    replay_token<StridedI4, kMax, 8, false>(a, s, ring, b, h, c);
+  else if (a.d_state % 128 == 0)
+    replay_token<StridedI4, kMax, 0, false>(a, s, ring, b, h, c);
+  else
+    replay_plain<PlainI4, PlainI4, kMax>(a, s, ring, b, h, c);
+}
+
+// Decays and inputs of the block's tokens, either all in the rings (slots from `slot` on) or all of this call (tokens from
+// t0 on, whose slots are filled); their B and C into [tokens, n].
+static void replay_inputs(const ScanArgs& a, Block& k, const ReplayHead& s, const uint8_t* ring, bool old, int slot, Int b, Int h,
+                          Int t0, float* B, float* C, float* carried) {
+  const Int p = a.head_dim, n = a.d_state, channels = a.heads * p, group = h / (a.heads / a.groups);
+  float running = *carried;
+  for (int i = 0; i < k.tokens; i += 16) {
+    const int some = rows_left(i, k.tokens);
+    float d[16], e[16], l[16] = {0};
+    if (old) {
+      memcpy(l, s.l + 4 * (slot + i), (size_t)(4 * some));
+      v_store(e, v_exp(v_load(l)));
+    } else {
+      Vec delta, rate;
+      replay_deltas(a, b, h, t0 + i, some, &delta, &rate);
+      v_store(d, delta);
+      v_store(l, rate);
+      v_store(e, v_exp(rate));
+      memcpy(s.l + 4 * (slot + i), l, (size_t)(4 * some));
+    }
+    for (int j = 0; j < some; j++) {
+      const int t = i + j;
+      running = advance(k, t, e[j], running);
+      const Vec f = v_set(1.0f / running);
+      const Int from = b * a.length + t0 + t;
+      for (Int c = 0; c < p; c += 16) {
+        const int count = rows_left(c, p);
+        uint8_t* at = s.u + 2 * ((slot + t) * p + c);
+        Vec u;
+        if (old) {
+          u = halves_at(at, count);
+        } else {
+          const HalfVec fresh = rounded_input(v_mul(v_set(d[j]), v_load_n(a.x + from * channels + h * p + c, count)));
+          halves_to(at, fresh, count);
+          u = h_widen(fresh);
+        }
+        v_store(k.input + t * k.pp + c, v_mul(f, u));
+        v_store(k.sums + t * k.pp + c, v_zero());
+      }
+      for (Int c = 0; c < n; c += 16) {
+        const int count = rows_left(c, n);
+        const Int row = (from * a.groups + group) * n + c;
+        v_store_n(B + t * n + c, old ? halves_at(ring + 2 * ((slot + t) * n + c), count) : h_widen(rounded_input(v_load_n(a.B + row, count))), count);
+        v_store_n(C + t * n + c, old ? v_zero() : v_load_n(a.C + row, count), count);
+      }
+    }
+  }
+  *carried = running;
+}
+
+// Several tokens of one head: those of the rings run again, silently, then the new ones; the state leaves float32 only
+// where the rings are full.
+template <class Codec, bool kMax>
+static void replay_prefill(const ScanArgs& a, const ReplayHead& s, const uint8_t* ring, Int b, Int h, Carve c) {
+  const Int p = a.head_dim, n = a.d_state, np = round16(n), pp = round16(p);
+  Packing k(c, p, np);
+  float* state = c.take(np * pp);
+  Block block;
+  block.pp = pp;
+  block.input = c.take(kBlockTokens * pp);
+  block.sums = c.take(kBlockTokens * pp);
+  float *B = c.take(kBlockTokens * n), *C = c.take(kBlockTokens * n);
+  unpack_head<Codec>(k, s.packed, p, n);
+  transpose_in<F32Rows>(k.rows, np, state, pp, p, n);
+  const int r = (int)a.replay;
+  float carried = 1.0f;
+  int slot = 0;
+  bool rounded = false;
+  for (Int t = -a.counts[b]; t < a.length; t += block.tokens) {  // tokens before 0 are in the rings
+    Int tokens = t < 0 ? -t : a.length - t < r - slot ? a.length - t : r - slot;
+    block.tokens = (int)(tokens < kBlockTokens ? tokens : kBlockTokens);
+    replay_inputs(a, block, s, ring, t < 0, slot, b, h, t, B, C, &carried);
+    run_state(block, state, B, C, n, n);
+    if (t >= 0) finish_block(a, block, b, h, t);
+    slot += block.tokens;
+    if (slot < r) continue;
+    transpose_out<F32Rows>(k.rows, np, state, pp, p, n, carried, true);
+    pack_head<Codec, kMax, 0>(k, s.packed, p, n);
+    slot = 0;
+    rounded = true;
+    carried = 1.0f;
+    if (t + block.tokens == a.length) break;
+    unpack_head<Codec>(k, s.packed, p, n);
+    transpose_in<F32Rows>(k.rows, np, state, pp, p, n);
+  }
+  if (!rounded) return;
+  memset(s.u + 2 * slot * p, 0, (size_t)(2 * (r - slot) * p));
+  memset(s.l + 4 * slot, 0, (size_t)(4 * (r - slot)));
+}
+
+static void replay_task(const ScanArgs& a, int64_t task, void* scratch) {
+  const Int b = task / a.heads, h = task % a.heads;
+  const ReplayLayout at = replay_layout(a);
+  const uint8_t* past = (const uint8_t*)a.past + b * at.bytes;
+  uint8_t* present = (uint8_t*)a.present + b * at.bytes;
+  const Int u = at.u + 2 * h * a.replay * a.head_dim, l = at.l + 4 * h * a.replay;
+  const ReplayHead s = {present + h * at.head, present + u, present + l};
+  if (past != present) {
+    memcpy(s.packed, past + h * at.head, (size_t)at.head);
+    memcpy(s.u, past + u, (size_t)(2 * a.replay * a.head_dim));
+    memcpy(s.l, past + l, (size_t)(4 * a.replay));
+  }
+  const uint8_t* ring = ring_of(a, at, b, h / (a.heads / a.groups));
+  const Carve c(scratch);
+  if (a.length == 1) {
+    if (a.format == Format::kH8)
+      a.max_norm ? replay_plain<BlockI8, PlainI8, true>(a, s, ring, b, h, c) : replay_plain<BlockI8, PlainI8, false>(a, s, ring, b, h, c);
+    else
+      a.max_norm ? replay_i4<true>(a, s, ring, b, h, c) : replay_i4<false>(a, s, ring, b, h, c);
+  } else if (a.format == Format::kH8) {
+    a.max_norm ? replay_prefill<PlainI8, true>(a, s, ring, b, h, c) : replay_prefill<PlainI8, false>(a, s, ring, b, h, c);
+  } else {
+    a.max_norm ? replay_prefill<PlainI4, true>(a, s, ring, b, h, c) : replay_prefill<PlainI4, false>(a, s, ring, b, h, c);
+  }
+}
