@@ -5,8 +5,6 @@ import {
   executableRecipe,
   finishRecipe,
   PASSES,
-  PRESETS,
-  presetNamed,
   type QuantRecipe,
   raiseRecipe,
   SCAN_TARGETS,
@@ -40,6 +38,7 @@ import {
 import { addCalibrate } from "./calibrate-command.js";
 import { integer, integerList, number, positiveInteger } from "./flag-values.js";
 import { kebabFlags } from "./kebab-flags.js";
+import { addRecipe, recipeDocument, recipeOf } from "./recipe-command.js";
 
 /** Runs one command line (without program name) and gives its exit code. */
 export async function main(argv: readonly string[], terminal: Terminal): Promise<number> {
@@ -85,7 +84,7 @@ function commandLine(terminal: Terminal, outcome: Outcome, argv: readonly string
   addGenerate(program, terminal, outcome);
   addEval(program, terminal, outcome);
   addBench(program, terminal, outcome);
-  addRecipe(program, terminal);
+  addRecipe(program, terminal, outcome);
   return program;
 }
 
@@ -144,7 +143,7 @@ function addCompile(program: Command, terminal: Terminal, outcome: Outcome, argv
         .choices(["auto", "always", "never"])
         .default("auto"),
     )
-    .option("--recipe <name>", "how to quantize weights and activations; `mambac recipe list` names them")
+    .option("--recipe <recipe>", "how to quantize: a name (`mambac recipe list`) or a file, FILE.yaml")
     .option("--calib <file...>", "text, JSONL, npy, npz, safetensors or Parquet for recipes that need calibration")
     .option("--num-samples <n>", "sequences of calibration data", positiveInteger, 64)
     .option("--seq-len <n>", "tokens of a calibration sequence", positiveInteger, 512)
@@ -156,15 +155,17 @@ function addCompile(program: Command, terminal: Terminal, outcome: Outcome, argv
     .option("--timing", "tell how long each pass took")
     .option("--repro <folder>", "should mambac have a bug, write what a report needs there")
     .action(async (inputs: string[], flags: CompileFlags) => {
-      const recipe = flags.recipe === undefined ? null : presetNamed(flags.recipe);
+      const named = flags.recipe === undefined ? null : recipeOf(flags.recipe);
       const stateGiven = command.getOptionValueSource("state") === "cli";
-      const state = recipe === null || stateGiven ? stateChoice(flags) : recipe.state;
+      const state = named === null || stateGiven ? stateChoice(flags) : named.state;
+      const recipe = named === null ? null : { ...named, state };
       outcome.code = await compileCommand(
         {
           inputs,
           output: flags.output ?? null,
           state,
           recipe,
+          recipeText: recipe === null ? null : recipeDocument(recipe),
           ...(flags.calib === undefined
             ? {}
             : {
@@ -189,24 +190,6 @@ function addCompile(program: Command, terminal: Terminal, outcome: Outcome, argv
         terminal,
       );
     });
-}
-
-function addRecipe(program: Command, terminal: Terminal): void {
-  const command = program.command("recipe").description("the quantization recipes that ship with mambac");
-  command
-    .command("list")
-    .description("name them all")
-    .option("--json", "one JSON document on stdout")
-    .action((flags: { json?: boolean }) => {
-      const rows = PRESETS.map(({ name, summary }) => ({ name, summary }));
-      if (flags.json === true) terminal.out(`${JSON.stringify(rows, null, 2)}\n`);
-      else for (const { name, summary } of rows) terminal.out(`${name.padEnd(22)}  ${summary}\n`);
-    });
-  command
-    .command("show")
-    .description("print one, resolved, as JSON")
-    .argument("<name>", "its name")
-    .action((name: string) => terminal.out(`${JSON.stringify(presetNamed(name), null, 2)}\n`));
 }
 
 function addInspect(program: Command, terminal: Terminal, outcome: Outcome): void {

@@ -63,8 +63,13 @@ const IN_OUT: readonly LinearRole[] = ["in_proj", "out_proj"];
 const ALL: readonly LinearRole[] = ["in_proj", "x_proj", "dt_proj", "out_proj", "lm_head", "other"];
 const BLOCK: readonly LinearRole[] = ["in_proj", "x_proj", "dt_proj", "out_proj", "other"];
 
+/** What a recipe does about everything it does not mention: nothing. */
+export function recipeDefaults(): Omit<QuantRecipe, "name" | "summary"> {
+  return { smooth: null, rotate: NO_ROTATION, weights: [], activations: [], state: F32 };
+}
+
 function recipe(name: string, summary: string, parts: Partial<Omit<QuantRecipe, "name" | "summary">>): QuantRecipe {
-  return { name, summary, smooth: null, rotate: NO_ROTATION, weights: [], activations: [], state: F32, ...parts };
+  return { name, summary, ...recipeDefaults(), ...parts };
 }
 
 const nearest = (roles: readonly LinearRole[], scheme: string): WeightRule => ({ roles, scheme, method: "nearest" });

@@ -11,8 +11,8 @@ import type { StatRequest } from "./quant/calibration.js";
 import type { Statistics } from "./quant/statistics.js";
 import { tokenInput, viewGraph } from "./rewrite/axes.js";
 import { splitBranches } from "./rewrite/branches.js";
-import type { Execute, Remark } from "./rewrite/pass.js";
-import { nothingFound, runSteps, type Step } from "./rewrite/pipeline.js";
+import type { Execute, Fact, Remark } from "./rewrite/pass.js";
+import { nothingFound, type PipelineHooks, runSteps, type Step } from "./rewrite/pipeline.js";
 import { type SemanticOp, type StateChoice, semanticOps } from "./rewrite/semantic.js";
 import { slotType, stateBytes, stateSlots } from "./rewrite/states.js";
 import { mainOpset } from "./rewrite/trials.js";
@@ -51,6 +51,8 @@ export interface CompileOptions {
   readonly threads?: number;
   /** The quantization recipe as it was resolved, for the metadata. */
   readonly recipe?: { readonly name: string } | null;
+  /** The same as YAML, to be written beside the model as `<output>.recipe.yaml`. */
+  readonly recipeText?: string | null;
   /** Data for passes that need statistics of activations. */
   readonly calibration?: Omit<DatasetOptions, "vocabulary">;
   readonly onRemark?: (remark: Remark) => void;
@@ -88,29 +90,37 @@ export interface CompileReport {
   readonly weightBytes: number;
 }
 
+/** Sources with their scans recognised: where every compilation of one source starts. */
+export interface Prepared {
+  readonly sources: readonly Source[];
+  /** The graph that is compiled, and the decode graph of a pair. */
+  readonly main: Model;
+  readonly decode: Model | null;
+  readonly remarks: readonly Remark[];
+  readonly warnings: readonly string[];
+  /** Facts that hold of the recognised graphs. */
+  readonly facts: ReadonlySet<Fact>;
+  /** `--stop-after` named a pass that has run already. */
+  readonly stopped: boolean;
+  /** How far the graphs of a pair are apart, measured once. */
+  readonly measure: (report: (remark: Remark) => void) => Promise<number | null>;
+}
+
+type PrepareOptions = Omit<CompileOptions, "output" | "state" | "recipe" | "recipeText" | "calibration">;
+
 /** Compiles; see `CompileOptions`. Throws `MambacError` for whatever the user can mend; nothing is written then. */
 export async function compile(options: CompileOptions, passes: CompilerPasses): Promise<CompileReport> {
-  await using products = openOrtGemm({ threads: options.threads ?? 1 });
+  return compilePrepared(await prepare(options, passes), options, passes);
+}
+
+/** Reads and recognises. Throws what `compile` throws. */
+export async function prepare(options: PrepareOptions, passes: CompilerPasses): Promise<Prepared> {
   const sources = sourceFiles(options.inputs).map(identifySource);
   const remarks: Remark[] = [];
   const warnings: string[] = [];
-  const hooks = {
-    execute: executor(options.threads ?? 1),
-    gemm: products.gemm,
-    report: (remark: Remark): void => {
-      remarks.push(remark);
-      options.onRemark?.(remark);
-    },
-    now: () => performance.now(),
-    ...(options.afterPass === undefined ? {} : { afterPass: options.afterPass }),
-    ...(options.onFailure === undefined ? {} : { onFailure: options.onFailure }),
-    ...(options.stopAfter === undefined ? {} : { stopAfter: options.stopAfter }),
-    ...(options.calibration === undefined || passes.executable === undefined
-      ? {}
-      : { collect: collector(options, options.calibration, passes.executable) }),
-  };
-  const raiseSteps = passes.raise();
-  const stopsEarly = options.stopAfter !== undefined && raiseSteps.some(({ name }) => name === options.stopAfter);
+  const hooks = pipelineHooks(options, remarks);
+  const steps = passes.raise();
+  const stopped = options.stopAfter !== undefined && steps.some(({ name }) => name === options.stopAfter);
   const raised: { role: Source["role"]; model: Model }[] = [];
   for (const source of sources) {
     options.onProgress?.(`reading ${source.path}`);
@@ -128,19 +138,52 @@ export async function compile(options: CompileOptions, passes: CompilerPasses): 
             { role: "decode", model: parts.decode },
           ];
     for (const part of graphs) {
-      const result = await runSteps(part.model, raiseSteps, stopsEarly ? hooks : plain);
+      const result = await runSteps(part.model, steps, stopped ? hooks : plain);
       raised.push({ role: part.role, model: result.model });
     }
   }
   const main = raised.find(({ role }) => role !== "decode")?.model;
   if (main === undefined) throw new MambacError("compile/inputs", "there is no graph to compile");
   const decode = raised.find(({ role }) => role === "decode")?.model ?? null;
-  if (stopsEarly) return report(options, sources, main, semanticOps(main.graph.nodes), { remarks, warnings }, null);
-  if (!semanticOps(main.graph.nodes).some((op) => op.kind === "scan")) throw nothingFound(remarks);
+  if (!stopped && !semanticOps(main.graph.nodes).some((op) => op.kind === "scan")) throw nothingFound(remarks);
+  let measured: Promise<number | null> | null = null;
+  return {
+    sources,
+    main,
+    decode,
+    remarks,
+    warnings,
+    facts: new Set(steps.flatMap(({ establishes }) => establishes)),
+    stopped,
+    measure: (report) => {
+      measured ??= decode === null ? Promise.resolve(null) : measurePair(sources, main, decode, report);
+      return measured;
+    },
+  };
+}
+
+/** What is left of a compilation once its source is prepared; one source can be compiled in many ways. */
+export async function compilePrepared(
+  prepared: Prepared,
+  options: CompileOptions,
+  passes: CompilerPasses,
+): Promise<CompileReport> {
+  const { main, decode } = prepared;
+  const remarks: Remark[] = [...prepared.remarks];
+  if (prepared.stopped) return report(options, prepared, main, semanticOps(main.graph.nodes), remarks, null);
+  await using products = openOrtGemm({ threads: options.threads ?? 1 });
+  const hooks = {
+    ...pipelineHooks(options, remarks),
+    gemm: products.gemm,
+    ...(options.calibration === undefined || passes.executable === undefined
+      ? {}
+      : { collect: collector(options, options.calibration, passes.executable) }),
+  };
   let before: readonly SemanticOp[] = [];
+  const pair = decode === null ? null : { decode, measure: () => prepared.measure(hooks.report) };
   const finished = await runSteps(
     main,
-    passes.finish(decode === null ? null : { decode, measure: () => measurePair(sources, main, decode, hooks.report) }),
+    passes.finish(pair),
     {
       ...hooks,
       afterPass: (name, model, changed, milliseconds) => {
@@ -149,15 +192,33 @@ export async function compile(options: CompileOptions, passes: CompilerPasses): 
         options.afterPass?.(name, model, changed, milliseconds);
       },
     },
-    new Set(raiseSteps.flatMap(({ establishes }) => establishes)),
+    prepared.facts,
   );
-  const model = finished.stopped ? finished.model : described(finished.model, before, sources, options);
+  const model = finished.stopped ? finished.model : described(finished.model, before, prepared.sources, options);
   let written: Written | null = null;
   if (options.output !== null && !finished.stopped) {
     options.onProgress?.(`writing ${options.output}`);
-    written = await writeModel(model, options.output, { externalData: options.externalData ?? "auto" });
+    const { output, recipeText = null } = options;
+    written = await writeModel(model, output, {
+      externalData: options.externalData ?? "auto",
+      companions: recipeText === null ? [] : [{ path: `${output}.recipe.yaml`, text: recipeText }],
+    });
   }
-  return report(options, sources, model, before, { remarks, warnings }, written);
+  return report(options, prepared, model, before, remarks, written);
+}
+
+function pipelineHooks(options: PrepareOptions, remarks: Remark[]): PipelineHooks {
+  return {
+    execute: executor(options.threads ?? 1),
+    report: (remark) => {
+      remarks.push(remark);
+      options.onRemark?.(remark);
+    },
+    now: () => performance.now(),
+    ...(options.afterPass === undefined ? {} : { afterPass: options.afterPass }),
+    ...(options.onFailure === undefined ? {} : { onFailure: options.onFailure }),
+    ...(options.stopAfter === undefined ? {} : { stopAfter: options.stopAfter }),
+  };
 }
 
 /** Runs small models in ONNX Runtime as written, one thread unless asked. */
@@ -284,16 +345,17 @@ export function stateText(state: StateChoice): string {
 
 function report(
   options: CompileOptions,
-  sources: readonly Source[],
+  { sources, warnings }: Prepared,
   model: Model,
   ops: readonly SemanticOp[],
-  notes: { readonly remarks: readonly Remark[]; readonly warnings: readonly string[] },
+  remarks: readonly Remark[],
   written: Written | null,
 ): CompileReport {
   return {
     inputs: sources,
     rows: ops.map(layerRow),
-    ...notes,
+    remarks,
+    warnings,
     state: options.state,
     model,
     written,

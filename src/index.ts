@@ -12,6 +12,13 @@ export { type EvalCommandOptions, evalCommand } from "./commands/eval.js";
 export { reportFailure } from "./commands/failure.js";
 export { type GenerateCommandOptions, generateCommand } from "./commands/generate.js";
 export { type InspectCommandOptions, inspectCommand } from "./commands/inspect.js";
+export {
+  type RecipeLibrary,
+  recipeListCommand,
+  recipeSchemaCommand,
+  recipeShowCommand,
+  resolveRecipe,
+} from "./commands/recipe.js";
 export type { Terminal } from "./commands/terminal.js";
 export { type VerifyCommandOptions, verifyCommand } from "./commands/verify.js";
 export {

@@ -33,6 +33,8 @@ export interface CompileCommandOptions {
   readonly state: StateChoice;
   /** The quantization recipe, resolved; null leaves weights and activations float. */
   readonly recipe?: { readonly name: string } | null;
+  /** The same as YAML, written beside the result. */
+  readonly recipeText?: string | null;
   readonly calibration?: NonNullable<CompileOptions["calibration"]>;
   readonly externalData: NonNullable<WriteOptions["externalData"]>;
   readonly threads: number;
@@ -83,6 +85,7 @@ export async function compileCommand(
         externalData: options.externalData,
         threads: options.threads,
         recipe: options.recipe ?? null,
+        recipeText: options.recipeText ?? null,
         ...(options.calibration === undefined ? {} : { calibration: options.calibration }),
         ...(options.stopAfter === null ? {} : { stopAfter: options.stopAfter }),
         onProgress: (message) => progress.say(message),
@@ -149,6 +152,7 @@ function asBug(cause: unknown): unknown {
 interface Files {
   readonly model: { readonly path: string; readonly bytes: number };
   readonly data: { readonly path: string; readonly bytes: number } | null;
+  readonly companions: readonly { readonly path: string; readonly bytes: number }[];
 }
 
 /** What was written, or what would be. Null where there is nothing to write yet. */
@@ -159,6 +163,10 @@ function filesOf(report: CompileReport, output: string, options: CompileCommandO
   return {
     model: { path: output, bytes: model },
     data: data === null ? null : { path: `${output}.data`, bytes: data },
+    companions:
+      options.recipeText == null
+        ? []
+        : [{ path: `${output}.recipe.yaml`, bytes: Buffer.byteLength(options.recipeText) }],
   };
 }
 
@@ -215,7 +223,7 @@ function textOf(
   if (options.recipe != null) facts.push(["recipe", options.recipe.name]);
   if (census !== null) facts.push(["projections", censusText(census)]);
   if (files !== null) {
-    const list = [files.model, ...(files.data === null ? [] : [files.data])].map(named).join(", ");
+    const list = [files.model, ...(files.data === null ? [] : [files.data]), ...files.companions].map(named).join(", ");
     facts.push([options.dryRun ? "would write" : "written", list]);
   }
   if (options.dryRun) facts.push(["peak memory", `about ${formatBytes(peakMemory(report.model))}`]);

@@ -35,12 +35,25 @@ const WRITE_STEP = 1 << 24;
 export interface WriteOptions {
   /** `auto` (default): weights go to a side file when they exceed 1 MiB in all. */
   readonly externalData?: "auto" | "always" | "never";
+  /** Texts that appear together with the model, or not at all. */
+  readonly companions?: readonly Companion[];
+}
+
+export interface Companion {
+  readonly path: string;
+  readonly text: string;
 }
 
 /** What was written. `data` is null when every weight is inline. */
 export interface Written {
-  readonly model: { readonly path: string; readonly bytes: number };
-  readonly data: { readonly path: string; readonly bytes: number } | null;
+  readonly model: WrittenFile;
+  readonly data: WrittenFile | null;
+  readonly companions: readonly WrittenFile[];
+}
+
+export interface WrittenFile {
+  readonly path: string;
+  readonly bytes: number;
 }
 
 /**
@@ -64,8 +77,12 @@ export function encodeModel(model: Model): Uint8Array {
  */
 export async function writeModel(model: Model, path: string, options: WriteOptions = {}): Promise<Written> {
   const dataPath = `${path}.data`;
+  const companions = (options.companions ?? []).map((companion) => ({
+    path: companion.path,
+    content: new TextEncoder().encode(companion.text),
+  }));
   const layout = planExternal(model, basename(dataPath), options.externalData ?? "auto");
-  for (const target of [path, dataPath]) refuseFolder(target);
+  for (const target of [path, dataPath, ...companions.map((companion) => companion.path)]) refuseFolder(target);
   const temporary = new TemporaryFiles();
   try {
     let dataTemporary: string | null = null;
@@ -76,14 +93,21 @@ export async function writeModel(model: Model, path: string, options: WriteOptio
     const encoded = encodeChecked(model, layout.places);
     const modelTemporary = temporary.beside(path);
     await writeFile(modelTemporary, (handle) => writePieces(handle, encoded));
-    moveIntoPlace(
-      [...(dataTemporary === null ? [] : [{ from: dataTemporary, to: dataPath }]), { from: modelTemporary, to: path }],
-      temporary,
-    );
+    const moves: Move[] = dataTemporary === null ? [] : [{ from: dataTemporary, to: dataPath }];
+    for (const { path: to, content } of companions) {
+      const from = temporary.beside(to);
+      await writeFile(from, async (handle) => {
+        await writeAt(handle, content, 0);
+        return content.byteLength;
+      });
+      moves.push({ from, to });
+    }
+    moveIntoPlace([...moves, { from: modelTemporary, to: path }], temporary);
     await syncFolder(dirname(path));
     return {
       model: { path, bytes: encoded.byteLength },
       data: dataTemporary === null ? null : { path: dataPath, bytes: layout.byteLength },
+      companions: companions.map((companion) => ({ path: companion.path, bytes: companion.content.byteLength })),
     };
   } catch (cause) {
     throw isFileSystemError(cause)

@@ -10,7 +10,8 @@ import { elementCount } from "../ir/types.js";
 import { concrete, dataFree, type View } from "./axes.js";
 import { CONV_INPUT, type ConvOp, SCAN_INPUT, type ScanOp, semanticOps } from "./semantic.js";
 
-export type LinearRole = "in_proj" | "x_proj" | "dt_proj" | "out_proj" | "lm_head" | "other";
+export const LINEAR_ROLES = ["in_proj", "x_proj", "dt_proj", "out_proj", "lm_head", "other"] as const;
+export type LinearRole = (typeof LINEAR_ROLES)[number];
 
 /** One projection. */
 export interface LinearSite {

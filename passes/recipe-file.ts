@@ -1,0 +1,140 @@
+/**
+ * Recipes as YAML or JSON files: what they may hold, read and written. `schema/recipe.schema.json` says the same to
+ * editors.
+ */
+
+import type { Plain } from "../src/document/located.js";
+import {
+  choice,
+  list,
+  nullable,
+  optional,
+  preset,
+  quantity,
+  readDocument,
+  record,
+  required,
+  type Shape,
+  text,
+  truth,
+} from "../src/document/shape.js";
+import { formatYaml } from "../src/document/yaml.js";
+import { MAX_REPLAY_LENGTH, REQUANTIZE_MODES, STATE_FORMATS, STATE_SCALES } from "../src/ops/names.js";
+import { parseWeightScheme } from "../src/quant/scheme.js";
+import type { StateChoice } from "../src/rewrite/semantic.js";
+import { LINEAR_ROLES, type LinearRole } from "../src/rewrite/sites.js";
+import { MambacError } from "../src/support/errors.js";
+import {
+  ACTIVATION_TIMINGS,
+  type ActivationRule,
+  DT_ROTATIONS,
+  type QuantRecipe,
+  RESIDUAL_ROTATIONS,
+  ROUNDING_METHODS,
+  recipeDefaults,
+  type WeightRule,
+} from "./quant-recipes.js";
+
+const ROLES: Shape<readonly LinearRole[]> = list(choice(LINEAR_ROLES), { least: 1 });
+const LAYERS: Shape<readonly string[]> = list(text(), { least: 1 });
+const rolesField = required(ROLES, "the projections it is about");
+const layersField = optional(
+  LAYERS,
+  "labels of the layers it is about, such as layers.3 or layers.1*; all if left out",
+);
+
+const SMOOTH: Shape<NonNullable<QuantRecipe["smooth"]>> = record<NonNullable<QuantRecipe["smooth"]>>({
+  alpha: required(quantity({ least: 0, most: 1 }), "share of the range that moves from activations into weights"),
+  roles: required(ROLES, "projections whose input is smoothed"),
+});
+
+const ROTATE: Shape<QuantRecipe["rotate"]> = record<QuantRecipe["rotate"]>({
+  residual: preset(choice(RESIDUAL_ROTATIONS), "none", "rotation of the residual stream, folded into the weights"),
+  output: preset(truth, false, "Hadamard transform in front of out_proj, run in every call"),
+  dt: preset(choice(DT_ROTATIONS), "none", "rotation of the input of dt_proj (Mamba-1)"),
+  state: preset(truth, false, "rotation of the state along d_state (Mamba-2)"),
+});
+
+const WEIGHT: Shape<WeightRule> = record<WeightRule>({
+  roles: rolesField,
+  layers: layersField,
+  scheme: required(
+    nullable(
+      text({
+        pattern: "^[iu][2348]:(tensor|channel|in-channel|g[1-9][0-9]{0,5})(:(span|mse|f16))*$",
+        check: (spelling) => void parseWeightScheme(spelling),
+      }),
+    ),
+    "bits and what shares a scale, such as i8:channel or i4:g128; null keeps float",
+  ),
+  method: preset(choice(ROUNDING_METHODS), "nearest", "how values are put on the grid"),
+});
+
+const ACTIVATION: Shape<ActivationRule> = record<ActivationRule>({
+  roles: rolesField,
+  layers: layersField,
+  timing: preset(
+    choice(ACTIVATION_TIMINGS),
+    "static",
+    "a scale from calibration, a scale measured in every call, or float",
+  ),
+  share: preset(
+    quantity({ above: 0, most: 1 }),
+    1,
+    "share of magnitudes that must be representable; 1 is the largest ever seen",
+  ),
+});
+
+const STATE: Shape<StateChoice> = record<StateChoice>({
+  format: required(choice(STATE_FORMATS), "how the recurrent state is kept between calls"),
+  scale: preset(choice(STATE_SCALES), "dsq-max", "channel scale of h8 and h4"),
+  requantize: preset(
+    choice(REQUANTIZE_MODES),
+    "call",
+    "round at the end of a call, after every token in it, or once in so many tokens",
+  ),
+  replayLength: optional(
+    quantity({ least: 1, most: MAX_REPLAY_LENGTH, whole: true }),
+    "tokens between two roundings of a replay state",
+  ),
+});
+
+const DEFAULTS = recipeDefaults();
+
+const RECIPE: Shape<QuantRecipe> = record<QuantRecipe>({
+  name: required(text({ pattern: "^\\S+$", check: requireName }), "what reports call it; no spaces"),
+  summary: preset(text(), "", "one sentence for people"),
+  smooth: preset(nullable(SMOOTH), DEFAULTS.smooth, "SmoothQuant: outliers of activations move into weights"),
+  rotate: preset(ROTATE, DEFAULTS.rotate, "rotations that spread outliers"),
+  weights: preset(list(WEIGHT), DEFAULTS.weights, "ordered rules; the last that holds a projection decides"),
+  activations: preset(
+    list(ACTIVATION),
+    DEFAULTS.activations,
+    "ordered rules; the last that holds a projection decides",
+  ),
+  state: preset(STATE, DEFAULTS.state, "the recurrent state"),
+});
+
+function requireName(name: string): void {
+  if (!/^\S+$/.test(name)) throw new MambacError("recipe/name", `'${name}' is no name: it must be one word`);
+}
+
+/** A recipe from YAML or JSON. Throws `document/invalid`, a line for each problem; `label` names the text in them. */
+export function readRecipe(source: string, label: string): QuantRecipe {
+  return readDocument(source, RECIPE, label);
+}
+
+/** YAML that reads back as the same recipe. Equal recipes give equal texts. */
+export function formatRecipe(recipe: QuantRecipe, comment: string | null = null): string {
+  return formatYaml(JSON.parse(JSON.stringify(recipe)) as Plain, comment);
+}
+
+/** The JSON Schema of recipe files. */
+export function recipeSchema(): { readonly [key: string]: Plain } {
+  return {
+    $schema: "https://json-schema.org/draft/2020-12/schema",
+    title: "mambac quantization recipe",
+    description: "How mambac quantizes weights, activations and the recurrent state: --recipe FILE.yaml",
+    ...RECIPE.schema,
+  };
+}
