@@ -1,0 +1,165 @@
+/**
+ * npm run bench:compile [-- LAYERS [ROUNDS]]
+ *
+ * Speed and memory of compiling. Rounding to nearest: writes a synthetic Mamba-2 decode graph with the layer sizes of the
+ * 2.7B model (LAYERS of its 64 layers; default 16), then reads its file once and compiles it with 8-bit and 4-bit weights, in turn,
+ * each in a process of its own. GPTQ: the two projections of a layer of the 370M size, against the time that their
+ * multiplications would take at the rate ONNX Runtime reaches in the same run. Ends with 3 below a gate.
+ */
+
+import { spawnSync } from "node:child_process";
+import { closeSync, mkdtempSync, openSync, readSync, rmSync, statSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { finishRecipe, presetNamed, raiseRecipe } from "../passes/index.js";
+import { compile } from "../src/compile.js";
+import { matrixOf } from "../src/linalg/matrix.js";
+import { writeModel } from "../src/onnx/write.js";
+import { gptq } from "../src/quant/gptq.js";
+import { parseWeightScheme } from "../src/quant/scheme.js";
+import { openOrtGemm } from "../src/run/ort-gemm.js";
+import { EXIT } from "../src/support/errors.js";
+import { Random } from "../src/support/random.js";
+import { largeDecodeModel, sizes27B } from "../test/support/large-model.js";
+
+const READS = 3;
+const LIMIT_MB = 700;
+const GPTQ_GATE = 2.5;
+const RECIPES = ["ptqssm-w8-inout-pc", "rtn-w4a16"] as const;
+
+interface Timed {
+  readonly seconds: number;
+  readonly megabytes: number;
+}
+
+/** The work of one child process. */
+async function child(kind: string, input: string, output: string): Promise<void> {
+  const start = performance.now();
+  if (kind === "read") readOnce(`${input}.data`);
+  else {
+    const recipe = presetNamed(kind);
+    const { state } = recipe;
+    await compile(
+      { inputs: [input], output, state, recipe },
+      {
+        raise: raiseRecipe,
+        executable: () => [],
+        finish: (pair) => finishRecipe({ pair, trust: null, quant: recipe, state, stateNames: null, target: "mambac" }),
+      },
+    );
+  }
+  const timed: Timed = {
+    seconds: (performance.now() - start) / 1000,
+    megabytes: process.resourceUsage().maxRSS / 1024,
+  };
+  process.stdout.write(JSON.stringify(timed));
+}
+
+function readOnce(path: string): void {
+  const file = openSync(path, "r");
+  const buffer = Buffer.allocUnsafe(1 << 24);
+  while (readSync(file, buffer) > 0);
+  closeSync(file);
+}
+
+function inChild(kind: string, input: string, output: string): Timed {
+  const args = ["--import", "tsx", import.meta.filename, "child", kind, input, output];
+  const result = spawnSync(process.execPath, args, { encoding: "utf8" });
+  if (result.status !== 0) throw new Error(result.stderr);
+  return JSON.parse(result.stdout) as Timed;
+}
+
+const median = (values: readonly number[]): number => [...values].sort((a, b) => a - b)[values.length >> 1] ?? Number.NaN;
+
+async function roundingGates(layers: number, rounds: number): Promise<boolean> {
+  const folder = mkdtempSync(join(tmpdir(), "mambac-bench-compile-"));
+  try {
+    const input = join(folder, "large.onnx");
+    await writeModel(largeDecodeModel(sizes27B(layers)), input, { externalData: "always" });
+    const gigabytes = statSync(`${input}.data`).size / 1e9;
+    process.stdout.write(`${layers} layers of the 2.7B size, ${gigabytes.toFixed(2)} GB, ${rounds} rounds\n`);
+    const seconds = new Map<string, number[]>(["read", ...RECIPES].map((kind) => [kind, []]));
+    let peak = 0;
+    for (let round = 0; round < rounds; round++) {
+      for (const [kind, times] of seconds) {
+        const timed = inChild(kind, input, join(folder, "out.onnx"));
+        times.push(timed.seconds);
+        peak = Math.max(peak, timed.megabytes);
+      }
+    }
+    const read = median(seconds.get("read") ?? []);
+    process.stdout.write(`read once            ${read.toFixed(1)} s\n`);
+    let ok = true;
+    for (const recipe of RECIPES) {
+      const time = median(seconds.get(recipe) ?? []);
+      const good = time <= READS * read;
+      ok &&= good;
+      process.stdout.write(
+        `${recipe.padEnd(20)} ${time.toFixed(1)} s, ${(gigabytes / time).toFixed(2)} GB/s, ${(time / read).toFixed(2)} reads (at most ${READS})  ${good ? "PASS" : "FAIL"}\n`,
+      );
+    }
+    const fits = peak <= LIMIT_MB;
+    process.stdout.write(`peak memory          ${peak.toFixed(0)} MB (at most ${LIMIT_MB})  ${fits ? "PASS" : "FAIL"}\n`);
+    return ok && fits;
+  } finally {
+    rmSync(folder, { recursive: true, force: true });
+  }
+}
+
+/** Multiplications and additions that GPTQ of [K, N] needs: inverse and two factors of H, and the updates. */
+const gptqFlops = (inputs: number, outputs: number): number => 2 * inputs ** 3 + inputs * inputs * outputs;
+
+async function gptqGate(rounds: number): Promise<boolean> {
+  await using ort = openOrtGemm({ threads: 2 });
+  const random = new Random(1);
+  const tokens = 4096;
+  const shapes = [
+    [1024, 4384],
+    [2048, 1024],
+  ] as const;
+  const layers = shapes.map(([inputs, outputs]) => ({
+    inputs,
+    outputs,
+    x: matrixOf(tokens, inputs, Float32Array.from({ length: tokens * inputs }, () => random.normal())),
+    weight: {
+      label: "w",
+      shape: [inputs, outputs],
+      data: Float32Array.from({ length: inputs * outputs }, () => 0.02 * random.normal()),
+    },
+  }));
+  const square = matrixOf(2048, 2048, Float32Array.from({ length: 2048 * 2048 }, () => random.normal()));
+  const ratios: number[] = [];
+  for (let round = 0; round < rounds; round++) {
+    const rateStart = performance.now();
+    for (let i = 0; i < 4; i++) await ort.gemm(square, square);
+    const rate = (4 * 2 * 2048 ** 3) / (performance.now() - rateStart);
+    const start = performance.now();
+    let flops = 0;
+    for (const { inputs, outputs, x, weight } of layers) {
+      const hessian = await ort.gemm(x, x, { transposeA: true });
+      const sums = matrixOf(inputs, inputs, Float64Array.from(hessian.data));
+      await gptq(weight, sums, parseWeightScheme("i4:g128"), ort.gemm);
+      flops += 2 * tokens * inputs * inputs + gptqFlops(inputs, outputs);
+    }
+    ratios.push((performance.now() - start) / (flops / rate));
+  }
+  const ratio = median(ratios);
+  const ok = ratio <= GPTQ_GATE;
+  process.stdout.write(
+    `GPTQ of a 370M layer, ${tokens} tokens: ${ratio.toFixed(2)} times its multiplications at ONNX Runtime's rate (at most ${GPTQ_GATE})  ${ok ? "PASS" : "FAIL"}\n`,
+  );
+  return ok;
+}
+
+async function main(): Promise<void> {
+  const [first = "16", second = "3", third = ""] = process.argv.slice(2);
+  if (first === "child") {
+    const [, , , , , output = ""] = process.argv;
+    return child(second, third, output);
+  }
+  const rounds = Number(second);
+  const passed = [await gptqGate(rounds), await roundingGates(Number(first), rounds)];
+  process.exitCode = passed.every(Boolean) ? EXIT.ok : 3;
+}
+
+await main();
