@@ -20,6 +20,7 @@ import { rotateDt } from "./rotate-dt.js";
 import { rotateOutput } from "./rotate-output.js";
 import { rotateResidual } from "./rotate-residual.js";
 import { rotateState } from "./rotate-state.js";
+import { roundClipped } from "./round-clipped.js";
 import { roundGptq } from "./round-gptq.js";
 import { roundNearest } from "./round-nearest.js";
 import { smoothAwq } from "./smooth-awq.js";
@@ -46,6 +47,7 @@ export const PASSES: Readonly<Record<string, Pass<never>>> = Object.freeze({
   "rotate-output": rotateOutput,
   "rotate-residual": rotateResidual,
   "rotate-state": rotateState,
+  "round-clipped": roundClipped,
   "round-gptq": roundGptq,
   "round-nearest": roundNearest,
   "smooth-awq": smoothAwq,

@@ -14,6 +14,7 @@ import type { Statistics } from "../src/quant/statistics.js";
 import { viewGraph } from "../src/rewrite/axes.js";
 import { calibratedStep, type Step, step } from "../src/rewrite/pipeline.js";
 import type { Rotation } from "../src/rewrite/rotation.js";
+import { roundedInputs } from "../src/rewrite/rounded-weight.js";
 import { type LinearRole, type LinearSite, Sites } from "../src/rewrite/sites.js";
 import { smoothableInputs } from "../src/rewrite/smoothing.js";
 import { mainOpset } from "../src/rewrite/trials.js";
@@ -33,7 +34,7 @@ import { rotateDt } from "./rotate-dt.js";
 import { rotateOutput } from "./rotate-output.js";
 import { rotateResidual } from "./rotate-residual.js";
 import { rotateState } from "./rotate-state.js";
-import { gptqInputs, roundGptq } from "./round-gptq.js";
+import { roundGptq } from "./round-gptq.js";
 import { roundNearest } from "./round-nearest.js";
 import { smoothQuant } from "./smooth-quant.js";
 import { tidy } from "./tidy.js";
@@ -152,7 +153,7 @@ function roundingSteps(recipe: QuantRecipe): Step[] {
       ? [
           calibratedStep(
             roundGptq,
-            (model) => gptqInputs(model, gptqScheme).map(secondMoment),
+            (model) => roundedInputs(model, gptqScheme).map(secondMoment),
             (statistics) => ({
               schemeFor: gptqScheme,
               secondMoment: (value: string) => statistics.secondMoment(value),

@@ -11,7 +11,6 @@
  *     after    MatMul(x, DequantizeLinear(codes i4[K, N], scales f32[K/128, N]))
  */
 
-import type { Model } from "../src/ir/graph.js";
 import { matrixOf } from "../src/linalg/matrix.js";
 import { gptq } from "../src/quant/gptq.js";
 import type { WeightScheme } from "../src/quant/scheme.js";
@@ -63,9 +62,3 @@ export const roundGptq: Pass<RoundGptqOptions> = definePass({
     return { model: changed === 0 ? model : { ...model, graph: edit.commit() }, changed };
   },
 });
-
-/** Activations whose second moment the pass needs. */
-export function gptqInputs(model: Model, schemeFor: RoundGptqOptions["schemeFor"]): string[] {
-  const sites = new Sites(viewGraph(model.graph, mainOpset(model)));
-  return [...new Set(sites.linears.flatMap((site) => (schemeFor(site) === null ? [] : [site.input])))];
-}

@@ -1,14 +1,16 @@
 /** Puts a rounded weight into a graph. */
 
-import { type Attribute, attr, makeNode } from "../ir/graph.js";
+import { type Attribute, attr, type Model, makeNode } from "../ir/graph.js";
 import { type Tensor, tensorFromSource } from "../ir/tensor.js";
 import type { DType } from "../ir/types.js";
 import type { Quantized } from "../quant/grid.js";
 import { type QuantizedTensors, quantizedTensors, storedBits } from "../quant/packing.js";
 import { scaleLayout } from "../quant/scale-layout.js";
 import type { WeightScheme } from "../quant/scheme.js";
+import { viewGraph } from "./axes.js";
 import type { GraphEdit } from "./edit.js";
-import type { LinearSite } from "./sites.js";
+import { type LinearSite, Sites } from "./sites.js";
+import { mainOpset } from "./trials.js";
 
 /** The last rounded weight: its codes and its scales are written one after the other. */
 let latest: { readonly key: object; readonly tensors: QuantizedTensors } | null = null;
@@ -61,4 +63,10 @@ export function replaceWeight(edit: GraphEdit, site: LinearSite, scheme: WeightS
     makeNode("DequantizeLinear", inputs, [names.value], attributes, { name: `${site.weight}_DequantizeLinear` }),
   ]);
   edit.swapNode(site.node, { ...site.node, inputs: [site.input, names.value] });
+}
+
+/** The activations that projections read whose weights get a scheme: those whose second moments roundings ask for. */
+export function roundedInputs(model: Model, schemeFor: (site: LinearSite) => WeightScheme | null): string[] {
+  const sites = new Sites(viewGraph(model.graph, mainOpset(model)));
+  return [...new Set(sites.linears.flatMap((site) => (schemeFor(site) === null ? [] : [site.input])))];
 }

@@ -1,10 +1,11 @@
 import { describe, expect, test } from "vitest";
 import { alignLinears } from "../../passes/align-linears.js";
-import { gptqInputs, roundGptq } from "../../passes/round-gptq.js";
+import { roundGptq } from "../../passes/round-gptq.js";
 import { roundNearest } from "../../passes/round-nearest.js";
 import type { Graph } from "../../src/ir/graph.js";
 import { parseWeightScheme } from "../../src/quant/scheme.js";
 import { calibratedStep, type Step, step } from "../../src/rewrite/pipeline.js";
+import { roundedInputs } from "../../src/rewrite/rounded-weight.js";
 import { compiledLogits } from "../support/compiled-logits.js";
 import { fixture } from "../support/fixture-models.js";
 import { roundedWeights, roundingError } from "../support/rounded-weights.js";
@@ -18,7 +19,7 @@ const gptqStep = (
 ): Step =>
   calibratedStep(
     roundGptq,
-    (model) => gptqInputs(model, schemeFor).map((value) => ({ value, kind: "second-moment", perChannel: true })),
+    (model) => roundedInputs(model, schemeFor).map((value) => ({ value, kind: "second-moment", perChannel: true })),
     (statistics) => ({
       schemeFor,
       secondMoment: (value) => {
