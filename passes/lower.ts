@@ -8,6 +8,7 @@
  *
  *     before   mambac.ir.SelectiveScan {state_format = h4, state_scale = dsq-max}
  *     after    com.mambac.Mamba2ScanH4Max, and the function of that name
+ *     (with requantize = replay: com.mambac.Mamba2ScanH4MaxReplay and its replay_length)
  */
 
 import { GraphBuilder } from "../src/ir/builder.js";

@@ -5,17 +5,22 @@
  * Paper: Q-Mamba, decoupled scale quantization (one scale a channel, one a state index, their product the step).
  * Algebra: q[p,n] = round(h[p,n] / (Sc_p Ss_n / qmax)), Sc_p = sqrt(mean_n |h|) (`dsq`) or max_n |h| (`dsq-max`),
  * Ss_n = max_p |h| / Sc_p; y is read from the state before rounding.
- * Requantize: `call` rounds once at the end of a call (every token while decoding), `token` after each token in it.
- * Refuses: h4 where d_state is odd, since two codes share a byte.
+ * Requantize: `call` rounds once at the end of a call (every token while decoding), `token` after each token in it,
+ * `replay` once in `replayLength` tokens wherever calls end: the state is then what was rounded last and the tokens since,
+ * u_j = d_j x_j, l_j = d_j A and B_j, from which h = exp(l_0 + ..) h_0 + sum_j exp(l_(j+1) + ..) u_j B_j. Mamba-2 with h8 or
+ * h4 only; other layers keep `call`, with a remark.
+ * Refuses: h4 where d_state is odd, since two codes share a byte; a replay length outside 1..64.
  *
  *     before   past_ssm.0: f32[batch, 24, 64, 128]
  *     after    past_ssm.0: u8[batch, 24, 4480]
+ *     replay   past_ssm.0: u8[batch, 162368], with R = 16
  */
 
 import { type Graph, type Node, type ValueInfo } from "../src/ir/graph.js";
+import { checkedReplayLength, DEFAULT_REPLAY_LENGTH, hasReplay, isPacked } from "../src/ops/names.js";
 import { GraphEdit } from "../src/rewrite/edit.js";
-import { definePass, type Pass } from "../src/rewrite/pass.js";
-import { readSemantic, type StateChoice, scanNode } from "../src/rewrite/semantic.js";
+import { definePass, type Pass, type PassContext } from "../src/rewrite/pass.js";
+import { readSemantic, type ScanOp, type StateChoice, scanNode, semanticOps } from "../src/rewrite/semantic.js";
 import { slotType, stateSlots } from "../src/rewrite/states.js";
 import { EXIT, MambacError } from "../src/support/errors.js";
 
@@ -26,7 +31,12 @@ export const quantizeState: Pass<StateChoice> = definePass({
   requires: ["states-complete"],
   establishes: ["state-format-set"],
   invalidates: [],
-  run(model, options, _context) {
+  run(model, options, context) {
+    const choices = choicesFor(
+      semanticOps(model.graph.nodes).filter((op) => op.kind === "scan"),
+      options,
+      context,
+    );
     const edit = new GraphEdit(model.graph);
     const types = new Map<string, ValueInfo>();
     let changed = 0;
@@ -40,7 +50,7 @@ export const quantizeState: Pass<StateChoice> = definePass({
           EXIT.unsupported,
         );
       }
-      const next = { ...op, state: options };
+      const next = { ...op, state: choices.get(op.layer) ?? options };
       const swapped: Node = scanNode(next, node.inputs, node.outputs);
       edit.swapNode(node, swapped);
       for (const slot of stateSlots({ ...next, node: swapped })) {
@@ -58,6 +68,37 @@ export const quantizeState: Pass<StateChoice> = definePass({
     });
   },
 });
+
+/** The choice of each layer: replay where it can be had, with a remark where it cannot. */
+function choicesFor(
+  scans: readonly ScanOp[],
+  options: StateChoice,
+  context: Pick<PassContext, "report">,
+): ReadonlyMap<string, StateChoice> {
+  const { format, scale } = options;
+  if (options.requantize !== "replay") return new Map(scans.map(({ layer }) => [layer, options]));
+  const replayLength = checkedReplayLength(options.replayLength ?? DEFAULT_REPLAY_LENGTH);
+  const able = scans.filter(({ family }) => hasReplay({ family, format }));
+  if (able.length === 0 && scans.length > 0) {
+    const code = "quantize-state/no-replay";
+    const why = isPacked(format) ? "no layer is Mamba-2" : `a ${format} state has none`;
+    const message = `there is no replay here, since ${why}: every state is rounded at the end of a call`;
+    context.report({ kind: "warning", code, where: "model", message });
+  }
+  const choices = new Map<string, StateChoice>();
+  for (const { layer, family } of scans) {
+    const replays = hasReplay({ family, format });
+    choices.set(layer, {
+      format,
+      scale,
+      ...(replays ? { requantize: "replay", replayLength } : { requantize: "call" }),
+    });
+    if (replays || able.length === 0) continue;
+    const message = "a Mamba-1 layer has no replay: its state is rounded at the end of a call";
+    context.report({ kind: "missed", code: "quantize-state/no-replay", where: layer, message });
+  }
+  return choices;
+}
 
 function batchOf(graph: Graph, name: string): string | number | null {
   const value = [...graph.inputs, ...graph.outputs].find((candidate) => candidate.name === name);

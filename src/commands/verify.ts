@@ -18,7 +18,7 @@ import { compareLogits, type Difference, everyCut, feedInParts, worstOf } from "
 import { type StatePrecision, statePrecision } from "../run/state-precision.js";
 import { type LoadedPackage, loadPackage, modelFile } from "../run/stateful.js";
 import { type SourceFile, sourceFiles } from "../sources.js";
-import { EXIT, type ExitCode, MambacError } from "../support/errors.js";
+import { assertNever, EXIT, type ExitCode, MambacError } from "../support/errors.js";
 import { Random } from "../support/random.js";
 import { Progress, type Terminal } from "./terminal.js";
 import { formatError, formatTable } from "./text-table.js";
@@ -162,7 +162,7 @@ async function sourceCheck(subject: Subject, source: SourceFile): Promise<Check>
   const { precision, options } = subject;
   const { model } = readModel(source.path);
   const stepwise = source.role === "decode" || declaredLength(model.graph) === 1;
-  const rounded = precision.format !== "f32" && (stepwise || precision.requantize === "token");
+  const rounded = precision.format !== "f32" && (stepwise || precision.requantize !== "call");
   const base = { name: `${source.role} graph, ${stepwise ? "token by token" : "one call"}`, rounded };
   const differences: Difference[] = [];
   const lengths: number[] = [];
@@ -240,6 +240,19 @@ function limitText(check: Check, precision: StatePrecision): string {
   return check.rounded ? `rms ${ROUNDED_LIMITS[precision.format]}` : `max ${EXACT_LIMIT}`;
 }
 
+function whenRounded({ requantize }: StatePrecision): string {
+  switch (requantize) {
+    case "call":
+      return "between calls";
+    case "token":
+      return "after every token";
+    case "replay":
+      return "once in so many tokens, wherever calls end";
+    default:
+      return assertNever(requantize);
+  }
+}
+
 function tell(
   options: VerifyCommandOptions,
   subject: Subject,
@@ -281,7 +294,7 @@ function tell(
   const rounding =
     precision.format === "f32"
       ? ""
-      : `\nThe state is kept as ${precision.format} and rounded ${precision.requantize === "token" ? "after every token" : "between calls"}: ` +
+      : `\nThe state is kept as ${precision.format} and rounded ${whenRounded(precision)}: ` +
         "runs that round it at different places differ by design, and are held to the loose rms limit.\n";
   const runs = `\n${options.output} on ${subject.batch} random sequences, seed ${options.seed}, ${model.library === null ? "portable functions" : `kernels of ${model.library}`}: ${passed ? "passed" : "FAILED"}\n`;
   terminal.out(`${formatTable([heading, ...rows])}${rounding}${runs}`);

@@ -50,6 +50,11 @@ export class Body {
     return this.#constant(f32Tensor([], [value]), [value]);
   }
 
+  /** A float64 scalar. */
+  double(value: number): string {
+    return this.#constant(tensorFromBytes("f64", [], new Uint8Array(Float64Array.of(value).buffer)), [value]);
+  }
+
   /** A uint8 scalar. */
   byte(value: number): string {
     return this.#constant(tensorFromBytes("u8", [], Uint8Array.of(value)), [value]);

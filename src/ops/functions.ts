@@ -1,12 +1,13 @@
 /** The model-local function behind each operator name. */
 
 import type { FunctionDef } from "../ir/graph.js";
-import { invariant } from "../support/errors.js";
+import { assertNever, invariant } from "../support/errors.js";
 import { Body } from "./body.js";
 import { causalConv } from "./causal-conv.js";
 import { mamba1Scan } from "./mamba1-scan.js";
 import { mamba2Scan } from "./mamba2-scan.js";
 import { type Family, parseOpName, type ScanSpec } from "./names.js";
+import { replayScan } from "./replay-scan.js";
 
 /** Inputs of every scan, in order. */
 const SCAN_INPUTS = ["x", "dt", "A", "B", "C", "D", "dt_bias", "past"] as const;
@@ -25,7 +26,9 @@ const CONV_ATTRIBUTES = ["channels", "kernel_size", "state_width"] as const;
 export function opAttributes(name: string): readonly string[] {
   const spec = parseOpName(name);
   invariant(spec !== null, `opAttributes: ${name} is not an operator`);
-  return spec.kind === "conv" ? CONV_ATTRIBUTES : SCAN_ATTRIBUTES[spec.family];
+  if (spec.kind === "conv") return CONV_ATTRIBUTES;
+  const own = SCAN_ATTRIBUTES[spec.family];
+  return spec.requantize === "replay" ? [...own, "replay_length"] : own;
 }
 
 /** The function of an operator: one serves every node of that name, as sizes come from the node's attributes. */
@@ -40,13 +43,29 @@ export function opFunction(name: string): FunctionDef {
     return body.function(name, signature, [result.y, result.present], "Causal depthwise convolution");
   }
   const [x, dt, A, B, C, D, bias, past] = SCAN_INPUTS;
-  const scan = spec.family === "mamba1" ? mamba1Scan : mamba2Scan;
-  const result = scan(body, spec, { x, dt, A, B, C, D, bias, past });
+  const result = bodyOf(spec)(body, spec, { x, dt, A, B, C, D, bias, past });
   const signature = { inputs: SCAN_INPUTS, outputs: OP_OUTPUTS, attributes: opAttributes(name) };
   return body.function(name, signature, [result.y, result.present], describe(spec));
 }
 
+function bodyOf(spec: ScanSpec): typeof mamba2Scan {
+  if (spec.requantize === "replay") return replayScan;
+  return spec.family === "mamba1" ? mamba1Scan : mamba2Scan;
+}
+
 function describe(spec: ScanSpec): string {
-  const when = spec.requantize === "token" && spec.format !== "f32" ? ", rounded after every token" : "";
-  return `Selective scan (${spec.family}) with a state stored as ${spec.format}${when}`;
+  return `Selective scan (${spec.family}) with a state stored as ${spec.format}${whenRounded(spec)}`;
+}
+
+function whenRounded({ requantize, format }: ScanSpec): string {
+  switch (requantize) {
+    case "call":
+      return "";
+    case "token":
+      return format === "f32" ? "" : ", rounded after every token";
+    case "replay":
+      return ", rounded once in replay_length tokens";
+    default:
+      return assertNever(requantize);
+  }
 }

@@ -1,7 +1,7 @@
 /** Names of the emitted operators and the state each of them carries: `runtime-ops/README.md` in code. */
 
 import { type DType, elementCount, packedBytes } from "../ir/types.js";
-import { MambacError } from "../support/errors.js";
+import { invariant, MambacError } from "../support/errors.js";
 
 /** Domain and version of every emitted operator. */
 export const OP_DOMAIN = "com.mambac";
@@ -12,13 +12,20 @@ export type Family = "mamba1" | "mamba2";
 export type StateFormat = "f32" | "f16" | "h8" | "h4";
 /** Channel scale of the packed formats: sqrt(mean |h|) or max |h|. */
 export type StateScale = "dsq" | "dsq-max";
-/** When the state is rounded to its format: once at the end of a call, or after every token in it. */
-export type Requantize = "call" | "token";
+/**
+ * When the state is rounded to its format: once at the end of a call, after every token in it, or once in so many tokens
+ * wherever the calls end, the tokens since then being kept beside it.
+ */
+export type Requantize = "call" | "token" | "replay";
 
 const FAMILIES: readonly Family[] = ["mamba1", "mamba2"];
 export const STATE_FORMATS: readonly StateFormat[] = ["f32", "f16", "h8", "h4"];
 export const STATE_SCALES: readonly StateScale[] = ["dsq", "dsq-max"];
-export const REQUANTIZE_MODES: readonly Requantize[] = ["call", "token"];
+export const REQUANTIZE_MODES: readonly Requantize[] = ["call", "token", "replay"];
+
+/** Tokens between two roundings of a replay state. */
+export const DEFAULT_REPLAY_LENGTH = 16;
+export const MAX_REPLAY_LENGTH = 64;
 
 /** What a scan operator's name says. `scale` means nothing for f32 and f16, `requantize` nothing for f32. */
 export interface ScanSpec {
@@ -40,9 +47,25 @@ export function opName(spec: {
   readonly requantize?: Requantize;
 }): string {
   const max = isPacked(spec.format) && spec.scale === "dsq-max" ? "Max" : "";
-  const token = spec.format !== "f32" && spec.requantize === "token" ? "Token" : "";
   const family = spec.family === "mamba1" ? "Mamba1" : "Mamba2";
-  return `${family}Scan${spec.format.toUpperCase()}${max}${token}`;
+  return `${family}Scan${spec.format.toUpperCase()}${max}${roundingName(spec)}`;
+}
+
+function roundingName(spec: {
+  readonly family: Family;
+  readonly format: StateFormat;
+  readonly requantize?: Requantize;
+}): string {
+  if (spec.requantize === "replay") {
+    invariant(hasReplay(spec), `opName: ${spec.family} with a ${spec.format} state has no replay form`);
+    return "Replay";
+  }
+  return spec.format !== "f32" && spec.requantize === "token" ? "Token" : "";
+}
+
+/** Whether a scan of this family and format can keep tokens for replay: Mamba-2 with packed states. */
+export function hasReplay(spec: { readonly family: Family; readonly format: StateFormat }): boolean {
+  return spec.family === "mamba2" && isPacked(spec.format);
 }
 
 /** Name of the convolution operator. */
@@ -56,7 +79,7 @@ function* allSpecs(): Generator<[string, OpSpec]> {
   for (const family of FAMILIES) {
     for (const format of STATE_FORMATS) {
       for (const scale of isPacked(format) ? STATE_SCALES : STATE_SCALES.slice(0, 1)) {
-        for (const requantize of format === "f32" ? REQUANTIZE_MODES.slice(0, 1) : REQUANTIZE_MODES) {
+        for (const requantize of roundingsOf(family, format)) {
           const spec: OpSpec = { kind: "scan", family, format, scale, requantize };
           yield [opName(spec), spec];
         }
@@ -64,6 +87,11 @@ function* allSpecs(): Generator<[string, OpSpec]> {
     }
   }
   for (const activation of ["none", "silu"] as const) yield [convName(activation), { kind: "conv", activation }];
+}
+
+function roundingsOf(family: Family, format: StateFormat): readonly Requantize[] {
+  if (format === "f32") return ["call"];
+  return hasReplay({ family, format }) ? ["call", "token", "replay"] : ["call", "token"];
 }
 
 /** Every operator name, in a fixed order. */
@@ -97,11 +125,51 @@ export interface StateDims {
   readonly heads: number;
   readonly headDim: number;
   readonly dState: number;
+  /** G; only a replay state depends on it. */
+  readonly groups?: number;
+  /** R; only a replay state depends on it. */
+  readonly replayLength?: number;
+}
+
+/** All sizes of a replay state. */
+export type ReplayDims = Required<StateDims>;
+
+/** Where the parts of a replay state begin in the bytes of one sequence. */
+export interface ReplayLayout {
+  readonly u: number;
+  readonly l: number;
+  readonly b: number;
+  readonly count: number;
+  /** Bytes of the whole, a multiple of 64. */
+  readonly bytes: number;
+}
+
+/** A sequence's state begins on a cache line. */
+export const REPLAY_ALIGNMENT = 64;
+
+/** The layout of one sequence's replay state; the checkpoint is at 0. Throws `state/replay-length`. */
+export function replayLayout(format: "h8" | "h4", dims: ReplayDims): ReplayLayout {
+  const { heads, headDim, dState, groups } = dims;
+  const replayLength = checkedReplayLength(dims.replayLength);
+  const u = heads * packedHeadBytes(format, headDim, dState);
+  const l = u + 2 * heads * replayLength * headDim;
+  const b = l + 4 * heads * replayLength;
+  const count = b + 2 * groups * replayLength * dState;
+  return { u, l, b, count, bytes: REPLAY_ALIGNMENT * Math.ceil((count + 4) / REPLAY_ALIGNMENT) };
+}
+
+/** The value, where it is a possible number of tokens between roundings. Throws `state/replay-length`. */
+export function checkedReplayLength(value: number): number {
+  if (Number.isInteger(value) && value >= 1 && value <= MAX_REPLAY_LENGTH) return value;
+  throw new MambacError(
+    "state/replay-length",
+    `a replay state is rounded once in 1 to ${MAX_REPLAY_LENGTH} tokens, not in ${value}`,
+  );
 }
 
 /** dtype, shape of one sequence (no batch axis) and bytes of one sequence. */
 export function stateType(
-  spec: { readonly family: Family; readonly format: StateFormat },
+  spec: { readonly family: Family; readonly format: StateFormat; readonly requantize?: Requantize },
   dims: StateDims,
 ): { readonly dtype: DType; readonly shape: readonly number[]; readonly bytes: number } {
   const { heads, headDim, dState } = dims;
@@ -111,6 +179,15 @@ export function stateType(
         "state/odd-width",
         `a 4-bit state needs an even d_state, this one has ${dState}: choose h8, f16 or f32 for it`,
       );
+    }
+    if (spec.requantize === "replay") {
+      const { groups, replayLength = DEFAULT_REPLAY_LENGTH } = dims;
+      invariant(
+        hasReplay(spec) && groups !== undefined,
+        "stateType: a replay state is of Mamba-2 and needs its groups",
+      );
+      const { bytes } = replayLayout(spec.format, { heads, headDim, dState, groups, replayLength });
+      return { dtype: "u8", shape: [bytes], bytes };
     }
     const shape = [heads, packedHeadBytes(spec.format, headDim, dState)];
     return { dtype: "u8", shape, bytes: elementCount(shape) };

@@ -2,7 +2,16 @@
 
 import { type Attribute, attr, makeNode, type Node } from "../ir/graph.js";
 import { invariant } from "../support/errors.js";
-import { convName, OP_DOMAIN, opName, type Requantize, type StateFormat, type StateScale } from "./names.js";
+import {
+  checkedReplayLength,
+  convName,
+  DEFAULT_REPLAY_LENGTH,
+  OP_DOMAIN,
+  opName,
+  type Requantize,
+  type StateFormat,
+  type StateScale,
+} from "./names.js";
 
 /** Tokens a chunk of prefill. Measured on one CPU thread (H=24 P=64 N=128): 32, 64, 128 take 18.2, 17.4, 19.6 us a token. */
 const DEFAULT_CHUNK_SIZE = 64;
@@ -19,6 +28,8 @@ interface CommonParams {
   readonly format: StateFormat;
   readonly scale?: StateScale;
   readonly requantize?: Requantize;
+  /** R of a replay state; default 16, and read for no other. */
+  readonly replayLength?: number;
 }
 
 export type ScanParams = CommonParams &
@@ -41,6 +52,10 @@ export function scanNode(
   attributes.push(["head_dim", attr.int(headDim)], ["d_state", attr.int(dState)], ["num_groups", attr.int(groups)]);
   if (params.family === "mamba2") attributes.push(["chunk_size", attr.int(params.chunkSize ?? DEFAULT_CHUNK_SIZE)]);
   attributes.push(["dt_min", attr.float(dtMin)], ["dt_max", attr.float(dtMax)]);
+  if (params.requantize === "replay") {
+    const length = checkedReplayLength(params.replayLength ?? DEFAULT_REPLAY_LENGTH);
+    attributes.push(["replay_length", attr.int(length)]);
+  }
   return makeNode(opName(params), inputs, outputs, new Map(attributes), { domain: OP_DOMAIN, name });
 }
 

@@ -7,8 +7,16 @@
 
 import { float16ToNumber, numberToFloat16 } from "../ir/tensor.js";
 import { invariant } from "../support/errors.js";
-import { isPacked, packedHeadBytes, type Requantize, type StateFormat, type StateScale } from "./names.js";
+import {
+  DEFAULT_REPLAY_LENGTH,
+  isPacked,
+  packedHeadBytes,
+  type Requantize,
+  type StateFormat,
+  type StateScale,
+} from "./names.js";
 import { packHead, unpackHead, unpackState } from "./packed-state.js";
+import { replayScanReference } from "./replay-reference.js";
 
 type Numbers = Float32Array | Float64Array;
 
@@ -48,6 +56,8 @@ interface ScanArguments {
   readonly scale?: StateScale;
   /** Default 'call'. */
   readonly requantize?: Requantize;
+  /** R of a replay state; default 16. */
+  readonly replayLength?: number;
   /** Rounding to use instead of `format`, for comparing schemes that no operator has. */
   readonly rounding?: HeadRounding;
 }
@@ -64,7 +74,7 @@ export interface SelectiveScanResult {
   readonly y: Float64Array;
   /** Mamba-2 [B,H,P,N]; Mamba-1 [B,E,N]: what the next call starts from, so after rounding to the format. */
   readonly state: Float64Array;
-  /** For h8 and h4: the state's bytes, [B, heads, bytes]. */
+  /** For h8 and h4: the state's bytes, [B, heads, bytes], or [B, S] of a replay state. */
   readonly packed?: Uint8Array;
 }
 
@@ -78,6 +88,7 @@ export function selectiveScanReference(args: SelectiveScanArguments): SelectiveS
   invariant(args.B.length === batch * length * groups * dState, "selectiveScanReference: B does not fit its sizes");
   const rowsPerStep = args.family === "mamba2" ? headDim : 1;
   const steps = stepSizes(args, rows / rowsPerStep);
+  if (args.requantize === "replay") return replayed(args, heads, steps);
   const { state, head } = startState(args, heads);
   const y = new Float64Array(batch * length * rows);
   const span = args.requantize === "token" ? 1 : length;
@@ -95,6 +106,16 @@ export function selectiveScanReference(args: SelectiveScanArguments): SelectiveS
     }
   }
   return head.packed === undefined ? { y, state } : { y, state, packed: head.packed };
+}
+
+function replayed(args: SelectiveScanArguments, heads: number, steps: Float64Array): SelectiveScanResult {
+  const { past, format = "f32", scale = "dsq", replayLength = DEFAULT_REPLAY_LENGTH, rounding } = args;
+  invariant(
+    args.family === "mamba2" && rounding === undefined,
+    "selectiveScanReference: only Mamba-2 has replay states",
+  );
+  invariant(past === null || past instanceof Uint8Array, "selectiveScanReference: a replay state is bytes");
+  return replayScanReference({ ...args, heads, steps, past, format, scale, replayLength });
 }
 
 interface RowSpan {

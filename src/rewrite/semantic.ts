@@ -10,7 +10,13 @@
  */
 
 import { type Attribute, attr, attrFloat, attrInt, attrString, makeNode, type Node } from "../ir/graph.js";
-import type { Family, Requantize, StateFormat, StateScale } from "../ops/names.js";
+import {
+  DEFAULT_REPLAY_LENGTH,
+  type Family,
+  type Requantize,
+  type StateFormat,
+  type StateScale,
+} from "../ops/names.js";
 import type { ConvForm } from "./conv-region.js";
 import type { StateLayout } from "./scan-hypotheses.js";
 import type { ScanForm } from "./scan-region.js";
@@ -22,6 +28,8 @@ export interface StateChoice {
   readonly format: StateFormat;
   readonly scale: StateScale;
   readonly requantize: Requantize;
+  /** Tokens between roundings with `replay`, 1 to 64; default 16. */
+  readonly replayLength?: number;
 }
 
 export interface ScanOp {
@@ -89,6 +97,9 @@ export function scanNode(
     state_format: attr.string(op.state.format),
     state_scale: attr.string(op.state.scale),
     requantize: attr.string(op.state.requantize),
+    ...(op.state.requantize === "replay"
+      ? { replay_length: attr.int(op.state.replayLength ?? DEFAULT_REPLAY_LENGTH) }
+      : {}),
     error: attr.float(op.error),
   });
 }
@@ -151,11 +162,7 @@ export function readSemantic(node: Node): SemanticOp | null {
         dtMin: attrFloat(node, "dt_min", Number.NEGATIVE_INFINITY),
         dtMax: attrFloat(node, "dt_max", Number.POSITIVE_INFINITY),
         stateLayout: attrString(node, "state_layout", "PN") as StateLayout,
-        state: {
-          format: attrString(node, "state_format", "f32") as StateFormat,
-          scale: attrString(node, "state_scale", "dsq") as StateScale,
-          requantize: attrString(node, "requantize", "call") as Requantize,
-        },
+        state: readState(node),
       };
     case "CausalConv":
       return {
@@ -179,6 +186,16 @@ export function readSemantic(node: Node): SemanticOp | null {
     default:
       return null;
   }
+}
+
+function readState(node: Node): StateChoice {
+  const choice = {
+    format: attrString(node, "state_format", "f32") as StateFormat,
+    scale: attrString(node, "state_scale", "dsq") as StateScale,
+    requantize: attrString(node, "requantize", "call") as Requantize,
+  };
+  if (choice.requantize !== "replay") return choice;
+  return { ...choice, replayLength: attrInt(node, "replay_length", DEFAULT_REPLAY_LENGTH) };
 }
 
 /** The semantic operators of a graph, in graph order. */

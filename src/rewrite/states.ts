@@ -71,7 +71,11 @@ export function slotType(slot: StateSlot, batch: Dim, name: string): ValueInfo {
 function scanStateType(op: ScanOp, batch: Dim): ReturnType<typeof tensorType> {
   const headDim = op.family === "mamba1" ? pseudoHeadDim(op.heads) : op.headDim;
   const heads = op.family === "mamba1" ? op.heads / headDim : op.heads;
-  const type = stateType({ family: op.family, format: op.state.format }, { heads, headDim, dState: op.dState });
+  const { replayLength } = op.state;
+  const type = stateType(
+    { family: op.family, ...op.state },
+    { heads, headDim, dState: op.dState, groups: op.groups, ...(replayLength === undefined ? {} : { replayLength }) },
+  );
   const transposed = op.stateLayout === "NP" && !isPacked(op.state.format) && type.shape.length === 3;
   const [h, p, n] = type.shape;
   return tensorType(type.dtype, [batch, ...(transposed ? [h ?? 0, n ?? 0, p ?? 0] : type.shape)]);

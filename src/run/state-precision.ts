@@ -6,7 +6,7 @@ import { OP_DOMAIN, parseOpName, type Requantize, type StateFormat } from "../op
 export interface StatePrecision {
   /** The coarsest format among the scans. */
   readonly format: StateFormat;
-  /** `token` when a scan rounds its state inside a call too. */
+  /** `token` when a scan rounds its state after every token of a call too, else `replay` when one does so now and then. */
   readonly requantize: Requantize;
 }
 
@@ -20,7 +20,7 @@ export function statePrecision(model: Model): StatePrecision {
     const spec = node.domain === OP_DOMAIN ? parseOpName(node.op) : null;
     if (spec?.kind !== "scan") continue;
     if (COARSENESS.indexOf(spec.format) > COARSENESS.indexOf(format)) format = spec.format;
-    if (spec.requantize === "token") requantize = "token";
+    if (requantize !== "token" && spec.requantize !== "call") requantize = spec.requantize;
   }
   return { format, requantize };
 }

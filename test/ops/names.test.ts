@@ -1,15 +1,16 @@
 import { describe, expect, test } from "vitest";
 import { dependencies } from "../../src/ir/graph.js";
 import { opAttributes, opFunction } from "../../src/ops/functions.js";
-import { convName, opName, opNames, parseOpName, pseudoHeadDim, stateType } from "../../src/ops/names.js";
+import { convName, opName, opNames, parseOpName, pseudoHeadDim, replayLayout, stateType } from "../../src/ops/names.js";
 import { MambacError } from "../../src/support/errors.js";
 
 describe("operator names", () => {
-  test("are the 22 scans and 2 convolutions of the contract", () => {
+  test("are the 26 scans and 2 convolutions of the contract", () => {
     const formats = ["F32", "F16", "F16Token", "H8", "H8Token", "H8Max", "H8MaxToken"];
     formats.push("H4", "H4Token", "H4Max", "H4MaxToken");
+    const replays = ["H8", "H8Max", "H4", "H4Max"].map((format) => `Mamba2Scan${format}Replay`);
     const scans = ["Mamba1", "Mamba2"].flatMap((family) => formats.map((format) => `${family}Scan${format}`));
-    expect(opNames()).toEqual([...scans, "CausalConv", "CausalConvSilu"]);
+    expect(opNames().toSorted()).toEqual([...scans, ...replays, "CausalConv", "CausalConvSilu"].toSorted());
   });
 
   test("round-trip through their specification", () => {
@@ -19,6 +20,14 @@ describe("operator names", () => {
       expect(spec.kind === "scan" ? opName(spec) : convName(spec.activation)).toBe(name);
     }
     expect(parseOpName("Mamba2ScanF32Token")).toBeNull();
+    for (const name of [
+      "Mamba2ScanF32Replay",
+      "Mamba2ScanF16Replay",
+      "Mamba1ScanH8Replay",
+      "Mamba2ScanH4TokenReplay",
+    ]) {
+      expect(parseOpName(name)).toBeNull();
+    }
     expect(parseOpName("mamba2ScanF32")).toBeNull();
   });
 
@@ -47,6 +56,24 @@ describe("state types", () => {
       shape: [24, 4480],
       bytes: 24 * 4480,
     });
+  });
+
+  test("of a replay are bytes, a multiple of 64, with rings of R tokens behind the checkpoint", () => {
+    const replay = { family: "mamba2", format: "h4", requantize: "replay" } as const;
+    const ring = (length: number): number => length * (24 * (2 * 64 + 4) + 2 * 2 * 128);
+    for (const replayLength of [1, 5, 16, 64]) {
+      const { dtype, shape, bytes } = stateType(replay, { ...dims, groups: 2, replayLength });
+      expect(dtype).toBe("u8");
+      expect(shape).toEqual([bytes]);
+      expect(bytes).toBe(64 * Math.ceil((24 * 4480 + ring(replayLength) + 4) / 64));
+      expect(replayLayout("h4", { ...dims, groups: 2, replayLength })).toMatchObject({ u: 24 * 4480, bytes });
+    }
+    expect(stateType(replay, { ...dims, groups: 2 })).toEqual(
+      stateType(replay, { ...dims, groups: 2, replayLength: 16 }),
+    );
+    for (const replayLength of [0, 65, 2.5]) {
+      expect(() => stateType(replay, { ...dims, groups: 2, replayLength })).toThrow(/1 to 64 tokens/);
+    }
   });
 
   test("refuse 4 bits for an odd d_state, with a way out", () => {

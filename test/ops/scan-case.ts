@@ -5,10 +5,21 @@ import { f32Tensor, numberToFloat16, type Tensor, tensorFromBytes, toNumbers } f
 import { tensorType } from "../../src/ir/types.js";
 import { encodeModel } from "../../src/onnx/write.js";
 import { opFunction } from "../../src/ops/functions.js";
-import { isPacked, OP_DOMAIN, OP_VERSION, packedHeadBytes, type ScanSpec, stateType } from "../../src/ops/names.js";
+import {
+  DEFAULT_REPLAY_LENGTH,
+  isPacked,
+  OP_DOMAIN,
+  OP_VERSION,
+  packedHeadBytes,
+  type ReplayDims,
+  replayLayout,
+  type ScanSpec,
+  stateType,
+} from "../../src/ops/names.js";
 import { scanNode } from "../../src/ops/nodes.js";
 import { packState, roundToHalf } from "../../src/ops/packed-state.js";
 import { type SelectiveScanResult, selectiveScanReference } from "../../src/ops/reference.js";
+import { type ReplayState, readReplay, writeReplay } from "../../src/ops/replay-state.js";
 import { openSession, type Session, type SessionOptions } from "../../src/run/session.js";
 
 export interface ScanSizes {
@@ -22,6 +33,8 @@ export interface ScanSizes {
   readonly chunkSize: number;
   readonly dtMin: number;
   readonly dtMax: number;
+  /** R of a replay state; default 16. */
+  readonly replayLength?: number;
 }
 
 export interface ScanData {
@@ -70,6 +83,8 @@ export function randomData(spec: ScanSpec, sizes: ScanSizes, seed: number): Scan
   const rates = spec.family === "mamba2" ? heads : rows * dState;
   // Halves, so that every format starts from the same state.
   const state = noise.normals(batch * rows * dState, 2).map(roundToHalf);
+  const { format, scale } = spec;
+  const packed = isPacked(format) ? packState(state, { heads: batch * heads, headDim, dState }, format, scale) : null;
   return {
     x: noise.normals(batch * length * rows),
     dt: noise.normals(batch * length * steps),
@@ -78,10 +93,42 @@ export function randomData(spec: ScanSpec, sizes: ScanSizes, seed: number): Scan
     C: noise.normals(batch * length * groups * dState),
     D: noise.normals(rows),
     dtBias: Float32Array.from({ length: steps }, () => -7 + 8 * noise.uniform()),
-    past: isPacked(spec.format)
-      ? packState(state, { heads: batch * heads, headDim, dState }, spec.format, spec.scale)
-      : state,
+    past: packed === null ? state : spec.requantize === "replay" ? replayPast(spec, sizes, packed, noise) : packed,
   };
+}
+
+/** The sizes a replay state depends on. */
+export function replayDims(sizes: ScanSizes): ReplayDims {
+  return { ...sizes, replayLength: sizes.replayLength ?? DEFAULT_REPLAY_LENGTH };
+}
+
+/** Checkpoints [B, H, bytes] with rings of random tokens, every sequence with a count of its own: [B, S]. */
+function replayPast(spec: ScanSpec, sizes: ScanSizes, checkpoints: Uint8Array, noise: Noise): Uint8Array {
+  if (!isPacked(spec.format)) throw new Error("only packed states are replayed");
+  const dims = replayDims(sizes);
+  const stride = checkpoints.length / sizes.batch;
+  const parts: Uint8Array[] = [];
+  for (let b = 0; b < sizes.batch; b++) {
+    const tokens = Array.from({ length: Math.floor(noise.uniform() * dims.replayLength) }, () => ({
+      u: Float64Array.from(noise.normals(dims.heads * dims.headDim, 0.3), roundToHalf),
+      l: Float64Array.from(noise.normals(dims.heads), (value) => Math.fround(-Math.abs(value))),
+      b: Float64Array.from(noise.normals(dims.groups * dims.dState), roundToHalf),
+    }));
+    parts.push(
+      writeReplay({ checkpoint: checkpoints.subarray(b * stride, (b + 1) * stride), tokens }, spec.format, dims),
+    );
+  }
+  return Uint8Array.from(parts.flatMap((part) => [...part]));
+}
+
+/** The sequences of a replay state [B, S]. */
+export function replayStates(spec: ScanSpec, sizes: ScanSizes, bytes: Uint8Array): ReplayState[] {
+  if (!isPacked(spec.format)) throw new Error("only packed states are replayed");
+  const { format } = spec;
+  const stride = replayLayout(format, replayDims(sizes)).bytes;
+  return Array.from({ length: sizes.batch }, (_, b) =>
+    readReplay(bytes.slice(b * stride, (b + 1) * stride), format, replayDims(sizes)),
+  );
 }
 
 /** A model of one scan node, all of whose values are graph inputs and outputs. */
@@ -91,7 +138,7 @@ export function scanModel(spec: ScanSpec, sizes: ScanSizes): Uint8Array {
   const inputs = ["x", "dt", "A", "B", "C", "D", "dt_bias", "past"];
   const node = scanNode(
     spec.family === "mamba2"
-      ? { ...spec, family: "mamba2", heads, chunkSize, headDim, dState, groups, dtMin, dtMax }
+      ? { ...spec, ...replayDims(sizes), family: "mamba2", heads, chunkSize, headDim, dState, groups, dtMin, dtMax }
       : { ...spec, family: "mamba1", channels: rows, headDim, dState, groups, dtMin, dtMax },
     inputs,
     ["y", "present"],
@@ -207,7 +254,7 @@ export function referenceScan(spec: ScanSpec, sizes: ScanSizes, data: ScanData):
   const { x, dt, A, B, C, D, dtBias, past } = data;
   const { format, scale, requantize } = spec;
   const rest = { batch, length, headDim, dState, groups, dtMin, dtMax, x, dt, A, B, C, D, dtBias, past };
-  const rounding = { format, scale, requantize };
+  const rounding = { format, scale, requantize, replayLength: replayDims(sizes).replayLength };
   return spec.family === "mamba2"
     ? selectiveScanReference({ family: "mamba2", heads, ...rest, ...rounding })
     : selectiveScanReference({ family: "mamba1", channels: heads * headDim, ...rest, ...rounding });
@@ -275,4 +322,42 @@ function code(bytes: Uint8Array, at: number, shift: number, format: "h8" | "h4")
 
 function word(bytes: Uint8Array, at: number): number {
   return (bytes[at] ?? 0) + 256 * (bytes[at + 1] ?? 0);
+}
+
+/** Tokens start..end of a case. */
+export function tokensOf(spec: ScanSpec, s: ScanSizes, data: ScanData, start: number, end: number): ScanData {
+  const take = (values: Float32Array, width: number): Float32Array => {
+    const out: number[] = [];
+    for (let b = 0; b < s.batch; b++) {
+      out.push(...values.subarray((b * s.length + start) * width, (b * s.length + end) * width));
+    }
+    return Float32Array.from(out);
+  };
+  return {
+    ...data,
+    x: take(data.x, s.heads * s.headDim),
+    dt: take(data.dt, stepCount(spec, s)),
+    B: take(data.B, s.groups * s.dState),
+    C: take(data.C, s.groups * s.dState),
+  };
+}
+
+/** y of consecutive calls [B, part, rows] as one [B, L, rows]. */
+export function joinParts(s: ScanSizes, parts: readonly Float64Array[], lengths: readonly number[]): Float64Array {
+  const rows = s.heads * s.headDim;
+  const out = new Float64Array(s.batch * s.length * rows);
+  let start = 0;
+  parts.forEach((part, i) => {
+    const width = lengths[i]! * rows;
+    for (let b = 0; b < s.batch; b++) {
+      out.set(part.subarray(b * width, (b + 1) * width), (b * s.length + start) * rows);
+    }
+    start += lengths[i]!;
+  });
+  return out;
+}
+
+/** Step sizes of one token. */
+export function stepCount(spec: ScanSpec, s: ScanSizes): number {
+  return spec.family === "mamba2" ? s.heads : s.heads * s.headDim;
 }

@@ -7,6 +7,7 @@ import { isPacked, opNames, parseOpName, type ScanSpec } from "../../src/ops/nam
 import type { Session } from "../../src/run/session.js";
 import {
   compareCodes,
+  joinParts,
   Noise,
   openScan,
   randomData,
@@ -15,6 +16,8 @@ import {
   runScan,
   type ScanData,
   type ScanSizes,
+  stepCount,
+  tokensOf,
 } from "./scan-case.js";
 
 const SPECS: readonly { readonly name: string; readonly spec: ScanSpec }[] = opNames().flatMap((name) => {
@@ -302,32 +305,10 @@ function firstState(spec: ScanSpec, s: ScanSizes, data: ScanData): Float32Array 
   return Float32Array.from(referenceScan(spec, bounded, sized).state);
 }
 
-function stepCount(spec: ScanSpec, s: ScanSizes): number {
-  return spec.family === "mamba2" ? s.heads : s.heads * s.headDim;
-}
-
 function rms(a: ArrayLike<number>, b: ArrayLike<number>): number {
   let sum = 0;
   for (let i = 0; i < b.length; i++) sum += (a[i]! - b[i]!) ** 2;
   return Math.sqrt(sum / b.length);
-}
-
-/** Tokens start..end of a case. */
-function tokensOf(spec: ScanSpec, s: ScanSizes, data: ScanData, start: number, end: number): ScanData {
-  const take = (values: Float32Array, width: number): Float32Array => {
-    const out: number[] = [];
-    for (let b = 0; b < s.batch; b++) {
-      out.push(...values.subarray((b * s.length + start) * width, (b * s.length + end) * width));
-    }
-    return Float32Array.from(out);
-  };
-  return {
-    ...data,
-    x: take(data.x, s.heads * s.headDim),
-    dt: take(data.dt, stepCount(spec, s)),
-    B: take(data.B, s.groups * s.dState),
-    C: take(data.C, s.groups * s.dState),
-  };
 }
 
 function joinTokens(s: ScanSizes, y: readonly Float64Array[]): Float64Array {
@@ -336,19 +317,4 @@ function joinTokens(s: ScanSizes, y: readonly Float64Array[]): Float64Array {
     y,
     y.map(() => 1),
   );
-}
-
-/** y of consecutive calls [B, part, rows] as one [B, L, rows]. */
-function joinParts(s: ScanSizes, parts: readonly Float64Array[], lengths: readonly number[]): Float64Array {
-  const rows = s.heads * s.headDim;
-  const out = new Float64Array(s.batch * s.length * rows);
-  let start = 0;
-  parts.forEach((part, i) => {
-    const width = lengths[i]! * rows;
-    for (let b = 0; b < s.batch; b++) {
-      out.set(part.subarray(b * width, (b + 1) * width), (b * s.length + start) * rows);
-    }
-    start += lengths[i]!;
-  });
-  return out;
 }
