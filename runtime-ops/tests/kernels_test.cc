@@ -231,6 +231,9 @@ int main(int argc, char** argv) {
   const bool quick = argc > 1 && strcmp(argv[1], "quick") == 0;
   for (const char* isa : {"portable", "avx2", "avx512"})
     if (mambac::kernels_named(isa) != nullptr) g_isas.push_back(isa);
+  std::vector<const char*> replay_isas = g_isas;
+  const mambac::Kernels *wide = mambac::kernels_named("avx512"), *base = mambac::kernels_named("avx512-base");
+  if (wide != nullptr && wide != base) replay_isas.push_back("avx512-base");  // other instructions for 4-bit codes only
   functions();
   refusals(quick ? 20000 : 200000);
   const int ps[] = {1, 5, 16, 17, 64, 80}, ns[] = {1, 2, 15, 16, 20, 64, 100, 128, 130, 256};
@@ -239,7 +242,7 @@ int main(int argc, char** argv) {
   for (int o = 0; o < mambac::kScanOps; o++) {
     Op op = parse(mambac::scan_ops()[o].name);
     if (op.replay) {
-      replay_cases(op, g_isas, quick);
+      replay_cases(op, replay_isas, quick);
       continue;
     }
     for (int p : ps)

@@ -261,8 +261,8 @@ inline void replay_case(const Op& op, const std::vector<const char*>& isas, cons
     check_replay_state(op, s, R, in, want, out.present, many);
     CHECK(same(out, run_replay(op, s, R, in, isa, true)), "one buffer as past and present gives other bits");
     if (strcmp(isa, "avx2") == 0) first = out;
-    if (strcmp(isa, "avx512") == 0 && !first.y.empty()) CHECK(same(first, out), "avx512 and avx2 differ");
-    if (s.L < 2) continue;
+    if (strncmp(isa, "avx512", 6) == 0 && !first.y.empty()) CHECK(same(first, out), "avx512 and avx2 differ");
+    if (s.L < 2 || strcmp(isa, "avx512-base") == 0) continue;
     // The same tokens in calls of any size: sums in another order, but the same rings, bit for bit.
     g_where += " in pieces";
     Inputs rest = in;

@@ -43,14 +43,14 @@ uint64_t enabled_state() {  // XCR0: the register sets the operating system save
 }
 bool has(unsigned word, int bit) { return (word >> bit & 1u) != 0; }
 
-int x64_level() {  // 0: neither, 1: AVX2 + FMA + F16C, 2: and AVX-512 F, BW, DQ, VL
+int x64_level() {  // 0: neither, 1: AVX2 + FMA + F16C, 2: and AVX-512 F, BW, DQ, VL, 3: and VNNI
   if (cpuid(0).eax < 7) return 0;
   const CpuId one = cpuid(1), seven = cpuid(7);
   if (!has(one.ecx, 27)) return 0;  // OSXSAVE
   const uint64_t state = enabled_state();
   if ((state & 0x6) != 0x6 || !has(one.ecx, 28) || !has(one.ecx, 12) || !has(one.ecx, 29) || !has(seven.ebx, 5)) return 0;
   const bool wide = (state & 0xe6) == 0xe6 && has(seven.ebx, 16) && has(seven.ebx, 17) && has(seven.ebx, 30) && has(seven.ebx, 31);
-  return wide ? 2 : 1;
+  return !wide ? 1 : has(seven.ecx, 11) ? 3 : 2;
 }
 #endif
 
@@ -87,7 +87,8 @@ const Kernels* kernels_named(const char* name) {
   int level = known.load(std::memory_order_relaxed);
   if (level < 0) known.store(level = x64_level(), std::memory_order_relaxed);
   if (level >= 1 && strcmp(name, "avx2") == 0) return &kAvx2Kernels;
-  if (level >= 2 && strcmp(name, "avx512") == 0) return &kAvx512Kernels;
+  if (level >= 3 && strcmp(name, "avx512") == 0) return &kAvx512VnniKernels;
+  if (level >= 2 && (strcmp(name, "avx512") == 0 || strcmp(name, "avx512-base") == 0)) return &kAvx512Kernels;
 #endif
   return nullptr;
 }
@@ -106,7 +107,7 @@ size_t scan_scratch_bytes(const ScanArgs& a) {
   const size_t ordered = 2 * n;                     // B and C of one token
   const size_t prefill = n * p + 2 * 32 * p;        // transposed state, inputs and sums of a block
   const size_t lanes = 2 * 64 * n + 3 * 32 * 64;    // Mamba-1: states, rates and a block of tokens of 64 channels
-  const size_t replayed = r == 0 ? 0 : r * (n + p) + 2 * 32 * n;  // tokens of the rings, or B and C of a block
+  const size_t replayed = r == 0 ? 0 : r * (n + p) + 2 * 32 * n + n;  // tokens of the rings, or B and C of a block
   return sizeof(float) * (packing + ordered + (prefill > lanes ? prefill : lanes) + replayed + 64);
 }
 

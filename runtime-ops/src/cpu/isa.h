@@ -37,5 +37,6 @@ extern const Kernels kPortableKernels;
 #ifdef MAMBAC_X64
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
+extern const Kernels kAvx512VnniKernels;
 #endif
 }  // namespace mambac

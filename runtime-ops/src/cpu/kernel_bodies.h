@@ -3,6 +3,7 @@
 #include "vec_math.h"
 #include "tile.h"
 #include "dsq.h"
+#include "dot.h"
 #include "mamba2_decode.h"
 #include "mamba2_prefill.h"
 #include "mamba2_replay.h"

@@ -177,8 +177,8 @@ static void replay_round(const ScanArgs& a, Packing& k, const ReplayHead& s, con
   pack_head<Codec, kMax, kVectors>(k, s.packed, p, n);
 }
 
-// One token of one head.
-template <class Codec, bool kMax, int kVectors, bool kTail>
+// One token of one head. Dot: the instruction set's NibbleDot.
+template <class Dot, class Codec, bool kMax, int kVectors, bool kTail>
 static void replay_token(const ScanArgs& a, const ReplayHead& s, const uint8_t* ring, Int b, Int h, Carve c) {
   const Int p = a.head_dim, n = a.d_state, vectors = kVectors > 0 ? kVectors : round16(n) / 16, bytes = Codec::row_bytes(n);
   const Int group = h / (a.heads / a.groups);
@@ -207,16 +207,31 @@ static void replay_token(const ScanArgs& a, const ReplayHead& s, const uint8_t* 
 
   Packing k(c, p, 16 * vectors);
   float* C = c.take(16 * vectors);
+  const float* given = a.C + (b * a.groups + group) * n;
   old_steps<Codec>(k, sc + 2 * p, n);
-  to_vector_order<Codec>(C, a.C + (b * a.groups + group) * n, n);
-  for (Int v = 0; v < vectors; v++) v_store(C + 16 * v, v_mul(v_load(C + 16 * v), v_load(k.step + 16 * v)));
+  enum { kDots = Codec::kGroup == 8 };
+  DotPlanes* planes = nullptr;
+  float unit = 0;
+  if (kDots) {  // k.ratio still has the steps in the order of the columns
+    planes = (DotPlanes*)c.take(n / 128 * (Int)sizeof(DotPlanes) / 4);
+    for (Int i = 0; i < n; i += 16) v_store(C + i, v_mul(v_load(given + i), v_load(k.ratio + i)));
+    unit = make_planes(planes, C, n);
+  }
+  if (unit == 0) {
+    to_vector_order<Codec>(C, given, n);
+    for (Int v = 0; v < vectors; v++) v_store(C + 16 * v, v_mul(v_load(C + 16 * v), v_load(k.step + 16 * v)));
+  }
+  const Vec worth = v_set(unit == 0 ? decay : decay * unit);
   const float *x = a.x + (b * a.heads + h) * p, *D = a.D + h * p;
   float* y = a.y + (b * a.heads + h) * p;
   for (Int p0 = 0; p0 < p; p0 += 16) {
     const int some = rows_left(p0, p);
     Vec sums[16];
-    read_rows<Codec, kVectors, kTail>(C, s.packed + p0 * bytes, bytes, n, vectors, some, sums);
-    Vec total = v_mul(v_reduce16<v_add>(sums), v_mul(v_set(decay), halves_at(sc + 2 * p0, some)));
+    if (kDots && unit != 0)
+      dot_rows<Dot, kVectors / 8>(planes, s.packed + p0 * bytes, bytes, n / 128, some, sums);
+    else
+      read_rows<Codec, kVectors, kTail>(C, s.packed + p0 * bytes, bytes, n, vectors, some, sums);
+    Vec total = v_mul(v_reduce16<v_add>(sums), v_mul(worth, halves_at(sc + 2 * p0, some)));
     for (int j = 0; j < count; j++) total = v_fma(v_set(gains[j]), halves_at(s.u + 2 * (j * p + p0), some), total);
     const Vec xv = v_load_n(x + p0, some);
     const HalfVec u = rounded_input(v_mul(delta, xv));
@@ -229,26 +244,26 @@ static void replay_token(const ScanArgs& a, const ReplayHead& s, const uint8_t* 
   memset(s.u, 0, (size_t)(2 * a.replay * p));
   memset(s.l, 0, (size_t)(4 * a.replay));
 }
-template <class Whole, class Plain, bool kMax>
+template <class Dot, class Whole, class Plain, bool kMax>
 MAMBAC_INLINE void replay_plain(const ScanArgs& a, const ReplayHead& s, const uint8_t* ring, Int b, Int h, Carve c) {
   const Int n = a.d_state;
   if (n == 128)
-    replay_token<Whole, kMax, 8, false>(a, s, ring, b, h, c);
+    replay_token<Dot, Whole, kMax, 8, false>(a, s, ring, b, h, c);
   else if (n == 64)
-    replay_token<Whole, kMax, 4, false>(a, s, ring, b, h, c);
+    replay_token<Dot, Whole, kMax, 4, false>(a, s, ring, b, h, c);
   else if (n % 16 == 0)
-    replay_token<Plain, kMax, 0, false>(a, s, ring, b, h, c);
+    replay_token<Dot, Plain, kMax, 0, false>(a, s, ring, b, h, c);
   else
-    replay_token<Plain, kMax, 0, true>(a, s, ring, b, h, c);
+    replay_token<Dot, Plain, kMax, 0, true>(a, s, ring, b, h, c);
 }
-template <bool kMax>
+template <class Dot, bool kMax>
 MAMBAC_INLINE void replay_i4(const ScanArgs& a, const ReplayHead& s, const uint8_t* ring, Int b, Int h, Carve c) {
   if (a.d_state == 128)
-    replay_token<StridedI4, kMax, 8, false>(a, s, ring, b, h, c);
+    replay_token<Dot, StridedI4, kMax, 8, false>(a, s, ring, b, h, c);
   else if (a.d_state % 128 == 0)
-    replay_token<StridedI4, kMax, 0, false>(a, s, ring, b, h, c);
+    replay_token<Dot, StridedI4, kMax, 0, false>(a, s, ring, b, h, c);
   else
-    replay_plain<PlainI4, PlainI4, kMax>(a, s, ring, b, h, c);
+    replay_plain<Dot, PlainI4, PlainI4, kMax>(a, s, ring, b, h, c);
 }
 
 // Decays and inputs of the block's tokens, either all in the rings (slots from `slot` on) or all of this call (tokens from
@@ -341,6 +356,7 @@ static void replay_prefill(const ScanArgs& a, const ReplayHead& s, const uint8_t
   memset(s.l + 4 * slot, 0, (size_t)(4 * (r - slot)));
 }
 
+template <class Dot>
 static void replay_task(const ScanArgs& a, int64_t task, void* scratch) {
   const Int b = task / a.heads, h = task % a.heads;
   const ReplayLayout at = replay_layout(a);
@@ -357,9 +373,9 @@ static void replay_task(const ScanArgs& a, int64_t task, void* scratch) {
   const Carve c(scratch);
   if (a.length == 1) {
     if (a.format == Format::kH8)
-      a.max_norm ? replay_plain<BlockI8, PlainI8, true>(a, s, ring, b, h, c) : replay_plain<BlockI8, PlainI8, false>(a, s, ring, b, h, c);
+      a.max_norm ? replay_plain<Dot, BlockI8, PlainI8, true>(a, s, ring, b, h, c) : replay_plain<Dot, BlockI8, PlainI8, false>(a, s, ring, b, h, c);
     else
-      a.max_norm ? replay_i4<true>(a, s, ring, b, h, c) : replay_i4<false>(a, s, ring, b, h, c);
+      a.max_norm ? replay_i4<Dot, true>(a, s, ring, b, h, c) : replay_i4<Dot, false>(a, s, ring, b, h, c);
   } else if (a.format == Format::kH8) {
     a.max_norm ? replay_prefill<PlainI8, true>(a, s, ring, b, h, c) : replay_prefill<PlainI8, false>(a, s, ring, b, h, c);
   } else {

@@ -1,5 +1,6 @@
 // Sixteen float lanes in two AVX2 registers. Included inside an instruction set's own namespace.
 #pragma once
+#include "dot_planes.h"
 #include "vec_x64.h"
 
 struct Vec {
@@ -191,3 +192,33 @@ MAMBAC_INLINE void i4_store_strided(uint8_t* p, const Vec* a) {
   for (int k = 0; k < 8; k++) t[k] = a[k].hi;
   i4_store_half(p + 32, t);
 }
+
+// Sums of 128 codes of 4 bits times coefficients (dot.h).
+struct NibbleDot {
+  const DotPlanes& k;
+  __m256i bias[2];
+  MAMBAC_MEMBER explicit NibbleDot(const DotPlanes& planes) : k(planes) {
+    for (int half = 0; half < 2; half++) {
+      bias[half] = _mm256_setzero_si256();
+      bias[half] = part(_mm256_setzero_si256(), half);
+    }
+  }
+  MAMBAC_MEMBER __m256i part(__m256i row, int half) const {
+    const __m256i mask = _mm256_set1_epi8(15), one = _mm256_set1_epi16(1);
+    row = _mm256_xor_si256(row, _mm256_set1_epi8((char)0x88));  // codes plus 8
+    const __m256i even = _mm256_and_si256(row, mask), odd = _mm256_and_si256(_mm256_srli_epi16(row, 4), mask);
+    __m256i p[3];
+    for (int plane = 0; plane < 3; plane++) {
+      const __m256i a = _mm256_maddubs_epi16(even, _mm256_loadu_si256((const __m256i*)(k.c[plane][0] + 32 * half)));
+      const __m256i b = _mm256_maddubs_epi16(odd, _mm256_loadu_si256((const __m256i*)(k.c[plane][1] + 32 * half)));
+      p[plane] = _mm256_add_epi16(a, b);
+    }
+    __m256i sum = _mm256_add_epi32(_mm256_madd_epi16(p[2], _mm256_set1_epi16(256)), _mm256_madd_epi16(p[1], one));
+    sum = _mm256_add_epi32(_mm256_slli_epi32(sum, 8), _mm256_madd_epi16(p[0], one));
+    return _mm256_sub_epi32(sum, bias[half]);
+  }
+  MAMBAC_MEMBER Vec row(const uint8_t* codes) const {
+    return {_mm256_cvtepi32_ps(part(_mm256_loadu_si256((const __m256i*)codes), 0)),
+            _mm256_cvtepi32_ps(part(_mm256_loadu_si256((const __m256i*)codes + 1), 1))};
+  }
+};

@@ -1,6 +1,7 @@
 // Sixteen float lanes as a plain array: the reference for every other instruction set, and the fallback where there is
 // none. Lane by lane it does what the vector units do, in the same order; only fused multiply-adds round twice.
 #pragma once
+#include "dot_planes.h"
 
 #if defined(__GNUC__)
 typedef float Lanes __attribute__((vector_size(64)));  // lowered to whatever the target has
@@ -201,4 +202,21 @@ static inline void i4_store_strided(uint8_t* p, const Vec* a) {
   for (int k = 0; k < 8; k++)
     for (int i = 0; i < 16; i++) set_nibble(p, 8 * i + k, code_of(a[k].v[i], 7));
 }
+
+// Sums of 128 codes of 4 bits times coefficients (dot.h).
+struct NibbleDot {
+  int32_t c[128];
+  explicit NibbleDot(const DotPlanes& k) {
+    for (int i = 0; i < 128; i++) c[i] = (k.c[2][i & 1][i / 2] * 256 + k.c[1][i & 1][i / 2]) * 256 + k.c[0][i & 1][i / 2];
+  }
+  Vec row(const uint8_t* codes) const {
+    Vec r;
+    for (int i = 0; i < 16; i++) {
+      int32_t sum = 0;
+      for (int j = 0; j < 8; j++) sum += nibble(codes, 8 * i + j) * c[8 * i + j];
+      r.v[i] = (float)sum;
+    }
+    return r;
+  }
+};
 #undef MAMBAC_LANES
