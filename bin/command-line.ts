@@ -17,11 +17,10 @@ import {
 import {
   benchCommand,
   compileCommand,
-  type EvaluateMode,
   EXIT,
-  evalCommand,
   generateCommand,
   inspectCommand,
+  MambacError,
   type PassLibrary,
   REQUANTIZE_MODES,
   type Requantize,
@@ -36,7 +35,8 @@ import {
   verifyCommand,
 } from "../src/index.js";
 import { addCalibrate } from "./calibrate-command.js";
-import { integer, integerList, number, positiveInteger } from "./flag-values.js";
+import { addEval } from "./eval-command.js";
+import { integer, integerList, number, positiveInteger, replayLength } from "./flag-values.js";
 import { kebabFlags } from "./kebab-flags.js";
 import { addRecipe, recipeDocument, recipeOf } from "./recipe-command.js";
 
@@ -92,6 +92,7 @@ interface StateFlags {
   readonly state: StateFormat;
   readonly stateScale: StateScale;
   readonly requantize: Requantize;
+  readonly replayLength?: number;
 }
 
 interface RecipeFlags extends StateFlags {
@@ -156,8 +157,8 @@ function addCompile(program: Command, terminal: Terminal, outcome: Outcome, argv
     .option("--repro <folder>", "should mambac have a bug, write what a report needs there")
     .action(async (inputs: string[], flags: CompileFlags) => {
       const named = flags.recipe === undefined ? null : recipeOf(flags.recipe);
-      const stateGiven = command.getOptionValueSource("state") === "cli";
-      const state = named === null || stateGiven ? stateChoice(flags) : named.state;
+      const given = (flag: keyof StateFlags): boolean => command.getOptionValueSource(flag) === "cli";
+      const state = named === null || given("state") ? stateChoice(flags) : recipeState(named.state, flags, given);
       const recipe = named === null ? null : { ...named, state };
       outcome.code = await compileCommand(
         {
@@ -269,50 +270,6 @@ function addGenerate(program: Command, terminal: Terminal, outcome: Outcome): vo
   });
 }
 
-interface EvalFlags extends RunFlags {
-  readonly text: string;
-  readonly against?: string;
-  readonly windows: number;
-  readonly window: number;
-  readonly mode: EvaluateMode;
-  readonly tokenizer?: string;
-}
-
-function addEval(program: Command, terminal: Terminal, outcome: Outcome): void {
-  const command = program
-    .command("eval")
-    .description("bits per byte and perplexity on a text, and the distance from another model")
-    .argument("<out>", "the compiled file")
-    .requiredOption("--text <file>", "the text")
-    .option("--against <in>", "the source, or any model of the same vocabulary")
-    .option("--windows <n>", "windows from the start of the text, each from zero state", positiveInteger, 12)
-    .option("--window <n>", "tokens a window", positiveInteger, 512)
-    .addOption(
-      new Option("--mode <mode>", "one token a call (a quantized state is then rounded at every token), or one window")
-        .choices(["token", "call"])
-        .default("token"),
-    )
-    .option("--tokenizer <file>", "tokenizer.json or its folder, or 'bytes' (default for a vocabulary of 256)");
-  withRun(withReport(command)).action(async (output: string, flags: EvalFlags) => {
-    const { text, windows, window, mode, library, threads } = flags;
-    outcome.code = await evalCommand(
-      {
-        output,
-        text,
-        against: flags.against ?? null,
-        windows,
-        window,
-        mode,
-        tokenizer: flags.tokenizer ?? null,
-        library,
-        threads,
-        ...reportOptions(flags),
-      },
-      terminal,
-    );
-  });
-}
-
 interface BenchFlags extends ReportFlags {
   readonly against?: string[];
   readonly trust?: Trust;
@@ -368,9 +325,17 @@ function withRecipe(command: Command, state: StateFormat): Command {
       new Option("--state-scale <scale>", "channel scale of h8 and h4").choices(STATE_SCALES).default("dsq-max"),
     )
     .addOption(
-      new Option("--requantize <when>", "round the state at the end of a call, or after every token in it")
+      new Option(
+        "--requantize <when>",
+        "round the state at the end of a call, after every token in it, or once in --replay-length tokens",
+      )
         .choices(REQUANTIZE_MODES)
         .default("call"),
+    )
+    .option(
+      "--replay-length <n>",
+      "tokens between roundings with --requantize replay, 1 to 64; 16 unless told",
+      replayLength,
     )
     .addOption(new Option("--trust <graph>", "which graph of a pair counts where they disagree").choices(TRUSTS))
     .addOption(new Option("--state-names <style>", "names of state inputs and outputs").choices(STATE_STYLES));
@@ -389,7 +354,22 @@ function withRun(command: Command): Command {
 }
 
 function stateChoice(flags: StateFlags): StateChoice {
-  return { format: flags.state, scale: flags.stateScale, requantize: flags.requantize };
+  const { state: format, stateScale: scale, requantize } = flags;
+  return withReplayLength({ format, scale, requantize }, flags.replayLength);
+}
+
+/** A recipe's state, changed by the flags that were given. */
+function recipeState(state: StateChoice, flags: StateFlags, given: (flag: keyof StateFlags) => boolean): StateChoice {
+  const scale = given("stateScale") ? flags.stateScale : state.scale;
+  const requantize = given("requantize") ? flags.requantize : state.requantize;
+  const length = flags.replayLength ?? (requantize === "replay" ? state.replayLength : undefined);
+  return withReplayLength({ format: state.format, scale, requantize }, length);
+}
+
+function withReplayLength(choice: StateChoice, length: number | undefined): StateChoice {
+  if (length === undefined) return choice;
+  if (choice.requantize === "replay") return { ...choice, replayLength: length };
+  throw new MambacError("usage/replay-length", "--replay-length says nothing without --requantize replay");
 }
 
 function reportOptions(flags: ReportFlags): { readonly json: boolean; readonly quiet: boolean } {

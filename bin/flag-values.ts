@@ -23,3 +23,9 @@ export function positiveInteger(text: string): number {
 export function integerList(text: string): number[] {
   return text.split(",").map(positiveInteger);
 }
+
+export function replayLength(text: string): number {
+  const value = positiveInteger(text);
+  if (value > 64) throw new InvalidArgumentError("It must be 1 to 64.");
+  return value;
+}

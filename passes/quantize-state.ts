@@ -81,7 +81,7 @@ function choicesFor(
   const able = scans.filter(({ family }) => hasReplay({ family, format }));
   if (able.length === 0 && scans.length > 0) {
     const code = "quantize-state/no-replay";
-    const why = isPacked(format) ? "no layer is Mamba-2" : `a ${format} state has none`;
+    const why = isPacked(format) ? "no layer is Mamba-2" : `a state kept as ${format} has none`;
     const message = `there is no replay here, since ${why}: every state is rounded at the end of a call`;
     context.report({ kind: "warning", code, where: "model", message });
   }

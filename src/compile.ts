@@ -7,6 +7,7 @@ import type { Model } from "./ir/graph.js";
 import { formatType } from "./ir/types.js";
 import { readModel } from "./onnx/read.js";
 import { encodeModel, type Written, writeModel } from "./onnx/write.js";
+import { DEFAULT_REPLAY_LENGTH } from "./ops/names.js";
 import type { StatRequest } from "./quant/calibration.js";
 import type { Statistics } from "./quant/statistics.js";
 import { tokenInput, viewGraph } from "./rewrite/axes.js";
@@ -194,7 +195,10 @@ export async function compilePrepared(
     },
     prepared.facts,
   );
-  const model = finished.stopped ? finished.model : described(finished.model, before, prepared.sources, options);
+  const state = finished.stopped ? options.state : takenState(options.state, before);
+  const model = finished.stopped
+    ? finished.model
+    : described(finished.model, before, prepared.sources, { ...options, state });
   let written: Written | null = null;
   if (options.output !== null && !finished.stopped) {
     options.onProgress?.(`writing ${options.output}`);
@@ -204,7 +208,7 @@ export async function compilePrepared(
       companions: recipeText === null ? [] : [{ path: `${output}.recipe.yaml`, text: recipeText }],
     });
   }
-  return report(options, prepared, model, before, remarks, written);
+  return report({ ...options, state }, prepared, model, before, remarks, written);
 }
 
 function pipelineHooks(options: PrepareOptions, remarks: Remark[]): PipelineHooks {
@@ -336,11 +340,18 @@ function described(
   return { ...named, producerName: "mambac", producerVersion: VERSION, metadata };
 }
 
-/** `h4 dsq-max, rounded at the end of a call`. */
+/** `h4 dsq-max requantize=call`, or `... requantize=replay R=16`. */
 export function stateText(state: StateChoice): string {
   if (state.format === "f32") return "f32";
   const scale = state.format === "f16" ? "" : ` ${state.scale}`;
-  return `${state.format}${scale} requantize=${state.requantize}`;
+  return `${state.format}${scale} requantize=${state.requantize}${replayText(state)}`;
+}
+
+/** The choice as the layers could take it: without replay where none of them has it. */
+function takenState(choice: StateChoice, ops: readonly SemanticOp[]): StateChoice {
+  if (choice.requantize !== "replay") return choice;
+  const states = ops.flatMap((op) => (op.kind === "scan" ? [op.state] : []));
+  return states.find(({ requantize }) => requantize === "replay") ?? states[0] ?? choice;
 }
 
 function report(
@@ -384,12 +395,16 @@ export function layerRow(op: SemanticOp): LayerRow {
   };
 }
 
+function replayText({ requantize, replayLength }: StateChoice): string {
+  return requantize === "replay" ? ` R=${replayLength ?? DEFAULT_REPLAY_LENGTH}` : "";
+}
+
 function sizesText(op: SemanticOp): string {
   switch (op.kind) {
     case "scan":
       return op.family === "mamba1"
         ? `E=${op.heads} N=${op.dState} G=${op.groups}`
-        : `H=${op.heads} P=${op.headDim} N=${op.dState} G=${op.groups}`;
+        : `H=${op.heads} P=${op.headDim} N=${op.dState} G=${op.groups}${replayText(op.state)}`;
     case "conv":
       return `E=${op.channels} K=${op.kernelSize} W=${op.stateWidth}${op.activation === "silu" ? " SiLU" : ""}`;
     default:

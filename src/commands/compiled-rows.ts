@@ -66,7 +66,7 @@ function sizesOf(node: Node): Sizes | null {
   const text =
     spec.family === "mamba1"
       ? `E=${channels} N=${dState} G=${groups}`
-      : `H=${heads} P=${headDim} N=${dState} G=${groups}`;
+      : `H=${heads} P=${headDim} N=${dState} G=${groups}${spec.requantize === "replay" ? ` R=${size("replay_length")}` : ""}`;
   const plainBytes = stateType({ family: spec.family, format: "f32" }, { heads, headDim, dState }).bytes;
   return { kind: "scan", text, past: 7, plainBytes };
 }
