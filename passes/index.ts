@@ -21,6 +21,7 @@ import { rotateOutput } from "./rotate-output.js";
 import { rotateResidual } from "./rotate-residual.js";
 import { rotateState } from "./rotate-state.js";
 import { roundClipped } from "./round-clipped.js";
+import { roundEmbedding } from "./round-embedding.js";
 import { roundGptq } from "./round-gptq.js";
 import { roundNearest } from "./round-nearest.js";
 import { smoothAwq } from "./smooth-awq.js";
@@ -48,6 +49,7 @@ export const PASSES: Readonly<Record<string, Pass<never>>> = Object.freeze({
   "rotate-residual": rotateResidual,
   "rotate-state": rotateState,
   "round-clipped": roundClipped,
+  "round-embedding": roundEmbedding,
   "round-gptq": roundGptq,
   "round-nearest": roundNearest,
   "smooth-awq": smoothAwq,

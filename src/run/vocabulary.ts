@@ -1,6 +1,6 @@
 /** How many token ids a model knows. */
 
-import type { Model } from "../ir/graph.js";
+import { attrInt, type Model } from "../ir/graph.js";
 import { EXIT, MambacError } from "../support/errors.js";
 import type { Signature } from "./signature.js";
 
@@ -11,7 +11,9 @@ import type { Signature } from "./signature.js";
 export function vocabularyOf(model: Model, signature: Signature): number {
   const { graph } = model;
   const lookup = graph.nodes.find((node) => node.op === "Gather" && node.inputs[1] === signature.tokens.name);
-  const rows = graph.initializers.get(lookup?.inputs[0] ?? "")?.shape[0];
+  // A table that the head shares has tokens as its columns.
+  const axis = lookup === undefined ? 0 : attrInt(lookup, "axis", 0);
+  const rows = graph.initializers.get(lookup?.inputs[0] ?? "")?.shape[axis];
   const width = signature.logits.shape.at(-1);
   const size = rows ?? (typeof width === "number" ? width : null);
   if (size !== null) return size;
