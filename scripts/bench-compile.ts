@@ -159,7 +159,7 @@ async function main(): Promise<void> {
   }
   const rounds = Number(second);
   const passed = [await gptqGate(rounds), await roundingGates(Number(first), rounds)];
-  process.exitCode = passed.every(Boolean) ? EXIT.ok : 3;
+  process.exitCode = passed.every(Boolean) ? EXIT.ok : EXIT.belowGate;
 }
 
 await main();
