@@ -42,7 +42,6 @@ export type { Remark } from "./rewrite/pass.js";
 export type { StateChoice } from "./rewrite/semantic.js";
 export {
   type Comparison,
-  type EvaluateMode,
   type EvaluateOptions,
   type Evaluation,
   evaluate,
@@ -50,6 +49,7 @@ export {
 export { type Generated, type GenerateOptions, generate, generateBatch } from "./run/generate.js";
 export type { LibraryChoice } from "./run/locate.js";
 export { type Logits, logitsRow } from "./run/logits.js";
+export type { EvaluateMode } from "./run/logits-source.js";
 export type { SamplingOptions } from "./run/sampling.js";
 export { type LoadOptions, loadPackage } from "./run/stateful.js";
 export type { LoadedPackage, StateSnapshot, Tokens } from "./run/stateful-model.js";

@@ -3,26 +3,36 @@
 import { readFileSync } from "node:fs";
 import { VERSION } from "../compile.js";
 import { readModel } from "../onnx/read.js";
-import { type EvaluateMode, type Evaluation, evaluate } from "../run/evaluate.js";
+import { type Evaluation, evaluate } from "../run/evaluate.js";
+import { FOOTPRINT_CLASSES, type Footprint, footprint } from "../run/footprint.js";
+import { type LastWordScore, lastWordScore, passageTexts, splitLastWord } from "../run/last-word.js";
 import type { LibraryChoice } from "../run/locate.js";
+import type { EvaluateMode } from "../run/logits-source.js";
 import { readSignature } from "../run/signature.js";
 import { statePrecision } from "../run/state-precision.js";
 import { type LoadedPackage, type LoadOptions, loadPackage, modelFile } from "../run/stateful.js";
+import type { Tokenizer } from "../run/tokenizer.js";
 import { sourceFiles } from "../sources.js";
 import { EXIT, type ExitCode, MambacError } from "../support/errors.js";
 import { tokenizerFor } from "./model-tokenizer.js";
+import { sessionRecord } from "./session-record.js";
 import { Progress, type Terminal } from "./terminal.js";
-import { formatFacts } from "./text-table.js";
+import { formatBytes, formatFacts, formatTable } from "./text-table.js";
 
 export interface EvalCommandOptions {
   readonly output: string;
-  readonly text: string;
+  /** Null only where there are passages for the last word. */
+  readonly text: string | null;
+  /** JSON lines with a `text` each, for accuracy on the last word. */
+  readonly lastWord: string | null;
   /** The source, or any other model of the same vocabulary. */
   readonly against: string | null;
   readonly windows: number;
   readonly window: number;
   readonly mode: EvaluateMode;
   readonly tokenizer: string | null;
+  /** Sequences the footprint counts the state of. */
+  readonly sequences: number;
   readonly library: LibraryChoice;
   readonly threads: number;
   readonly json: boolean;
@@ -35,37 +45,72 @@ const LOGIT_BYTES = 2 ** 28;
 /** Taken for a vocabulary that the graph does not tell. */
 const UNKNOWN_VOCABULARY = 2 ** 16;
 
-/** Runs the command. Throws `eval/text` and what loading and evaluating throw. */
+interface Results {
+  readonly text: Evaluation | null;
+  readonly lastWord: (LastWordScore & { readonly skipped: number }) | null;
+  readonly footprint: Footprint;
+}
+
+/** Runs the command. Throws `eval/...` and what loading and evaluating throw. */
 export async function evalCommand(options: EvalCommandOptions, terminal: Terminal): Promise<ExitCode> {
+  if (options.text === null && options.lastWord === null) {
+    throw new MambacError(
+      "eval/nothing",
+      "there is nothing to evaluate on: give --text FILE or --last-word FILE.jsonl",
+    );
+  }
   const progress = new Progress(options.quiet ? null : terminal);
   try {
-    const text = readText(options.text);
+    const text = options.text === null ? null : readText(options.text);
+    const passages = options.lastWord === null ? null : readText(options.lastWord);
     progress.say(`loading ${options.output}`);
     const settings: LoadOptions = {
-      batch: batchFor(options),
+      batch: batchFor(options.output, options),
       library: options.library,
       threads: options.threads,
       onNotice: (message) => (options.quiet ? undefined : terminal.err(`${message}\n`)),
     };
     await using model = await loadPackage(options.output, settings);
-    await using reference = await openReference(options.against, settings);
+    await using reference = text === null ? null : await openReference(options.against, settings);
     const tokenizer = tokenizerFor(model, options.tokenizer);
     progress.say("evaluating");
-    const result = await evaluate({
-      model,
-      ...(reference === null ? {} : { reference }),
-      text,
-      tokenizer,
-      window: options.window,
-      windows: options.windows,
-      mode: options.mode,
-      onProgress: (share) => (share < 1 ? progress.say(`evaluated ${Math.round(100 * share)} %`) : undefined),
-    });
-    tell(options, model, result, terminal);
+    const onProgress = (share: number): void =>
+      share < 1 ? progress.say(`evaluated ${Math.round(100 * share)} %`) : undefined;
+    const evaluation =
+      text === null
+        ? null
+        : await evaluate({
+            model,
+            ...(reference === null ? {} : { reference }),
+            text,
+            tokenizer,
+            window: options.window,
+            windows: options.windows,
+            mode: options.mode,
+            onProgress,
+          });
+    const lastWord =
+      passages === null
+        ? null
+        : await lastWordOf(new TextDecoder().decode(passages), model, tokenizer, options, onProgress);
+    tell(options, model, { text: evaluation, lastWord, footprint: footprint(model.model, model.signature) }, terminal);
   } finally {
     progress.done();
   }
   return EXIT.ok;
+}
+
+async function lastWordOf(
+  source: string,
+  model: LoadedPackage,
+  tokenizer: Tokenizer,
+  options: EvalCommandOptions,
+  onProgress: (share: number) => void,
+): Promise<Results["lastWord"]> {
+  const texts = passageTexts(source, options.lastWord ?? "");
+  const passages = texts.flatMap((text) => splitLastWord(text, tokenizer) ?? []);
+  const score = await lastWordScore({ model, passages, mode: options.mode, onProgress });
+  return { ...score, skipped: texts.length - passages.length };
 }
 
 function readText(path: string): Uint8Array {
@@ -78,8 +123,8 @@ function readText(path: string): Uint8Array {
 }
 
 /** All windows at once where their logits fit. */
-function batchFor(options: EvalCommandOptions): number {
-  const { logits } = readSignature(readModel(modelFile(options.output)).model);
+export function batchFor(path: string, options: { readonly window: number; readonly windows: number }): number {
+  const { logits } = readSignature(readModel(modelFile(path)).model);
   const vocabulary = logits.shape.at(-1);
   const bytes = 4 * options.window * (typeof vocabulary === "number" ? vocabulary : UNKNOWN_VOCABULARY);
   return Math.max(1, Math.min(options.windows, Math.floor(LOGIT_BYTES / bytes)));
@@ -92,55 +137,115 @@ async function openReference(path: string | null, settings: LoadOptions): Promis
   return file === undefined ? null : loadPackage(file.path, { ...settings, library: "none" });
 }
 
-function tell(options: EvalCommandOptions, model: LoadedPackage, result: Evaluation, terminal: Terminal): void {
-  const state = statePrecision(model.model);
-  if (options.json) {
-    const document = {
-      command: "eval",
-      version: VERSION,
-      output: options.output,
-      text: options.text,
-      against: options.against,
-      state,
-      backend: model.backend,
-      library: model.library,
-      batch: model.batch,
-      threads: options.threads,
-      ...result,
-    };
-    terminal.out(`${JSON.stringify(document, null, 2)}\n`);
-    return;
-  }
-  const digits = (value: number): string => value.toFixed(4);
-  const percent = (value: number): string => `${(100 * value).toFixed(2)} %`;
-  const facts: [string, string][] = [
+function tell(options: EvalCommandOptions, model: LoadedPackage, results: Results, terminal: Terminal): void {
+  if (options.json) terminal.out(`${JSON.stringify(documentOf(options, model, results), null, 2)}\n`);
+  else terminal.out(textOf(options, model, results));
+}
+
+function documentOf(options: EvalCommandOptions, model: LoadedPackage, results: Results): object {
+  const { stateBytes, weightBytes, weights } = results.footprint;
+  return {
+    command: "eval",
+    version: VERSION,
+    output: options.output,
+    text: options.text,
+    against: options.against,
+    state: statePrecision(model.model),
+    backend: model.backend,
+    library: model.library,
+    batch: model.batch,
+    threads: options.threads,
+    session: sessionRecord(model, options),
+    ...results.text,
+    lastWord: results.lastWord === null ? null : { file: options.lastWord, mode: options.mode, ...results.lastWord },
+    footprint: { weights, weightBytes, stateBytes, sequences: options.sequences, total: totalOf(results, options) },
+  };
+}
+
+function totalOf({ footprint: { weightBytes, stateBytes } }: Results, { sequences }: EvalCommandOptions): number {
+  return weightBytes + sequences * stateBytes;
+}
+
+function textOf(options: EvalCommandOptions, model: LoadedPackage, results: Results): string {
+  const facts: Fact[] = [
     ["model", `${options.output}, ${model.library === null ? "portable functions" : `kernels of ${model.library}`}`],
+    ...(results.text === null ? [] : textFacts(options, model, results.text)),
+    ...(results.lastWord === null ? [] : lastWordFacts(options, results.lastWord)),
+    ...footprintFacts(options, results),
+  ];
+  return `${formatFacts(facts)}${results.text === null ? "" : `\n${positionTable(results.text)}`}`;
+}
+
+type Fact = readonly [label: string, value: string];
+
+const digits = (value: number): string => value.toFixed(4);
+const percent = (value: number): string => `${(100 * value).toFixed(2)} %`;
+
+function textFacts(options: EvalCommandOptions, model: LoadedPackage, result: Evaluation): Fact[] {
+  const state = model.model.metadata.get("mambac.state") ?? statePrecision(model.model).format;
+  const facts: Fact[] = [
     ["text", `${options.text}, ${result.windows} windows of ${result.window} tokens from its start`],
     [
       "state",
-      `${model.model.metadata.get("mambac.state") ?? state.format}; ${result.mode === "token" ? "one token a call, so rounded at every token" : "one window a call"}`,
+      `${state}; ${result.mode === "token" ? "one token a call, so rounded at every token" : "one window a call"}`,
     ],
-    ...(result.bitsPerByte === null ? [] : [["bits per byte", digits(result.bitsPerByte)] as [string, string]]),
+    ...(result.bitsPerByte === null ? [] : [["bits per byte", digits(result.bitsPerByte)] as const]),
     ["bits per token", digits(result.bitsPerToken)],
     ["perplexity", digits(result.perplexity)],
     ["top-1 accuracy", percent(result.top1)],
   ];
   if (result.nonFinite > 0) facts.push(["not finite", `${result.nonFinite} of ${result.predictions} predictions`]);
   const { comparison } = result;
-  if (comparison !== null) {
-    const change = result.bitsPerToken / comparison.referenceBitsPerToken - 1;
-    facts.push(
-      ["against", options.against ?? ""],
-      [
-        "  its bits per token",
-        `${digits(comparison.referenceBitsPerToken)} (${change < 0 ? "" : "+"}${percent(change)} here)`,
-      ],
-      [
-        "  KL divergence",
-        `mean ${comparison.meanKlBits.toExponential(2)} bits, 99th percentile ${comparison.p99KlBits.toExponential(2)}, largest ${comparison.maxKlBits.toExponential(2)}`,
-      ],
-      ["  same best token", percent(comparison.top1Agreement)],
-    );
-  }
-  terminal.out(formatFacts(facts));
+  if (comparison === null) return facts;
+  const change = result.bitsPerToken / comparison.referenceBitsPerToken - 1;
+  return [
+    ...facts,
+    ["against", options.against ?? ""],
+    [
+      "  its bits per token",
+      `${digits(comparison.referenceBitsPerToken)} (${change < 0 ? "" : "+"}${percent(change)} here)`,
+    ],
+    [
+      "  KL divergence",
+      `mean ${comparison.meanKlBits.toExponential(2)} bits, 99th percentile ${comparison.p99KlBits.toExponential(2)}, largest ${comparison.maxKlBits.toExponential(2)}`,
+    ],
+    ["  same best token", percent(comparison.top1Agreement)],
+  ];
+}
+
+function lastWordFacts(options: EvalCommandOptions, score: NonNullable<Results["lastWord"]>): Fact[] {
+  const skipped = score.skipped === 0 ? "" : `, ${score.skipped} of one word left out`;
+  return [
+    ["last word", `${options.lastWord}, ${score.passages} passages${skipped}`],
+    ["  accuracy", percent(score.accuracy)],
+    ["  perplexity", digits(score.perplexity)],
+    ...(score.nonFinite === 0 ? [] : [["  not finite", `${score.nonFinite} of ${score.passages} passages`] as const]),
+  ];
+}
+
+function footprintFacts(options: EvalCommandOptions, results: Results): Fact[] {
+  const { weights, weightBytes, stateBytes } = results.footprint;
+  const { sequences } = options;
+  const classes = FOOTPRINT_CLASSES.filter((name) => weights[name] > 0).map(
+    (name) => `${name} ${formatBytes(weights[name])}`,
+  );
+  return [
+    ["weights", `${formatBytes(weightBytes)}: ${classes.join(", ")}`],
+    [
+      "state",
+      `${formatBytes(stateBytes)} a sequence, ${formatBytes(sequences * stateBytes)} for ${sequences}; with the weights ${formatBytes(totalOf(results, options))}`,
+    ],
+  ];
+}
+
+/** Errors of a quantized state that add up show as figures that grow down the table. */
+function positionTable({ positions }: Evaluation): string {
+  return formatTable([
+    ["position", "bits per token", "KL, bits"],
+    ...positions.map(({ from, to, bitsPerToken, meanKlBits }) => [
+      `${from} to ${to - 1}`,
+      digits(bitsPerToken),
+      meanKlBits === null ? "" : meanKlBits.toExponential(2),
+    ]),
+  ]);
 }

@@ -8,19 +8,23 @@
  */
 
 import { MambacError } from "../support/errors.js";
-import { type Logits, logitsRow } from "./logits.js";
-import type { LoadedPackage, Tokens } from "./stateful-model.js";
+import { summarise } from "./logits.js";
+import { type EvaluateMode, logitsSource, possibleMode } from "./logits-source.js";
+import type { LoadedPackage } from "./stateful-model.js";
 import { byteTokenizer, type Tokenizer } from "./tokenizer.js";
 
-export type EvaluateMode = "token" | "call";
+/** Sequences with the token to predict after each of their tokens but the last: all of one length. */
+export interface Passages {
+  readonly sequences: readonly ArrayLike<number>[];
+}
 
 export interface EvaluateOptions {
   /** Loaded with a batch of as many windows as are to run together: all of them is fastest. */
   readonly model: LoadedPackage;
   /** A model to compare with, of the same batch and vocabulary; usually the float source. */
   readonly reference?: LoadedPackage;
-  /** The text: bytes or a string to be tokenized, or token ids. */
-  readonly text: Uint8Array | string | readonly number[];
+  /** The text: bytes or a string to be tokenized, or token ids; or passages, each a window and the token after it. */
+  readonly text: Uint8Array | string | readonly number[] | Passages;
   /** Default: bytes as tokens. */
   readonly tokenizer?: Tokenizer;
   /** Tokens a window; default 512. */
@@ -29,6 +33,8 @@ export interface EvaluateOptions {
   readonly windows?: number;
   /** Default 'token'. */
   readonly mode?: EvaluateMode;
+  /** How the reference is fed; default: as the model. Makes no difference for a float state but for speed. */
+  readonly referenceMode?: EvaluateMode;
   /** Told the share of predictions made so far. */
   readonly onProgress?: (share: number) => void;
 }
@@ -45,11 +51,22 @@ export interface Evaluation {
   readonly perplexity: number;
   /** Mean bits per token of each window. */
   readonly windowBits: readonly number[];
+  /** The same figures by how far into its window a prediction is: what drifts shows here. */
+  readonly positions: readonly PositionRange[];
   /** Share of predictions whose best token is the true one. */
   readonly top1: number;
   /** Predictions with a logit that is not finite; the other figures are then NaN or infinite. */
   readonly nonFinite: number;
   readonly comparison: Comparison | null;
+}
+
+/** Predictions after the tokens [from, to) of each window. */
+export interface PositionRange {
+  readonly from: number;
+  readonly to: number;
+  readonly bitsPerToken: number;
+  /** Null without a reference. */
+  readonly meanKlBits: number | null;
 }
 
 export interface Comparison {
@@ -66,43 +83,76 @@ export interface Comparison {
 /** Evaluates a model; its state is used and left at zero. Throws `evaluate/...` for texts or models that do not fit. */
 export async function evaluate(options: EvaluateOptions): Promise<Evaluation> {
   const { model, reference } = options;
-  const window = options.window ?? 512;
-  const windows = options.windows ?? 12;
   const mode = options.mode ?? "token";
-  requireCounts(window, windows);
   if (reference !== undefined && reference.batch !== model.batch) {
     throw new MambacError("evaluate/batch", `the models have batches ${model.batch} and ${reference.batch}`);
   }
-  const needed = window * windows + 1;
-  const { ids, tokenizer } = tokensOf(options, needed);
-  if (ids.length < needed) {
-    throw new MambacError(
-      "evaluate/text",
-      `the text has ${ids.length} tokens, but ${windows} windows of ${window} need ${needed} (with the one after)`,
-    );
-  }
-  const parts = Array.from({ length: windows }, (_, i) => ids.slice(i * window, (i + 1) * window));
+  const { passages, bytes } = passagesOf(options);
+  const windows = passages.length;
+  const window = (passages[0]?.length ?? 0) - 1;
+  requireCounts(window, windows);
   const score = new Score(windows, window);
   for (let first = 0; first < windows; first += model.batch) {
     const count = Math.min(model.batch, windows - first);
     // A last group that is not full repeats a window; its extra results are not counted.
-    const rows = Array.from({ length: model.batch }, (_, i) => parts[first + Math.min(i, count - 1)] ?? []);
-    const own = await source(model, rows, mode);
-    const other = reference === undefined ? null : await source(reference, rows, referenceMode(reference, mode));
+    const rows = Array.from({ length: model.batch }, (_, i) =>
+      Array.from(passages[first + Math.min(i, count - 1)] ?? []).slice(0, window),
+    );
+    const own = await logitsSource(model, rows, mode);
+    const other =
+      reference === undefined
+        ? null
+        : await logitsSource(reference, rows, possibleMode(reference, options.referenceMode ?? mode));
     for (let t = 0; t < window; t++) {
       const logits = await own.at(t);
       const compared = other === null ? null : await other.at(t);
       for (let i = 0; i < count; i++) {
-        const target = ids[(first + i) * window + t + 1] ?? 0;
-        score.add(first + i, row(logits, i), target, compared === null ? null : row(compared, i));
+        const target = passages[first + i]?.[t + 1] ?? 0;
+        score.add(first + i, t, logits(i), target, compared === null ? null : compared(i));
       }
     }
     options.onProgress?.((first + count) / windows);
   }
   model.reset();
   reference?.reset();
-  const bytes = tokenizer === null ? null : byteLength(tokenizer, ids.slice(1, needed));
   return { mode, window, windows, ...score.result(bytes, reference !== undefined) };
+}
+
+/** Windows with the token after each, and the bytes of what is predicted; null where they are not known. */
+function passagesOf(options: EvaluateOptions): {
+  readonly passages: readonly ArrayLike<number>[];
+  readonly bytes: number | null;
+} {
+  const { text, tokenizer } = options;
+  if (isPassages(text)) {
+    const [first, ...others] = text.sequences;
+    if (first === undefined || others.some(({ length }) => length !== first.length)) {
+      throw new MambacError("evaluate/text", "the passages to evaluate are not of one length, or there are none");
+    }
+    const bytes =
+      tokenizer === undefined
+        ? null
+        : text.sequences.reduce((sum, ids) => sum + byteLength(tokenizer, Array.from(ids).slice(1)), 0);
+    return { passages: text.sequences, bytes };
+  }
+  const [window, windows] = [options.window ?? 512, options.windows ?? 12];
+  requireCounts(window, windows);
+  const needed = window * windows + 1;
+  const read = tokensOf(text, tokenizer, needed);
+  if (read.ids.length < needed) {
+    throw new MambacError(
+      "evaluate/text",
+      `the text has ${read.ids.length} tokens, but ${windows} windows of ${window} need ${needed} (with the one after)`,
+    );
+  }
+  return {
+    passages: Array.from({ length: windows }, (_, i) => read.ids.slice(i * window, (i + 1) * window + 1)),
+    bytes: read.tokenizer === null ? null : byteLength(read.tokenizer, read.ids.slice(1, needed)),
+  };
+}
+
+function isPassages(text: EvaluateOptions["text"]): text is Passages {
+  return typeof text === "object" && "sequences" in text;
 }
 
 function requireCounts(window: number, windows: number): void {
@@ -111,12 +161,13 @@ function requireCounts(window: number, windows: number): void {
 }
 
 function tokensOf(
-  options: EvaluateOptions,
+  text: Uint8Array | string | readonly number[],
+  given: Tokenizer | undefined,
   needed: number,
 ): { readonly ids: readonly number[]; readonly tokenizer: Tokenizer | null } {
-  const { text, tokenizer = byteTokenizer } = options;
+  const tokenizer = given ?? byteTokenizer;
   if (typeof text !== "string" && !(text instanceof Uint8Array)) {
-    return { ids: text, tokenizer: options.tokenizer ?? null };
+    return { ids: text, tokenizer: given ?? null };
   }
   if (tokenizer.kind === "bytes") {
     // Bytes stay bytes, whatever their encoding.
@@ -131,43 +182,11 @@ function byteLength(tokenizer: Tokenizer, ids: readonly number[]): number {
   return tokenizer.kind === "bytes" ? ids.length : Buffer.byteLength(tokenizer.decode(ids), "utf8");
 }
 
-/** A plain forward graph cannot step; its logits do not depend on how tokens are fed. */
-function referenceMode(reference: LoadedPackage, mode: EvaluateMode): EvaluateMode {
-  return reference.stateful ? mode : "call";
-}
-
-interface Located {
-  readonly logits: Logits;
-  readonly position: number;
-}
-
-interface LogitsSource {
-  at(position: number): Promise<Located>;
-}
-
-async function source(model: LoadedPackage, rows: readonly Tokens[], mode: EvaluateMode): Promise<LogitsSource> {
-  model.reset();
-  if (mode === "token") {
-    return { at: async (t) => ({ logits: await model.step(rows.map((ids) => ids[t] ?? 0)), position: 0 }) };
-  }
-  const logits = await model.prefill(rows);
-  const length = rows[0]?.length ?? 0;
-  if (logits.length !== length) {
-    throw new MambacError(
-      "evaluate/logits",
-      `the model gives logits for ${logits.length} of ${length} positions; evaluate it with mode 'token'`,
-    );
-  }
-  return { at: async (position) => ({ logits, position }) };
-}
-
-function row(located: Located, slot: number): Float32Array {
-  return logitsRow(located.logits, slot, located.position);
-}
-
 /** Sums of a running evaluation. */
 class Score {
   readonly #windowBits: Float64Array;
+  readonly #positionBits: Float64Array;
+  readonly #positionKl: Float64Array;
   readonly #perWindow: number;
   readonly #kl: number[] = [];
   #hits = 0;
@@ -177,25 +196,29 @@ class Score {
 
   constructor(windows: number, perWindow: number) {
     this.#windowBits = new Float64Array(windows);
+    this.#positionBits = new Float64Array(perWindow);
+    this.#positionKl = new Float64Array(perWindow);
     this.#perWindow = perWindow;
   }
 
-  add(window: number, logits: Float32Array, target: number, reference: Float32Array | null): void {
+  add(window: number, position: number, logits: Float32Array, target: number, reference: Float32Array | null): void {
     if (target >= logits.length) {
       throw new MambacError(
         "evaluate/vocabulary",
         `the text has token ${target}, but the model knows ${logits.length}; use the model's tokenizer`,
       );
     }
-    const own = normalise(logits);
+    const own = summarise(logits);
     if (!own.finite) this.#nonFinite += 1;
-    this.#windowBits[window]! += (own.logSum - logits[target]!) / Math.LN2;
+    const bits = (own.logSum - logits[target]!) / Math.LN2;
+    this.#windowBits[window]! += bits;
+    this.#positionBits[position]! += bits;
     if (own.best === target) this.#hits += 1;
     if (reference === null) return;
     if (reference.length !== logits.length) {
       throw new MambacError("evaluate/vocabulary", `vocabularies of ${logits.length} and ${reference.length} differ`);
     }
-    const other = normalise(reference);
+    const other = summarise(reference);
     this.#referenceBits += (other.logSum - reference[target]!) / Math.LN2;
     if (own.best === other.best) this.#agreements += 1;
     let kl = 0;
@@ -205,6 +228,7 @@ class Score {
       if (p > 0) kl += p * (logP - (logits[i]! - own.logSum));
     }
     this.#kl.push(kl / Math.LN2);
+    this.#positionKl[position]! += kl / Math.LN2;
   }
 
   result(bytes: number | null, compared: boolean): Omit<Evaluation, "mode" | "window" | "windows"> {
@@ -217,6 +241,7 @@ class Score {
       bitsPerByte: bytes === null ? null : total / bytes,
       perplexity: 2 ** (total / predictions),
       windowBits: Array.from(this.#windowBits, (bits) => bits / this.#perWindow),
+      positions: this.#positions(compared),
       top1: this.#hits / predictions,
       nonFinite: this.#nonFinite,
       comparison: compared
@@ -230,18 +255,29 @@ class Score {
         : null,
     };
   }
+
+  #positions(compared: boolean): PositionRange[] {
+    const windows = this.#windowBits.length;
+    return positionRanges(this.#perWindow).map(({ from, to }) => {
+      const mean = (sums: Float64Array): number =>
+        sums.subarray(from, to).reduce((sum, value) => sum + value, 0) / ((to - from) * windows);
+      return {
+        from,
+        to,
+        bitsPerToken: mean(this.#positionBits),
+        meanKlBits: compared ? mean(this.#positionKl) : null,
+      };
+    });
+  }
 }
 
-/** Logarithm of the sum of exponentials, and the best index. */
-function normalise(logits: Float32Array): { readonly logSum: number; readonly best: number; readonly finite: boolean } {
-  let best = 0;
-  let finite = true;
-  for (let i = 0; i < logits.length; i++) {
-    if (!Number.isFinite(logits[i]!)) finite = false;
-    if (logits[i]! > logits[best]!) best = i;
+/** The first 16 positions, then as many again and again; the last range ends with the window. */
+function positionRanges(window: number): { readonly from: number; readonly to: number }[] {
+  const ranges: { readonly from: number; readonly to: number }[] = [];
+  for (let from = 0; from < window; ) {
+    const to = Math.min(window, Math.max(16, 2 * from));
+    ranges.push({ from, to });
+    from = to;
   }
-  const top = logits[best]!;
-  let sum = 0;
-  for (let i = 0; i < logits.length; i++) sum += Math.exp(logits[i]! - top);
-  return { logSum: top + Math.log(sum), best, finite };
+  return ranges;
 }

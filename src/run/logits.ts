@@ -17,6 +17,24 @@ export function logitsRow(logits: Logits, slot: number = 0, position: number = l
   return logits.data.subarray(start, start + logits.vocabulary);
 }
 
+/** Logarithm of the sum of exponentials of a row, its best index, and whether all of it is finite. */
+export function summarise(row: Float32Array): {
+  readonly logSum: number;
+  readonly best: number;
+  readonly finite: boolean;
+} {
+  let best = 0;
+  let finite = true;
+  for (let i = 0; i < row.length; i++) {
+    if (!Number.isFinite(row[i]!)) finite = false;
+    if (row[i]! > row[best]!) best = i;
+  }
+  const top = row[best]!;
+  let sum = 0;
+  for (let i = 0; i < row.length; i++) sum += Math.exp(row[i]! - top);
+  return { logSum: top + Math.log(sum), best, finite };
+}
+
 /** Elements of a float tensor as float32. */
 export function toFloats(tensor: Tensor): Float32Array {
   if (tensor.dtype === "f32") return new Float32Array(tensor.bytes().slice().buffer);

@@ -56,6 +56,35 @@ describe("evaluate", () => {
     },
   );
 
+  it("tells the same figures by position, and takes passages for windows", async () => {
+    const ids = randomIds(3 * 40 + 1, 8, 9);
+    await using model = await loadPackage(countModelFile(), { batch: 3 });
+    await using reference = await loadPackage(countModelFile(), { batch: 3 });
+    const whole = await evaluate({ model, reference, text: ids, window: 40, windows: 3, mode: "call" });
+    expect(whole.positions.map(({ from, to }) => [from, to])).toEqual([
+      [0, 16],
+      [16, 32],
+      [32, 40],
+    ]);
+    const weighted = whole.positions.reduce((sum, { from, to, bitsPerToken }) => sum + (to - from) * bitsPerToken, 0);
+    expect(weighted / 40).toBeCloseTo(whole.bitsPerToken, 10);
+    for (const { meanKlBits } of whole.positions) expect(meanKlBits).toBeLessThan(1e-9);
+    // Counts grow, so the model gets surer of itself along the window.
+    expect(whole.positions[2]?.bitsPerToken).not.toBeCloseTo(whole.positions[0]?.bitsPerToken ?? 0, 1);
+    const sequences = [0, 1, 2].map((at) => Int32Array.from(ids.slice(at * 40, (at + 1) * 40 + 1)));
+    const passages = await evaluate({ model, text: { sequences }, mode: "token" });
+    expect(passages).toMatchObject({ window: 40, windows: 3, bitsPerByte: null });
+    expect(passages.bitsPerToken).toBeCloseTo(whole.bitsPerToken, 6);
+    expect(passages.positions.every(({ meanKlBits }) => meanKlBits === null)).toBe(true);
+    const text = {
+      sequences: [
+        [1, 2, 3],
+        [1, 2],
+      ],
+    };
+    await expect(evaluate({ model, text })).rejects.toMatchObject({ code: "evaluate/text" });
+  });
+
   it("counts bytes, not tokens, for bits per byte", async () => {
     const text = "abababababababababab+";
     await using bytes = await loadPackage(countModelFile({ vocabulary: 256 }));
