@@ -36,7 +36,8 @@ struct ScanArgs {
   void* present;  // may be the same buffer as past; must not overlap it otherwise
   // Replay, set by run_scan and Kernels::replay_prepare:
   int32_t* counts;  // [batch]: tokens in the rings of past
-  float* dots;      // [batch, groups, replay]: one token: C against b of every token in the ring and the new one
+  float* dots;      // [batch, groups, replay], one token: C against b of every token in the ring and the new one
+  float* steps;     // [batch, 2, heads], one token: its d and d * A
 };
 
 struct ConvArgs {

@@ -173,6 +173,7 @@ bool plan_scan(const ScanOp& op, const ScanAttributes& a, const Shape in[kScanIn
   args->replay = replay;
   args->counts = nullptr;
   args->dots = nullptr;
+  args->steps = nullptr;
   args->dt_min = a.dt_min;
   args->dt_max = a.dt_max;
   return true;

@@ -107,7 +107,7 @@ size_t scan_scratch_bytes(const ScanArgs& a) {
   const size_t ordered = 2 * n;                     // B and C of one token
   const size_t prefill = n * p + 2 * 32 * p;        // transposed state, inputs and sums of a block
   const size_t lanes = 2 * 64 * n + 3 * 32 * 64;    // Mamba-1: states, rates and a block of tokens of 64 channels
-  const size_t replayed = r == 0 ? 0 : r * (n + p) + 2 * 32 * n + n;  // tokens of the rings, or B and C of a block
+  const size_t replayed = r == 0 ? 0 : r * (n + p) + 2 * 32 * n + n + 2 * p;  // tokens of the rings, or B and C of a block
   return sizeof(float) * (packing + ordered + (prefill > lanes ? prefill : lanes) + replayed + 64);
 }
 
@@ -180,17 +180,19 @@ bool run_replay(const Kernels& k, ScanRun& run, const char* name, const Spread& 
     return false;
   }
   const double step = (double)a.batch * (double)a.groups * (double)a.d_state;
-  // One token: the products of C with b are the same for every head of a group.
-  const size_t each = a.length == 1 ? (size_t)(a.groups * a.replay) : 0, all = (size_t)a.batch * (each + 1);
+  // What is worked out beforehand for one token.
+  const size_t dots = a.length == 1 ? (size_t)(a.groups * a.replay) : 0, steps = a.length == 1 ? 2 * (size_t)a.heads : 0;
+  const size_t batch = (size_t)a.batch, all = batch * (dots + steps + 1);
   alignas(kScratchAlign) unsigned char local[4096];
   void* block = nullptr;
   if (all * sizeof(float) > sizeof local && (block = malloc(all * sizeof(float))) == nullptr)
     return refuse(error, room, name, kNoMemory);
   a.dots = (float*)(block != nullptr ? block : local);
-  a.counts = (int32_t*)(a.dots + (size_t)a.batch * each);
+  a.steps = a.dots + batch * dots;
+  a.counts = (int32_t*)(a.steps + batch * steps);
   run.task = k.replay;
   run.sequence = k.replay_prepare;
-  bool good = spread.run(spread.host, sequence_piece, a.batch, step * (double)(each > 0 ? a.replay : 1), &run) &&
+  bool good = spread.run(spread.host, sequence_piece, a.batch, step * (double)(dots > 0 ? a.replay : 1), &run) &&
               run_heads(run, name, spread, error, room);
   if (good) {
     run.sequence = k.replay_finish;

@@ -4,23 +4,9 @@
 
 constexpr float kDotLimit = 8355000.0f;  // below 0x7f7f7f, the largest that fits three signed bytes
 
-// 128 whole numbers into planes.
-static void split_planes(DotPlanes& k, const float* whole) {
-  for (int i = 0; i < 64; i++)
-    for (int odd = 0; odd < 2; odd++) {
-      int32_t c = (int32_t)whole[2 * i + odd];
-      const int8_t low = (int8_t)c;
-      c = (c - low) >> 8;
-      const int8_t middle = (int8_t)c;
-      k.c[0][odd][i] = low;
-      k.c[1][odd][i] = middle;
-      k.c[2][odd][i] = (int8_t)((c - middle) >> 8);
-    }
-}
-
-// n coefficients (a multiple of 128) into planes; `c` is used up. Gives what one unit of them is worth, or 0 where a few
+// n coefficients (a multiple of 128) into planes. Gives what one unit of them is worth, or 0 where a few
 // coefficients so outgrow the others that rounding to the largest would show.
-static float make_planes(DotPlanes* k, float* c, Int n) {
+static float make_planes(DotPlanes* k, const float* c, Int n) {
   Vec top = v_zero(), sum = v_zero();
   for (Int i = 0; i < n; i += 16) {
     const Vec v = v_load(c + i);
@@ -36,14 +22,19 @@ static float make_planes(DotPlanes* k, float* c, Int n) {
   }
   if (!(most > 1e-25f && most < 1e25f && 32 * total >= (float)n * most)) return 0;
   const Vec scale = v_set(kDotLimit / most);
-  for (Int i = 0; i < n; i += 16) v_store(c + i, v_round(v_mul(v_load(c + i), scale)));
-  for (Int i = 0; i < n; i += 128) split_planes(k[i / 128], c + i);
+  for (Int i = 0; i < n; i += 128) split_planes(k[i / 128], c + i, scale);
   return most / kDotLimit;
 }
 
 // Rows 0 .. count - 1 of codes against the planes.
 template <class Dot, int kBlocks>
 MAMBAC_INLINE void dot_rows(const DotPlanes* k, const uint8_t* codes, Int bytes, Int blocks, int count, Vec* sums) {
+  if (kBlocks == 1 && count == 16) {
+    const Dot dot(k[0]);
+    MAMBAC_UNROLL16
+    for (int r = 0; r < 16; r++) sums[r] = dot.row(codes + r * bytes);
+    return;
+  }
   for (int r = count; r < 16; r++) sums[r] = v_zero();
   for (Int i = 0; i < (kBlocks > 0 ? kBlocks : blocks); i++) {
     const Dot dot(k[i]);

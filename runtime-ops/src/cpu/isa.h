@@ -21,10 +21,13 @@
 
 #if defined(__clang__)
 #define MAMBAC_UNROLL _Pragma("clang loop unroll(enable)")
+#define MAMBAC_UNROLL16 _Pragma("clang loop unroll(full)")
 #elif defined(__GNUC__)
 #define MAMBAC_UNROLL _Pragma("GCC unroll 8")
+#define MAMBAC_UNROLL16 _Pragma("GCC unroll 16")
 #else
 #define MAMBAC_UNROLL
+#define MAMBAC_UNROLL16
 #endif
 
 #if defined(__x86_64__) || defined(_M_X64)

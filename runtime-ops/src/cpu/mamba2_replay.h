@@ -30,14 +30,15 @@ MAMBAC_INLINE const uint8_t* ring_of(const ScanArgs& a, const ReplayLayout& at, 
   return (const uint8_t*)a.past + b * at.bytes + at.b + 2 * group * a.replay * a.d_state;
 }
 
-// d and the decay's logarithm d * A of tokens t0 .. of head h, as mamba2_deltas.
+// d and the decay's logarithm d * A of tokens t0 .. t0 + n - 1 of head h; n <= 16.
 MAMBAC_INLINE void replay_deltas(const ScanArgs& a, Int b, Int h, Int t0, int n, Vec* delta, Vec* rate) {
   Vec decay;
   mamba2_deltas(a, b, h, t0, n, delta, &decay);
   *rate = v_mul(*delta, v_set(a.A[h]));
 }
 
-// The counts of past and, for one token, C against every b of the ring and the new one.
+// The counts of past and, for one token, what one vector holds of many heads or what heads share: step sizes and decays of
+// all heads, and C against every b of the ring and the new one.
 static void replay_prepare(const ScanArgs& a, int64_t b) {
   const ReplayLayout at = replay_layout(a);
   const Int n = a.d_state, groups = a.groups;
@@ -45,6 +46,13 @@ static void replay_prepare(const ScanArgs& a, int64_t b) {
   memcpy(&count, (const uint8_t*)a.past + b * at.bytes + at.count, sizeof count);
   a.counts[b] = (int32_t)count;
   if (a.length != 1) return;
+  float* steps = a.steps + 2 * b * a.heads;
+  for (Int h = 0; h < a.heads; h += 16) {
+    const int some = rows_left(h, a.heads);
+    const Vec delta = v_delta(v_load_n(a.dt + b * a.heads + h, some), v_load_n(a.dt_bias + h, some), a.dt_min, a.dt_max);
+    v_store_n(steps + h, delta, some);
+    v_store_n(steps + a.heads + h, v_mul(delta, v_load_n(a.A + h, some)), some);
+  }
   for (Int g = 0; g < groups; g++) {
     const uint8_t* ring = ring_of(a, at, b, g);
     const float *B = a.B + (b * groups + g) * n, *C = a.C + (b * groups + g) * n;
@@ -109,6 +117,19 @@ MAMBAC_INLINE void read_rows(const float* C, const uint8_t* codes, Int bytes, In
     sums[r] = sum;
   }
   for (int r = count; r < 16; r++) sums[r] = v_zero();
+}
+
+// sum_j gains_j u_j of channels p0 .. p0 + 16 kWide - 1, of which the last vector has `some`, over the tokens in the ring.
+template <int kWide>
+MAMBAC_INLINE void ring_sums(const uint8_t* u, Int p, Int p0, int some, int count, const float* gains, float* out) {
+  Vec sum[kWide];
+  for (int v = 0; v < kWide; v++) sum[v] = v_zero();
+  for (int j = 0; j < count; j++) {
+    const Vec gain = v_set(gains[j]);
+    for (int v = 0; v < kWide; v++)
+      sum[v] = v_fma(gain, halves_at(u + 2 * (j * p + p0 + 16 * v), v + 1 < kWide ? 16 : some), sum[v]);
+  }
+  for (int v = 0; v < kWide; v++) v_store(out + p0 + 16 * v, sum[v]);
 }
 
 // Rows p .. p + kRows - 1, vectors v .. v + kWide - 1 of the state that the checkpoint and `tokens` tokens make.
@@ -184,27 +205,6 @@ static void replay_token(const ScanArgs& a, const ReplayHead& s, const uint8_t* 
   const Int group = h / (a.heads / a.groups);
   const int count = a.counts[b];
   const uint8_t* sc = s.packed + p * bytes;
-  Vec delta, rate;
-  replay_deltas(a, b, h, 0, 1, &delta, &rate);
-  // Logarithms of the weights: the new token's is 0, an older one's the rates of all tokens behind it; the checkpoint's last.
-  alignas(64) float weights[kMostReplay + 16], gains[kMostReplay + 16], lanes[16];
-  v_store(lanes, rate);
-  float sum = lanes[0];
-  memcpy(s.l + 4 * count, &sum, sizeof sum);
-  weights[count] = 0.0f;
-  for (int j = count - 1; j >= 0; j--) {
-    weights[j] = sum;
-    sum += float_at(s.l + 4 * j);
-  }
-  weights[count + 1] = sum;
-  const float* dots = a.dots + (b * a.groups + group) * a.replay;
-  for (int j = 0; j < count + 2; j += 16) {
-    const int some = count + 2 - j < 16 ? count + 2 - j : 16;
-    v_store(weights + j, v_exp(v_load_n(weights + j, some)));
-  }
-  for (int j = 0; j < count + 1; j++) gains[j] = weights[j] * dots[j];
-  const float decay = weights[count + 1];
-
   Packing k(c, p, 16 * vectors);
   float* C = c.take(16 * vectors);
   const float* given = a.C + (b * a.groups + group) * n;
@@ -221,21 +221,52 @@ static void replay_token(const ScanArgs& a, const ReplayHead& s, const uint8_t* 
     to_vector_order<Codec>(C, given, n);
     for (Int v = 0; v < vectors; v++) v_store(C + 16 * v, v_mul(v_load(C + 16 * v), v_load(k.step + 16 * v)));
   }
-  const Vec worth = v_set(unit == 0 ? decay : decay * unit);
-  const float *x = a.x + (b * a.heads + h) * p, *D = a.D + h * p;
-  float* y = a.y + (b * a.heads + h) * p;
+  // All products of codes first: what they are multiplied with hangs on a long chain of dependent operations.
+  float *coded = c.take(p), *older = c.take(p);  // what the checkpoint and the tokens in the ring add to y
+  const Int next = p * bytes + 2 * (p + n);      // the next head's checkpoint lies behind this one's, and so do its tokens
+  for (Int i = 0; i < 2 * count * p; i += 64) MAMBAC_PREFETCH_READ(s.u + 2 * a.replay * p + i);
   for (Int p0 = 0; p0 < p; p0 += 16) {
     const int some = rows_left(p0, p);
+    for (Int i = 0; i < 16 * bytes; i += 64) MAMBAC_PREFETCH_READ(s.packed + next + p0 * bytes + i);
     Vec sums[16];
     if (kDots && unit != 0)
       dot_rows<Dot, kVectors / 8>(planes, s.packed + p0 * bytes, bytes, n / 128, some, sums);
     else
       read_rows<Codec, kVectors, kTail>(C, s.packed + p0 * bytes, bytes, n, vectors, some, sums);
-    Vec total = v_mul(v_reduce16<v_add>(sums), v_mul(worth, halves_at(sc + 2 * p0, some)));
-    for (int j = 0; j < count; j++) total = v_fma(v_set(gains[j]), halves_at(s.u + 2 * (j * p + p0), some), total);
+    v_store(coded + p0, v_mul(v_reduce16<v_add>(sums), halves_at(sc + 2 * p0, some)));
+  }
+
+  // Logarithms of the weights: the new token's is 0, an older one's the rates of all tokens behind it; the checkpoint's last.
+  alignas(64) float weights[kMostReplay + 16], gains[kMostReplay + 16];
+  const float delta = a.steps[2 * b * a.heads + h], rate = a.steps[(2 * b + 1) * a.heads + h];
+  float sum = rate;
+  memcpy(s.l + 4 * count, &sum, sizeof sum);
+  weights[count] = 0.0f;
+  for (int j = count - 1; j >= 0; j--) {
+    weights[j] = sum;
+    sum += float_at(s.l + 4 * j);
+  }
+  weights[count + 1] = sum;
+  const float* dots = a.dots + (b * a.groups + group) * a.replay;
+  for (int j = 0; j < count + 2; j += 16) {
+    const int some = count + 2 - j < 16 ? count + 2 - j : 16, known = count + 1 - j < 16 ? count + 1 - j : 16;
+    const Vec w = v_exp(v_load_n(weights + j, some));
+    v_store(weights + j, w);
+    if (known > 0) v_store(gains + j, v_mul(w, v_load_n(dots + j, known)));
+  }
+  const float decay = weights[count + 1];
+  Int p1 = 0;
+  for (; p1 + 64 <= p; p1 += 64) ring_sums<4>(s.u, p, p1, 16, count, gains, older);
+  for (; p1 < p; p1 += 16) ring_sums<1>(s.u, p, p1, rows_left(p1, p), count, gains, older);
+  const float *x = a.x + (b * a.heads + h) * p, *D = a.D + h * p;
+  float* y = a.y + (b * a.heads + h) * p;
+  const Vec worth = v_set(unit == 0 ? decay : decay * unit);
+  for (Int p0 = 0; p0 < p; p0 += 16) {
+    const int some = rows_left(p0, p);
     const Vec xv = v_load_n(x + p0, some);
-    const HalfVec u = rounded_input(v_mul(delta, xv));
+    const HalfVec u = rounded_input(v_mul(v_set(delta), xv));
     halves_to(s.u + 2 * (count * p + p0), u, some);
+    Vec total = v_fma(v_load(coded + p0), worth, v_load(older + p0));
     total = v_fma(v_set(gains[count]), h_widen(u), total);
     v_store_n(y + p0, v_fma(v_load_n(D + p0, some), xv, total), some);
   }

@@ -147,6 +147,23 @@ MAMBAC_INLINE void i4_store_strided(uint8_t* p, const Vec* a) {
   _mm512_storeu_si512(p, _mm512_shuffle_epi8(both, order));
 }
 
+// 128 coefficients times `scale`, rounded, into planes; the products stay within +-0x7f7f7f.
+static void split_planes(DotPlanes& k, const float* c, Vec scale) {
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  const __m512i half = _mm512_set1_epi32(128), next = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+  for (int i = 0; i < 128; i += 32) {
+    const __m512i a = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(c + i), scale.v));
+    const __m512i b = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(c + i + 16), scale.v));
+    for (int odd = 0; odd < 2; odd++) {
+      __m512i v = _mm512_permutex2var_epi32(a, odd ? next : even, b);
+      for (int plane = 0; plane < 3; plane++) {
+        _mm_storeu_si128((__m128i*)(k.c[plane][odd] + i / 2), _mm512_cvtepi32_epi8(v));
+        v = _mm512_srai_epi32(_mm512_add_epi32(v, half), 8);
+      }
+    }
+  }
+}
+
 // Sums of 128 codes of 4 bits times coefficients (dot.h). VNNI multiplies and adds four bytes a lane in one instruction.
 template <bool kVnni>
 struct NibbleDotOf {

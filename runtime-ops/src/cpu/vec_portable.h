@@ -203,6 +203,18 @@ static inline void i4_store_strided(uint8_t* p, const Vec* a) {
     for (int i = 0; i < 16; i++) set_nibble(p, 8 * i + k, code_of(a[k].v[i], 7));
 }
 
+// 128 coefficients times `scale`, rounded, into planes; the products stay within +-0x7f7f7f.
+static void split_planes(DotPlanes& k, const float* c, Vec scale) {
+  float scaled[128];
+  int32_t even[64], odd[64];
+  for (int i = 0; i < 128; i += 16) v_store(scaled + i, v_round(v_mul(v_load(c + i), scale)));
+  for (int i = 0; i < 64; i++) {
+    even[i] = (int32_t)scaled[2 * i];
+    odd[i] = (int32_t)scaled[2 * i + 1];
+  }
+  split_whole(k, even, odd);
+}
+
 // Sums of 128 codes of 4 bits times coefficients (dot.h).
 struct NibbleDot {
   int32_t c[128];
