@@ -65,7 +65,8 @@ export function signedHalvesToBytes(body: Body, halves: string): string {
 
 /** 1 for negative values, -0 among them, else 0. */
 function signBit(body: Body, value: string): string {
-  return body.cast(body.op("Less", [body.op("Reciprocal", [value]), body.float(0)]), "f32");
+  const least = body.op("Min", [value, body.op("Reciprocal", [value])]);
+  return body.cast(body.op("Less", [least, body.float(0)]), "f32");
 }
 
 /** Bits below 2^16 -> their bytes. */
