@@ -26,6 +26,7 @@ import { roundGptq } from "./round-gptq.js";
 import { roundNearest } from "./round-nearest.js";
 import { smoothAwq } from "./smooth-awq.js";
 import { smoothQuant } from "./smooth-quant.js";
+import { sortCluster } from "./sort-cluster.js";
 import { tidy } from "./tidy.js";
 
 export const PASSES: Readonly<Record<string, Pass<never>>> = Object.freeze({
@@ -54,6 +55,7 @@ export const PASSES: Readonly<Record<string, Pass<never>>> = Object.freeze({
   "round-nearest": roundNearest,
   "smooth-awq": smoothAwq,
   "smooth-quant": smoothQuant,
+  "sort-cluster": sortCluster,
   tidy,
 });
 

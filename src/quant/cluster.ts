@@ -191,3 +191,25 @@ export function clusterPeaks(peaks: ArrayLike<number>, sorted: SortedChannels): 
   }
   return result;
 }
+
+/** The number of the cluster that each channel is in, [heads * channels] in the new order; clusters count from 0. */
+export function clusterNumbers(sorted: SortedChannels): Int32Array {
+  const { groups, headClusters, channelClusters, headOrder, channelOrder, headRanges, channelRanges } = sorted;
+  const perGroup = headOrder.length / groups;
+  const channels = channelOrder.length / headOrder.length;
+  const result = new Int32Array(channelOrder.length);
+  for (let g = 0; g < groups; g++) {
+    for (let c = 0; c < headClusters; c++) {
+      const heads = g * (headClusters + 1) + c;
+      const cluster = g * headClusters + c;
+      for (let head = headRanges[heads]!; head < headRanges[heads + 1]!; head++) {
+        for (let k = 0; k < channelClusters; k++) {
+          const at = cluster * (channelClusters + 1) + k;
+          const row = (g * perGroup + head) * channels;
+          result.fill(cluster * channelClusters + k, row + channelRanges[at]!, row + channelRanges[at + 1]!);
+        }
+      }
+    }
+  }
+  return result;
+}

@@ -17,7 +17,8 @@ export interface ColumnUse {
   readonly to: number;
 }
 
-interface Place {
+/** Channels [from, to) of whatever made them, along one axis of a value. */
+export interface Place {
   readonly value: string;
   /** The axis of the channels in the value. */
   readonly axis: number;
@@ -30,8 +31,13 @@ export function columnUses(sites: Sites, linear: LinearSite): ColumnUse[] {
   const rank = shapeOf(sites, linear.output)?.length;
   const all = { value: linear.output, from: 0, to: linear.outFeatures };
   if (rank === undefined || linear.weightSide !== "right") return [{ ...all, user: null }];
+  return channelUses(sites, { ...all, axis: rank - 1 });
+}
+
+/** Every reader of the channels of a value. */
+export function channelUses(sites: Sites, start: Place): ColumnUse[] {
   const uses: ColumnUse[] = [];
-  const queue: Place[] = [{ ...all, axis: rank - 1 }];
+  const queue: Place[] = [start];
   for (let at = queue.shift(); at !== undefined; at = queue.shift()) {
     const { value, from, to } = at;
     if (sites.index.outputs.has(value)) uses.push({ user: null, value, from, to });

@@ -74,6 +74,9 @@ export interface AttentionOp {
 
 export type SemanticOp = ScanOp | ConvOp | AttentionOp;
 
+/** Metadata of a scan whose channels are sorted: the cluster of each channel, as a JSON list. */
+export const CLUSTERS_KEY = "mambac.clusters";
+
 /** Input and output positions, so that passes do not count. */
 export const SCAN_INPUT = { x: 0, dt: 1, A: 2, B: 3, C: 4, D: 5, dtBias: 6, past: 7 } as const;
 export const CONV_INPUT = { x: 0, weight: 1, bias: 2, past: 3 } as const;

@@ -1,6 +1,12 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { clusterPeaks, optimalSegments, sortAndCluster, wardClusters } from "../../src/quant/cluster.js";
+import {
+  clusterNumbers,
+  clusterPeaks,
+  optimalSegments,
+  sortAndCluster,
+  wardClusters,
+} from "../../src/quant/cluster.js";
 import { Random } from "../../src/support/random.js";
 
 function spread(values: readonly (readonly number[])[]): number {
@@ -132,6 +138,13 @@ describe("sortAndCluster", () => {
         // Every channel is within the peak of its cluster, and every peak is someone's.
         const peaks = clusterPeaks(sizes, sorted);
         expect(Math.max(...peaks)).toBe(Math.max(...sizes));
+        const numbers = clusterNumbers(sorted);
+        const largest = new Float64Array(peaks.length);
+        sorted.channelOrder.forEach((old, place) => {
+          const cluster = numbers[place] ?? 0;
+          largest[cluster] = Math.max(largest[cluster] ?? 0, sizes[old] ?? 0);
+        });
+        expect([...largest]).toEqual([...peaks]);
         const values = new Set(sizes);
         expect(peaks.every((peak) => values.has(peak))).toBe(true);
       }),
