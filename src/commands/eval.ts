@@ -185,10 +185,7 @@ function textFacts(options: EvalCommandOptions, model: LoadedPackage, result: Ev
   const state = model.model.metadata.get("mambac.state") ?? statePrecision(model.model).format;
   const facts: Fact[] = [
     ["text", `${options.text}, ${result.windows} windows of ${result.window} tokens from its start`],
-    [
-      "state",
-      `${state}; ${result.mode === "token" ? "one token a call, so rounded at every token" : "one window a call"}`,
-    ],
+    ["state", `${state}; ${result.mode === "call" ? "one window a call" : `one token a call${roundedAt(model)}`}`],
     ...(result.bitsPerByte === null ? [] : [["bits per byte", digits(result.bitsPerByte)] as const]),
     ["bits per token", digits(result.bitsPerToken)],
     ["perplexity", digits(result.perplexity)],
@@ -248,4 +245,9 @@ function positionTable({ positions }: Evaluation): string {
       meanKlBits === null ? "" : meanKlBits.toExponential(2),
     ]),
   ]);
+}
+
+/** A replay state is rounded where its count says, however tokens are fed. */
+function roundedAt(model: LoadedPackage): string {
+  return statePrecision(model.model).requantize === "replay" ? "" : ", so rounded at every token";
 }

@@ -78,12 +78,56 @@ describe("how the state is kept", () => {
     [["--state", "h4"], "com.mambac.Mamba2ScanH4Max"],
     [["--state=h8", "--state-scale", "dsq"], "com.mambac.Mamba2ScanH8"],
     [["--state", "h4", "--state_scale=dsq", "--requantize", "token"], "com.mambac.Mamba2ScanH4Token"],
+    [["--state", "h8", "--requantize", "replay"], "com.mambac.Mamba2ScanH8MaxReplay"],
+    [
+      ["--state", "h4", "--state-scale=dsq", "--requantize=replay", "--replay_length", "8"],
+      "com.mambac.Mamba2ScanH4Replay",
+    ],
+    [["--state", "f16", "--requantize", "replay"], "com.mambac.Mamba2ScanF16"],
     [["--state", "f32", "--scan", "linear-attention"], "com.microsoft.LinearAttention"],
     [["--state", "f32", "--scan=mambac"], "com.mambac.Mamba2ScanF32"],
   ])("%j", async (flags, op) => {
     const out = join(folder, "out.onnx");
     expect((await mambac("compile", PREFILL, "-o", out, "-q", ...flags)).code).toBe(0);
     expect(scansIn(out).ops).toContain(op);
+  });
+
+  test("replay is in the table, the metadata and the file, and in inspect", async () => {
+    const out = join(folder, "out.onnx");
+    const flags = ["--state", "h4", "--requantize", "replay", "--replay-length", "3"];
+    const result = await mambac("compile", PREFILL, "-o", out, ...flags);
+    expect(result.out).toMatch(/layers\.0 +scan .* G=1 R=3 +\S+ u8\[batch,960\] +2\.05 kB -> 960 B/);
+    expect(result.out).toContain("state    h4 dsq-max requantize=replay R=3,");
+    const { metadata, graph } = readModel(out).model;
+    expect(metadata.get("mambac.state")).toBe("h4 dsq-max requantize=replay R=3");
+    const scan = graph.nodes.find(({ op }) => op === "Mamba2ScanH4MaxReplay");
+    expect(scan?.attributes.get("replay_length")).toMatchObject({ value: 3n });
+    expect((await mambac("inspect", out)).out).toMatch(/Mamba2ScanH4MaxReplay .* G=1 R=3 +\S+ u8\[\w+,960\]/);
+    expect((await mambac("inspect", PREFILL, ...flags)).out).toMatch(/u8\[\w+,960\]/);
+  });
+
+  test("where there is no replay the state is rounded once a call, and that is said", async () => {
+    const out = join(folder, "out.onnx");
+    for (const [source, state, why] of [
+      [PREFILL, "f16", "a state kept as f16 has none"],
+      [fixture("hf/mamba/prefill.onnx"), "h8", "no layer is Mamba-2"],
+    ] as const) {
+      const result = await mambac("compile", source, "-o", out, "--state", state, "--requantize", "replay");
+      expect(result).toMatchObject({ code: 0 });
+      expect(result.out + result.err).toContain(`there is no replay here, since ${why}`);
+      expect(readModel(out).model.metadata.get("mambac.state")).toMatch(/requantize=call$/);
+    }
+  });
+
+  test.each([
+    [["--requantize", "replay", "--replay-length", "0"], /1 or more/],
+    [["--requantize", "replay", "--replay-length", "65"], /1 to 64/],
+    [["--replay-length", "8"], /says nothing without --requantize replay/],
+  ])("%j is refused", async (flags, message) => {
+    const result = await mambac("compile", PREFILL, "-o", join(folder, "out.onnx"), "--state", "h4", ...flags);
+    expect(result.code).toBe(2);
+    expect(result.err).toMatch(message);
+    expect(readdirSync(folder)).toEqual([]);
   });
 
   test.each([

@@ -69,6 +69,20 @@ describe("a faithful file passes", () => {
     },
   );
 
+  test("a replay state loosely where it was rounded, wherever calls end", async () => {
+    const flags = ["--state", "h4", "--requantize", "replay", "--replay-length", "5"];
+    const out = await compiled(PAIR, "replay", ...flags);
+    const { code, checks } = await verified(out, "--against", PAIR);
+    expect(code).toBe(0);
+    for (const check of checks.values()) expect(check).toMatchObject({ rounded: true, passed: true });
+    // The same roundings however it is cut: no more than a code at a tie apart, unlike a state rounded at every call.
+    const apart = checks.get("itself, cut once")?.difference?.rms ?? 1;
+    const every = await verified(await compiled(PAIR, "replay-not", "--state", "h4"), "--against", PAIR);
+    expect(apart).toBeLessThan((every.checks.get("itself, cut once")?.difference?.rms ?? 0) / 10);
+    const human = await mambac("verify", out, "--against", PAIR, "--library", "none", "--lengths", "7,20");
+    expect(human.out).toContain("kept as h4 and rounded once in so many tokens, wherever calls end");
+  });
+
   test("a source of one length is compared at that length", async () => {
     const source = fixture("hf/mamba/prefill.onnx");
     const out = await compiled(source, "unrolled", "--state", "f32");

@@ -3,13 +3,13 @@ import { completeStates } from "../../passes/complete-states.js";
 import { lower } from "../../passes/lower.js";
 import { quantizeState } from "../../passes/quantize-state.js";
 import { raiseRecipe } from "../../passes/recipes.js";
-import type { Model } from "../../src/ir/graph.js";
+import { type Model, makeValue } from "../../src/ir/graph.js";
 import { i64Tensor, type Tensor, tensorFromBytes, toNumbers } from "../../src/ir/tensor.js";
 import { packedBytes } from "../../src/ir/types.js";
 import { encodeModel } from "../../src/onnx/write.js";
 import { REQUANTIZE_MODES, STATE_FORMATS, STATE_SCALES } from "../../src/ops/names.js";
 import { step } from "../../src/rewrite/pipeline.js";
-import { type StateChoice, semanticOps } from "../../src/rewrite/semantic.js";
+import { type StateChoice, scanNode, semanticOps } from "../../src/rewrite/semantic.js";
 import { stateSlots } from "../../src/rewrite/states.js";
 import { openSession } from "../../src/run/session.js";
 import { Random } from "../../src/support/random.js";
@@ -81,6 +81,19 @@ function loss(actual: readonly Float64Array[], expected: readonly Float64Array[]
   return Math.sqrt(difference / scale);
 }
 
+/** The model with its scan once more, as if it were Mamba-1. */
+function withMamba1Twin(model: Model): Model {
+  const [scan] = semanticOps(model.graph.nodes).filter((op) => op.kind === "scan");
+  if (scan === undefined) throw new Error("there is no scan");
+  const op = { ...scan, family: "mamba1", layer: "layers.twin" } as const;
+  const twin = scanNode(op, [...scan.node.inputs.slice(0, 7), ""], ["twin.y", ""]);
+  const { nodes, outputs } = model.graph;
+  return {
+    ...model,
+    graph: { ...model.graph, nodes: [...nodes, twin], outputs: [...outputs, makeValue("twin.y", null)] },
+  };
+}
+
 describe("quantize-state", () => {
   test("golden", async () => {
     const before = await complete({ family: "mamba2" });
@@ -143,6 +156,57 @@ describe("quantize-state", () => {
     expect(call).toBeLessThan(token);
     const [one, other] = [await run({ ...h4, requantize: "call" }, 1), await run({ ...h4, requantize: "token" }, 1)];
     expect(loss(one, other)).toBeLessThan(1e-5);
+  });
+
+  test("replay: the same wherever calls end, and the less is lost the more seldom it rounds", async () => {
+    const before = await complete({ family: "mamba2" });
+    const exact = await generate((await runPass(quantizeState, before, { ...PLAIN, format: "f32" })).model, TOKENS, 1);
+    const run = async (replayLength: number, width: number): Promise<Float64Array[]> => {
+      const choice = { ...PLAIN, format: "h4", requantize: "replay", replayLength } as const;
+      return generate((await runPass(quantizeState, before, choice)).model, TOKENS, width);
+    };
+    const flat = (calls: readonly Float64Array[]): Float64Array =>
+      Float64Array.from(calls.flatMap((call) => [...call]));
+    const losses: number[] = [];
+    for (const replayLength of [1, 5, 30]) {
+      const single = await run(replayLength, 1);
+      losses.push(loss(single, exact));
+      for (const width of [3, 8, 24]) {
+        expect(loss([flat(await run(replayLength, width))], [flat(single)])).toBeLessThan(1e-5);
+      }
+    }
+    const [every = 0, some = 0, never = 0] = losses;
+    const token = (await runPass(quantizeState, before, { ...PLAIN, format: "h4" })).model;
+    expect(loss(await generate(token, TOKENS, 1), exact) / every).toBeCloseTo(1, 1);
+    expect(some).toBeLessThan(every / 1.5);
+    // 24 tokens in rings of 30: only u and B are rounded, to halves.
+    expect(never).toBeLessThan(1e-3);
+    expect(never).toBeGreaterThan(0);
+  });
+
+  test("replay: a remark for layers without, and a warning where no layer has it", async () => {
+    const replay = { ...PLAIN, requantize: "replay", replayLength: 4 } as const;
+    const states = (model: Model): StateChoice[] =>
+      semanticOps(model.graph.nodes).flatMap((op) => (op.kind === "scan" ? [op.state] : []));
+    const old = await complete({ family: "mamba1" });
+    const none = await runPass(quantizeState, old, replay);
+    expect(states(none.model)).toEqual([PLAIN]);
+    expect(none.remarks).toMatchObject([{ kind: "warning", where: "model", code: "quantize-state/no-replay" }]);
+    expect(none.remarks[0]?.message).toContain("no layer is Mamba-2");
+
+    const next = await complete({ family: "mamba2" });
+    expect(await runPass(quantizeState, next, replay)).toMatchObject({ remarks: [] });
+    const float = await runPass(quantizeState, next, { ...replay, format: "f32" });
+    expect(float.remarks).toMatchObject([{ kind: "warning", where: "model" }]);
+    expect(states(float.model)).toEqual([{ ...PLAIN, format: "f32" }]);
+
+    const both = await runPass(quantizeState, withMamba1Twin(next), replay);
+    expect(both.remarks).toMatchObject([{ kind: "missed", where: "layers.twin" }]);
+    expect(states(both.model)).toEqual([replay, PLAIN]);
+
+    await expect(runPass(quantizeState, next, { ...replay, replayLength: 65 })).rejects.toMatchObject({
+      code: "state/replay-length",
+    });
   });
 
   test("a state that is lost is told from one that is rounded", async () => {
