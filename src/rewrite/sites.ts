@@ -49,6 +49,16 @@ export interface Columns {
   readonly to: number;
 }
 
+/** The gate: Mul(y, silu(z)), with SiLU's Sigmoid and Mul. */
+export interface Gate {
+  readonly node: Node;
+  readonly silu: Node;
+  readonly sigmoid: Node;
+  readonly z: string;
+  /** z times a constant in front of the Sigmoid, which smoothing leaves behind; null where there is none. */
+  readonly restored: { readonly node: Node; readonly factor: string } | null;
+}
+
 export interface MambaBlock {
   readonly layer: string;
   readonly scan: ScanOp;
@@ -65,8 +75,7 @@ export interface MambaBlock {
   readonly convColumns: Columns | null;
   readonly gateColumns: Columns | null;
   readonly dtColumns: Columns | null;
-  /** The gate: Mul(y, silu(z)), with SiLU's Sigmoid and Mul. */
-  readonly gate: { readonly node: Node; readonly silu: Node; readonly sigmoid: Node; readonly z: string } | null;
+  readonly gate: Gate | null;
 }
 
 const LAYOUT = new Set(["Transpose", "Reshape", "Unsqueeze", "Squeeze", "Cast", "Identity"]);
@@ -373,10 +382,23 @@ export class Sites {
         const sigmoid = silu.inputs
           .map((input) => this.index.producer.get(input))
           .find((candidate) => candidate?.op === "Sigmoid");
-        if (sigmoid !== undefined && sigmoid.inputs[0] === z) gate = { node, silu, sigmoid, z };
+        if (sigmoid === undefined) continue;
+        if (sigmoid.inputs[0] === z) gate = { node, silu, sigmoid, z, restored: null };
+        const restored = this.#restored(sigmoid, z);
+        if (restored !== null) gate = { node, silu, sigmoid, z, restored };
       }
     }
     return { outProj: null, gate };
+  }
+
+  /** The product of z and a constant that `sigmoid`, and nothing else, reads. */
+  #restored(sigmoid: Node, z: string): Gate["restored"] {
+    const [input = ""] = sigmoid.inputs;
+    const node = this.index.producer.get(input);
+    const factor = node?.inputs.find((name) => name !== z);
+    const alone = this.index.users.get(input)?.length === 1 && !this.index.outputs.has(input);
+    if (node?.op !== "Mul" || factor === undefined || !node.inputs.includes(z) || !alone) return null;
+    return this.graph.initializers.has(factor) ? { node, factor } : null;
   }
 
   #throughLayout(name: string): string {

@@ -14,6 +14,7 @@
 
 import { type Model, makeNode } from "../ir/graph.js";
 import { f32Tensor, toNumbers } from "../ir/tensor.js";
+import { elementCount } from "../ir/types.js";
 import type { Weight } from "../quant/ranges.js";
 import { viewGraph } from "./axes.js";
 import { onlyReaders } from "./column-uses.js";
@@ -157,7 +158,10 @@ function isGatedWithoutNorm(sites: Sites, block: MambaBlock): boolean {
     block.scan.family === "mamba1" &&
     sites.leadsOnlyTo(gate.silu, gate.node) &&
     sites.leadsOnlyTo(gate.node, outProj.node) &&
-    onlyReaders(sites, gateColumns.linear, gateColumns.from, gateColumns.to, [gate.silu, gate.sigmoid])
+    onlyReaders(sites, gateColumns.linear, gateColumns.from, gateColumns.to, [
+      gate.silu,
+      gate.restored?.node ?? gate.sigmoid,
+    ])
   );
 }
 
@@ -167,7 +171,9 @@ function gatedInputs(sites: Sites, { pass, roles }: Smoothing, report: Report): 
     if (!roles.has("out_proj") || block.scan.family !== "mamba1") return [];
     const z = gate === null ? null : layoutOf(sites.view, gate.z);
     const weight = sites.graph.initializers.get(gateColumns?.linear.weight ?? "");
-    const straight = isGatedWithoutNorm(sites, block) && z?.fixed.length === 1;
+    const factor = sites.graph.initializers.get(gate?.restored?.factor ?? "");
+    const known = factor === undefined ? 1 : elementCount(factor.shape);
+    const straight = isGatedWithoutNorm(sites, block) && z?.fixed.length === 1 && (known === 1 || known === z.fixed[0]);
     if (!straight || gate === null || outProj === null || gateColumns === null || weight === undefined || z === null) {
       report({
         kind: "missed",
@@ -183,7 +189,16 @@ function gatedInputs(sites: Sites, { pass, roles }: Smoothing, report: Report): 
       reweight(edit, linear, "gate", scaledWeight(weight, null, dividedColumns(linear, from, scale)));
       const after = z.axes.length - 1 - z.axes.indexOf("fixed");
       const factor = edit.unused(`${gate.z}.smooth_scale`);
-      edit.addInitializers(new Map([[factor, f32Tensor([scale.length, ...new Array<number>(after).fill(1)], scale)]]));
+      const shape = [scale.length, ...new Array<number>(after).fill(1)];
+      const known = sites.graph.initializers.get(gate.restored?.factor ?? "");
+      const before = known === undefined ? Float64Array.of(1) : toNumbers(known);
+      const factors = scale.map((value, channel) => value * (before[before.length === 1 ? 0 : channel] ?? 1));
+      edit.addInitializers(new Map([[factor, f32Tensor(shape, factors)]]));
+      if (gate.restored !== null) {
+        const { node, factor: old } = gate.restored;
+        edit.swapNode(node, { ...node, inputs: node.inputs.map((input) => (input === old ? factor : input)) });
+        return;
+      }
       const restored = edit.unused(`${gate.z}.restored`);
       edit.addNodes([makeNode("Mul", [gate.z, factor], [restored])]);
       edit.swapNode(gate.sigmoid, { ...gate.sigmoid, inputs: [restored] });

@@ -113,6 +113,20 @@ describe("smooth-quant", () => {
     });
   });
 
+  test("a gate that was smoothed before takes the factors into the same product", async () => {
+    for (const channelsFirst of [false, true]) {
+      const sample = await aligned(await foldSample({ ...MAMBA1, channelsFirst }));
+      const once = await fold(sample, SMOOTH, {});
+      const twice = await fold({ ...sample, model: once.model }, smoothMadeUp(0.5, 4), {});
+      expect(twice.changed).toBe(once.changed);
+      expect(twice.remarks).toEqual([]);
+      expect(twice.model.graph.nodes.length).toBe(once.model.graph.nodes.length);
+      await expectSame(sample, twice.model);
+      const wrong = spoiled(twice.model, /smooth_scale\.2$/, () => valuesOf(once.model, /smooth_scale$/));
+      await expectTold(sample, wrong, "the new factors alone");
+    }
+  });
+
   describe("what something else reads is left alone", () => {
     const cases: readonly (readonly [Decoy, RaisedSpelling["family"], number, RegExp | null])[] = [
       ["norm-output", "mamba2", 2, /something other than a projection reads the norm/],
