@@ -7,7 +7,8 @@ import { float16ToNumber, numberToFloat16 } from "../ir/tensor.js";
 import { elementCount } from "../ir/types.js";
 import { invariant } from "../support/errors.js";
 import { clippedRanges } from "./mse-clip.js";
-import { codeRange, exactStep, type Ranges, ROUND, rangesOf, type Weight } from "./ranges.js";
+import { codeRange, exactStep, type Ranges, rangesOf, type Weight } from "./ranges.js";
+import { ROUND, roundingLoops } from "./rounding-loops.js";
 import { scaleLayout } from "./scale-layout.js";
 import type { Bits, Granularity, WeightScheme } from "./scheme.js";
 
@@ -82,41 +83,8 @@ export function quantize(data: Float32Array, shape: readonly number[], grid: Gri
   const [lowest, highest] = codeRange(bits, zeroPoints === null ? "symmetric" : "asymmetric");
   // Bytes are written through one kind of view, signed or not: the low eight bits are the same.
   const codes = new Int8Array(data.length);
-  layout.forEachRun((start, length, scale, step) => {
-    if (step === 0) {
-      const zero = zeroPoints === null ? 0 : zeroPoints[scale]!;
-      quantizeRun(data, codes, start, start + length, scales[scale]!, lowest - zero, highest - zero, zero);
-    } else if (zeroPoints === null) {
-      for (let i = 0; i < length; i++) {
-        const value = Math.fround(data[start + i]! / scales[scale + i]!);
-        codes[start + i] = (value < lowest ? lowest : value > highest ? highest : value) + ROUND - ROUND;
-      }
-    } else {
-      for (let i = 0; i < length; i++) {
-        const zero = zeroPoints[scale + i]!;
-        const value = Math.fround(data[start + i]! / scales[scale + i]!);
-        const clamped = value < lowest - zero ? lowest - zero : value > highest - zero ? highest - zero : value;
-        codes[start + i] = clamped + ROUND - ROUND + zero;
-      }
-    }
-  });
+  roundingLoops().round(data, layout, { scales, zeroPoints, lowest, highest }, codes);
   return { ...grid, shape, codes: zeroPoints === null ? codes : new Uint8Array(codes.buffer) };
-}
-
-function quantizeRun(
-  data: Float32Array,
-  codes: Int8Array,
-  start: number,
-  end: number,
-  scale: number,
-  lowest: number,
-  highest: number,
-  zero: number,
-): void {
-  for (let i = start; i < end; i++) {
-    const value = Math.fround(data[i]! / scale);
-    codes[i] = (value < lowest ? lowest : value > highest ? highest : value) + ROUND - ROUND + zero;
-  }
 }
 
 /** The values that the codes stand for. */

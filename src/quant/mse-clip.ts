@@ -1,6 +1,7 @@
 /** Narrower ranges that lose the peaks and round the rest more finely. */
 
-import { codeRange, exactStep, type Ranges, ROUND, type Weight } from "./ranges.js";
+import { codeRange, exactStep, type Ranges, type Weight } from "./ranges.js";
+import { ROUND } from "./rounding-loops.js";
 import type { ScaleLayout } from "./scale-layout.js";
 import type { Clip, WeightScheme } from "./scheme.js";
 

@@ -2,6 +2,7 @@
 
 import { elementCount } from "../ir/types.js";
 import { invariant, MambacError } from "../support/errors.js";
+import { roundingLoops } from "./rounding-loops.js";
 import type { ScaleLayout } from "./scale-layout.js";
 import type { Bits, Zero } from "./scheme.js";
 
@@ -17,9 +18,6 @@ export interface Ranges {
   readonly low: Float32Array;
   readonly high: Float32Array;
 }
-
-/** Adding and subtracting 1.5 * 2^52 rounds a double of at most 51 bits to the nearest integer, ties to even. */
-export const ROUND = 6755399441055744;
 
 /** Lowest and highest code. */
 export function codeRange(bits: Bits, zero: Zero["kind"]): readonly [number, number] {
@@ -38,25 +36,7 @@ export function rangesOf(weight: Weight, layout: ScaleLayout): Ranges {
   const { data } = weight;
   invariant(data.length === elementCount(weight.shape), `${weight.label} has ${data.length} elements`);
   const [low, high] = [new Float32Array(layout.count), new Float32Array(layout.count)];
-  layout.forEachRun((start, length, scale, step) => {
-    if (step === 1) {
-      for (let i = 0; i < length; i++) {
-        const value = data[start + i]!;
-        low[scale + i] = Math.min(low[scale + i]!, value);
-        high[scale + i] = Math.max(high[scale + i]!, value);
-      }
-    } else {
-      let least = low[scale]!;
-      let most = high[scale]!;
-      for (let i = start; i < start + length; i++) {
-        const value = data[i]!;
-        least = Math.min(least, value);
-        most = Math.max(most, value);
-      }
-      low[scale] = least;
-      high[scale] = most;
-    }
-  });
+  roundingLoops().widen(data, layout, low, high);
   // Minimum and maximum hand NaN on, so the ranges tell of every bad element.
   for (let i = 0; i < layout.count; i++) if (!Number.isFinite(high[i]! - low[i]!)) refuseBadElement(weight);
   return { low, high };
