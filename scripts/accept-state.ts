@@ -3,10 +3,10 @@
  *
  * Quality of quantized states on the demo model: bits per byte of three texts and divergence from float, the state rounded
  * after every token, for float, the baselines and decoupled scales, at 8 and 4 bits (15 minutes of one core). Schemes are simulated on the compiled float model; `h8` and
- * `h4` rows run the emitted operators as their functions. 12 windows of 512 bytes of each text unless told otherwise.
+ * `h4` rows run the emitted operators as their functions, those of replay among them, which are rounded once in R tokens. 12 windows of 512 bytes of each text unless told otherwise.
  * Fewer windows show the table sooner, but the gates need them all.
  * Ends with 1 when decoupled scales at 4 bits do not beat every baseline, when leaving their square root out does no
- * harm, or when an operator and its simulation differ.
+ * harm, when an operator and its simulation differ, or when replay is not closer to float the longer it is.
  */
 
 import { mkdtempSync, rmSync } from "node:fs";
@@ -33,12 +33,16 @@ import {
 const SAME_LOSS = 0.1;
 const SAME_DIVERGENCE = 1.1;
 
+/** Tokens between two roundings. */
+const REPLAY_LENGTHS = [4, 8, 16] as const;
+
 const folder = mkdtempSync(join(tmpdir(), "mambac-state-"));
 const protocol = { windows: Number(process.argv[2] ?? 12), window: 512 };
 const found = new Map<string, { readonly losses: readonly number[]; readonly divergence: number }>();
 
 async function load(state: StateChoice): ReturnType<typeof loadPackage> {
-  const output = join(folder, `${state.format}-${state.scale}.onnx`);
+  const { format, scale, requantize, replayLength } = state;
+  const output = join(folder, `${format}-${scale}-${requantize}${replayLength ?? ""}.onnx`);
   await compileWith([join(DEMO, "prefill.onnx")], output, state);
   return loadPackage(output, { batch: protocol.windows, library: "none" });
 }
@@ -80,7 +84,28 @@ async function main(): Promise<void> {
       await using quantized = await load({ format: bits === 8 ? "h8" : "h4", scale, requantize: "call" });
       await score(`op ${scale}${bits}`, `${bits} bit, operator, ${scale}`, quantized);
     }
+    for (const replayLength of REPLAY_LENGTHS) {
+      const format = bits === 8 ? "h8" : "h4";
+      await using replayed = await load({ format, scale: "dsq-max", requantize: "replay", replayLength });
+      await score(
+        `replay${replayLength} ${bits}`,
+        `${bits} bit, operator, dsq-max, replay R=${replayLength}`,
+        replayed,
+      );
+    }
   }
+  for (const bits of [8, 4]) {
+    const keys = ["op dsq-max", ...REPLAY_LENGTHS.map((length) => `replay${length} `)].map((key) => `${key}${bits}`);
+    const divergences = keys.map((key) => found.get(key)?.divergence ?? Number.NaN);
+    check(
+      divergences.every((value, i) => i === 0 || value < (divergences[i - 1] ?? Number.NaN)),
+      `${bits} bit replay of ${REPLAY_LENGTHS.join(", ")} tokens diverges ever less: ${divergences.map((value) => value.toExponential(2)).join(", ")} bits`,
+    );
+  }
+  compareSimulations();
+}
+
+function compareSimulations(): void {
   const loss = (key: string): number => mean(found.get(key)?.losses ?? []);
   const divergence = (key: string): number => found.get(key)?.divergence ?? Number.NaN;
   for (const base of ["tensor", "channel", "state"]) {
@@ -92,11 +117,14 @@ async function main(): Promise<void> {
   }
   check(!(loss("noRoot4") <= 5), `4 bit dsq without square root fails: ${loss("noRoot4").toFixed(2)} %`);
   for (const bits of [8, 4]) {
-    for (const [key, scale] of [
-      ["dsq", "dsq"],
-      ["dsqMax", "dsq-max"],
+    for (const [key, name, scale] of [
+      ["dsq", "op dsq", "dsq"],
+      ["dsqMax", "op dsq-max", "dsq-max"],
+      ["sparse", "replay16 ", "dsq-max, replay R=16"],
     ] as const) {
-      const [simulated, operator] = [found.get(`${key}${bits}`), found.get(`op ${scale}${bits}`)];
+      // At 8 bits u and B, which only the operator keeps as halves, count beside what is rounded once in 16 tokens.
+      if (key === "sparse" && bits === 8) continue;
+      const [simulated, operator] = [found.get(`${key}${bits}`), found.get(`${name}${bits}`)];
       const gaps = simulated?.losses.map((value, i) => Math.abs(value - (operator?.losses[i] ?? Number.NaN))) ?? [];
       const gap = Math.max(...gaps);
       const ratio = (operator?.divergence ?? Number.NaN) / (simulated?.divergence ?? Number.NaN);

@@ -24,7 +24,8 @@ const folder = mkdtempSync(join(tmpdir(), "mambac-state-quality-"));
 const opened: LoadedPackage[] = [];
 
 async function open(state: StateChoice, batch: number): Promise<LoadedPackage> {
-  const output = join(folder, `${state.format}-${state.scale}.onnx`);
+  const { format, scale, requantize, replayLength } = state;
+  const output = join(folder, `${format}-${scale}-${requantize}${replayLength ?? ""}.onnx`);
   if (!existsSync(output)) await compileWith([join(DEMO, "prefill.onnx")], output, state);
   const model = await loadPackage(output, { batch, library: "none" });
   opened.push(model);
@@ -100,6 +101,23 @@ describe("quantized states of the demo model", () => {
       expect(Math.abs(mean(losses(operator.bits, wanted.bits)))).toBeLessThan(0.15);
     });
   }
+
+  test("replay diverges the less, the more seldom it rounds, and at 16 tokens as its simulation does", async () => {
+    const divergence: number[] = [];
+    for (const replayLength of [4, 16]) {
+      const state = { format: "h4", scale: "dsq-max", requantize: "replay", replayLength } as const;
+      divergence.push(mean((await textScores(await open(state, SHORT.windows), reference, SHORT)).divergence));
+    }
+    const [four = Number.NaN, sixteen = Number.NaN] = divergence;
+    const every = mean((await simulated("dsqMax", 4)).divergence);
+    expect(four).toBeLessThan(every / 1.5);
+    expect(sixteen).toBeLessThan(four / 1.5);
+    const sparse = new RoundedState(model, SCHEMES.sparse.scheme(4), SCHEMES.sparse.every);
+    const ratio = sixteen / mean((await textScores(sparse, reference, SHORT)).divergence);
+    // Rounding u and B to halves adds next to nothing.
+    expect(ratio).toBeGreaterThan(0.8);
+    expect(ratio).toBeLessThan(1.25);
+  });
 
   test("without the square root the mean norm fails", async () => {
     const float = await open(F32, 1);
