@@ -3,6 +3,7 @@
 import type { Pass } from "../src/rewrite/pass.js";
 import { absorbNormGain } from "./absorb-norm-gain.js";
 import { alignLinears } from "./align-linears.js";
+import { clipPercentile } from "./clip-percentile.js";
 import { completeStates } from "./complete-states.js";
 import { divideNorm } from "./divide-norm.js";
 import { emitNbits } from "./emit-nbits.js";
@@ -32,6 +33,7 @@ import { tidy } from "./tidy.js";
 export const PASSES: Readonly<Record<string, Pass<never>>> = Object.freeze({
   "absorb-norm-gain": absorbNormGain,
   "align-linears": alignLinears,
+  "clip-percentile": clipPercentile,
   "complete-states": completeStates,
   "divide-norm": divideNorm,
   "emit-nbits": emitNbits,

@@ -5,6 +5,7 @@
  * scale a tensor, int8 symmetric with zero point 0; one pair serves all readers of a value. Residual, norms, gates, dt, A,
  * D and everything the scan touches stay float. `dynamic` measures the scale in every call instead (uint8, as
  * DynamicQuantizeLinear defines it) and multiplies with MatMulInteger.
+ * Inputs that a pass before has quantized keep that pair.
  * Refuses: projections whose weight no pass has rounded (they would run in float anyway), with a remark; `dynamic` for
  * block-wise weights, which have no integer product.
  *
@@ -14,13 +15,12 @@
 
 import { GraphBuilder } from "../src/ir/builder.js";
 import { attrInt, type Model, makeNode, type Node } from "../src/ir/graph.js";
-import { f32Tensor, tensorFromBytes } from "../src/ir/tensor.js";
 import { viewGraph } from "../src/rewrite/axes.js";
 import { GraphEdit } from "../src/rewrite/edit.js";
 import { definePass, type Pass, type PassContext } from "../src/rewrite/pass.js";
+import { addPair } from "../src/rewrite/qdq-pair.js";
 import { type LinearRole, type LinearSite, Sites } from "../src/rewrite/sites.js";
 import { mainOpset } from "../src/rewrite/trials.js";
-import { EXIT, MambacError } from "../src/support/errors.js";
 
 export interface InsertQdqOptions {
   readonly roles: ReadonlySet<LinearRole>;
@@ -48,7 +48,8 @@ export const insertQdq: Pass<InsertQdqOptions> = definePass({
       if (options.timing === "dynamic") {
         if (!dynamic(builder, edit, sites, site, context)) continue;
       } else {
-        const quantized = pairs.get(site.input) ?? staticPair(builder, site, options.range(site.input, site.role));
+        const quantized =
+          pairs.get(site.input) ?? addPair(builder, site.input, options.range(site.input, site.role), "insert-qdq");
         pairs.set(site.input, quantized);
         edit.swapNode(site.node, { ...site.node, inputs: [quantized, site.weight] });
       }
@@ -72,6 +73,8 @@ function chosen(sites: Sites, options: InsertQdqOptions, context: PassContext): 
   return sites.linears.filter((site) => {
     if (!options.roles.has(site.role) || site.weightSide !== "right") return false;
     if (options.includes?.(site) === false) return false;
+    // Another pass has quantized this input: both its readers must see the same saturated values.
+    if (options.timing === "static" && isQuantized(sites, site.input)) return false;
     if (sites.index.producer.get(site.weight)?.op === "DequantizeLinear") return true;
     context.report({
       kind: "missed",
@@ -83,23 +86,9 @@ function chosen(sites: Sites, options: InsertQdqOptions, context: PassContext): 
   });
 }
 
-function staticPair(builder: GraphBuilder, site: LinearSite, range: number): string {
-  if (!Number.isFinite(range) || range < 0) {
-    throw new MambacError(
-      "insert-qdq/range",
-      `the calibrated range of ${site.input} is ${range}: the calibration data made it overflow or it holds NaN`,
-      EXIT.calibration,
-    );
-  }
-  // An activation that was always zero gets any scale: its codes are all zero.
-  const scale = builder.initializer(f32Tensor([], [range === 0 ? 1 : range / 127]), "scale");
-  const zero = builder.initializer(tensorFromBytes("i8", [], Uint8Array.of(0)), "zero_point");
-  const [q, dq] = [`${site.input}_QuantizeLinear_Output`, `${site.input}_DequantizeLinear_Output`];
-  builder.nodes.push(
-    makeNode("QuantizeLinear", [site.input, scale, zero], [q], new Map(), { name: `${site.input}_QuantizeLinear` }),
-    makeNode("DequantizeLinear", [q, scale, zero], [dq], new Map(), { name: `${site.input}_DequantizeLinear` }),
-  );
-  return dq;
+function isQuantized(sites: Sites, value: string): boolean {
+  const node = sites.index.producer.get(value);
+  return node?.op === "DequantizeLinear" && sites.index.producer.get(node.inputs[0] ?? "")?.op === "QuantizeLinear";
 }
 
 /** DynamicQuantizeLinear -> MatMulInteger -> Cast -> Mul, which ONNX Runtime fuses into one kernel. */

@@ -48,8 +48,16 @@ function countKernels(graph: Graph): KernelCensus {
   const kernels = new Map<string, number>();
   const float: string[] = [];
   let quantized = 0;
+  // A weight that is dequantized in every call is multiplied in float all the same.
+  const dequantized = new Set(
+    graph.nodes.flatMap(({ op, inputs, outputs }) =>
+      op === "DequantizeLinear" && graph.initializers.get(inputs[0] ?? "")?.shape.length === 2 ? outputs : [],
+    ),
+  );
   for (const node of graph.nodes) {
-    const constant = node.inputs.some((input) => graph.initializers.get(input)?.shape.length === 2);
+    const constant = node.inputs.some(
+      (input) => dequantized.has(input) || graph.initializers.get(input)?.shape.length === 2,
+    );
     const isInteger = INTEGER_KERNELS.has(node.op);
     const isFloat = (node.op === "MatMul" || node.op === "Gemm" || node.op === "FusedMatMul") && constant;
     // The factors of an online rotation are no projections.
