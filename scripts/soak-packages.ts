@@ -58,7 +58,7 @@ async function packages(folder: string): Promise<string[]> {
 }
 
 /** One model from loading to closing. */
-async function session(path: string, library: string | "none", random: Random): Promise<void> {
+async function session(path: string, library: string, random: Random): Promise<void> {
   const batch = 1 + random.integer(3);
   const options = { library, batch, threads: 1 + random.integer(2) } as const;
   const model = await loadPackage(path, options);
