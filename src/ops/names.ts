@@ -145,7 +145,7 @@ export interface ReplayLayout {
 }
 
 /** A sequence's state begins on a cache line. */
-export const REPLAY_ALIGNMENT = 64;
+const REPLAY_ALIGNMENT = 64;
 
 /** The layout of one sequence's replay state; the checkpoint is at 0. Throws `state/replay-length`. */
 export function replayLayout(format: "h8" | "h4", dims: ReplayDims): ReplayLayout {

@@ -143,6 +143,20 @@ describe("lower", () => {
     }
   });
 
+  test("replay lengths reach their nodes, one function serves them all", async () => {
+    const state = { format: "h4", scale: "dsq-max", requantize: "replay" } as const;
+    for (const [replayLength, written] of [
+      [5, 5n],
+      [undefined, 16n],
+    ] as const) {
+      const choice = replayLength === undefined ? state : { ...state, replayLength };
+      const { model } = await runPass(lower, await small({ family: "mamba2" }, choice), { target: "mambac" });
+      const scans = model.graph.nodes.filter(({ op }) => op === "Mamba2ScanH4MaxReplay");
+      expect(scans.map(({ attributes }) => attributes.get("replay_length"))).toEqual([{ kind: "int", value: written }]);
+      expect(model.functions.filter(({ name }) => name === "Mamba2ScanH4MaxReplay")).toHaveLength(1);
+    }
+  });
+
   test("refuses linear-attention for Mamba-1 and for states it does not have", async () => {
     const refusal = { code: "lower/linear-attention", exitCode: 4 };
     const options = { target: "linear-attention" } as const;
