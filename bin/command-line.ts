@@ -34,9 +34,12 @@ import {
   VERSION,
   verifyCommand,
 } from "../src/index.js";
+import { AUTO, type AutoFlags, autoChoice, requireAuto } from "./auto-recipe.js";
 import { addCalibrate } from "./calibrate-command.js";
+import { type CalibrationFlags, calibrationOf, withCalibration } from "./calibration-flags.js";
+import { addCompare } from "./compare-command.js";
 import { addEval } from "./eval-command.js";
-import { integer, integerList, number, positiveInteger, replayLength } from "./flag-values.js";
+import { byteCount, integer, integerList, number, percentage, positiveInteger, replayLength } from "./flag-values.js";
 import { kebabFlags } from "./kebab-flags.js";
 import { addRecipe, recipeDocument, recipeOf } from "./recipe-command.js";
 
@@ -85,6 +88,7 @@ function commandLine(terminal: Terminal, outcome: Outcome, argv: readonly string
   addEval(program, terminal, outcome);
   addBench(program, terminal, outcome);
   addRecipe(program, terminal, outcome);
+  addCompare(program, terminal, outcome);
   return program;
 }
 
@@ -111,12 +115,7 @@ interface RunFlags extends ReportFlags {
   readonly threads: number;
 }
 
-interface CompileFlags extends RecipeFlags, ReportFlags {
-  readonly recipe?: string;
-  readonly calib?: string[];
-  readonly numSamples: number;
-  readonly seqLen: number;
-  readonly seed: number;
+interface CompileFlags extends RecipeFlags, ReportFlags, CalibrationFlags, AutoFlags {
   readonly output?: string;
   readonly externalData: "auto" | "always" | "never";
   readonly threads: number;
@@ -144,11 +143,20 @@ function addCompile(program: Command, terminal: Terminal, outcome: Outcome, argv
         .choices(["auto", "always", "never"])
         .default("auto"),
     )
-    .option("--recipe <recipe>", "how to quantize: a name (`mambac recipe list`) or a file, FILE.yaml")
-    .option("--calib <file...>", "text, JSONL, npy, npz, safetensors or Parquet for recipes that need calibration")
-    .option("--num-samples <n>", "sequences of calibration data", positiveInteger, 64)
-    .option("--seq-len <n>", "tokens of a calibration sequence", positiveInteger, 512)
-    .option("--seed <n>", "seed of the choice of sequences", integer, 0)
+    .option("--recipe <recipe>", "how to quantize: a name (`mambac recipe list`), a file, FILE.yaml, or auto")
+    .option("--candidates <list>", "for the recipe auto: recipes to measure, with commas between")
+    .addOption(
+      new Option(
+        "--max-loss <percent>",
+        "for the recipe auto: most bits lost against float, of held-out text",
+      ).argParser(percentage),
+    )
+    .addOption(
+      new Option("--max-size <bytes>", "for the recipe auto: most bytes of file and state, such as 1.2MB").argParser(
+        byteCount,
+      ),
+    );
+  withCalibration(command)
     .option("--dry-run", "do everything but write; tell sizes and memory")
     .option("--threads <n>", "threads of the proofs; the result does not depend on it", positiveInteger, 1)
     .option("--print-ir <pass>", "print the graph to stderr after this pass, after all, or after those that changed it")
@@ -156,7 +164,11 @@ function addCompile(program: Command, terminal: Terminal, outcome: Outcome, argv
     .option("--timing", "tell how long each pass took")
     .option("--repro <folder>", "should mambac have a bug, write what a report needs there")
     .action(async (inputs: string[], flags: CompileFlags) => {
-      const named = flags.recipe === undefined ? null : recipeOf(flags.recipe);
+      const auto = flags.recipe === AUTO ? await autoChoice(inputs, flags, terminal) : null;
+      requireAuto(flags);
+      const spec = auto?.name ?? flags.recipe;
+      const named = spec === undefined ? null : recipeOf(spec);
+      const calibration = auto?.calibration ?? calibrationOf(flags);
       const given = (flag: keyof StateFlags): boolean => command.getOptionValueSource(flag) === "cli";
       const state = named === null || given("state") ? stateChoice(flags) : recipeState(named.state, flags, given);
       const recipe = named === null ? null : { ...named, state };
@@ -166,17 +178,9 @@ function addCompile(program: Command, terminal: Terminal, outcome: Outcome, argv
           output: flags.output ?? null,
           state,
           recipe,
-          recipeText: recipe === null ? null : recipeDocument(recipe),
-          ...(flags.calib === undefined
-            ? {}
-            : {
-                calibration: {
-                  paths: flags.calib,
-                  samples: flags.numSamples,
-                  sequenceLength: flags.seqLen,
-                  seed: flags.seed,
-                },
-              }),
+          recipeText: recipe === null ? null : recipeDocument(recipe, auto?.text ?? null),
+          choice: auto,
+          ...(calibration === undefined ? {} : { calibration }),
           externalData: flags.externalData,
           threads: flags.threads,
           dryRun: flags.dryRun ?? false,

@@ -29,3 +29,19 @@ export function replayLength(text: string): number {
   if (value > 64) throw new InvalidArgumentError("It must be 1 to 64.");
   return value;
 }
+
+/** `0.5` and `0.5%` are half a percent; the result is a share. */
+export function percentage(text: string): number {
+  return number(text.replace(/\s*%$/, "")) / 100;
+}
+
+const BYTE_UNITS: Readonly<Record<string, number>> = { "": 1, B: 1, KB: 1e3, MB: 1e6, GB: 1e9 };
+
+/** Bytes, with a decimal unit if any: `1200000`, `1.2MB`. */
+export function byteCount(text: string): number {
+  const [, digits = "", unit = ""] = /^([\d.]+)\s*([kKmMgG]?[bB]?)$/.exec(text.trim()) ?? [];
+  const factor = BYTE_UNITS[unit.toUpperCase()];
+  const value = Number(digits) * (factor ?? Number.NaN);
+  if (digits === "" || !Number.isFinite(value) || value <= 0) throw new InvalidArgumentError("It must be like 1.2MB.");
+  return value;
+}

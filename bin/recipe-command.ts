@@ -1,8 +1,20 @@
 /** `mambac recipe`: parsing only. */
 
 import type { Command } from "commander";
-import { formatRecipe, PRESETS, type QuantRecipe, readRecipe, recipeSchema } from "../passes/index.js";
 import {
+  executableRecipe,
+  finishRecipe,
+  formatRecipe,
+  PRESETS,
+  presetNamed,
+  type QuantRecipe,
+  raiseRecipe,
+  readRecipe,
+  recipeSchema,
+  type Trust,
+} from "../passes/index.js";
+import {
+  type Candidate,
   type RecipeLibrary,
   recipeListCommand,
   recipeSchemaCommand,
@@ -24,9 +36,29 @@ export function recipeOf(spec: string): QuantRecipe {
   return resolveRecipe(spec, LIBRARY);
 }
 
-/** What is written beside a compiled model. */
-export function recipeDocument(recipe: QuantRecipe): string {
-  return formatRecipe(recipe, `The recipe this model was compiled by, in full (mambac ${VERSION}).`);
+/** What is written beside a compiled model; `why` says who chose it, if not the one who compiled. */
+export function recipeDocument(recipe: QuantRecipe, why: string | null = null): string {
+  const first = `The recipe this model was compiled by, in full (mambac ${VERSION}).`;
+  return formatRecipe(recipe, why === null ? first : `${first}\n${why.trimEnd()}`);
+}
+
+/** A recipe as something to compile and measure. */
+export function candidateOf(recipe: QuantRecipe, trust: Trust | null): Candidate {
+  const { name, state } = recipe;
+  return {
+    name,
+    state,
+    passes: {
+      raise: raiseRecipe,
+      executable: executableRecipe,
+      finish: (pair) => finishRecipe({ pair, trust, quant: recipe, state, stateNames: null, target: "mambac" }),
+    },
+  };
+}
+
+/** What every recipe is measured against. */
+export function floatCandidate(trust: Trust | null): Candidate {
+  return candidateOf(presetNamed("float"), trust);
 }
 
 /** Adds the command. */

@@ -188,3 +188,14 @@ export function presetNamed(name: string): QuantRecipe {
   }
   return found;
 }
+
+/** What the recipe auto measures unless told otherwise; float is always among them. */
+export const AUTO_CANDIDATES: readonly string[] = [
+  "w8a8h8",
+  "w8a8h4",
+  "quamba2-w8a8",
+  "mambaquant-w8a8",
+  "qmamba-w8a8h4",
+  "quamba2-w4a16",
+  "qmamba-w4a16h4",
+];

@@ -17,11 +17,12 @@ import { nothingFound, type PipelineHooks, runSteps, type Step } from "./rewrite
 import { type SemanticOp, type StateChoice, semanticOps } from "./rewrite/semantic.js";
 import { slotType, stateBytes, stateSlots } from "./rewrite/states.js";
 import { mainOpset } from "./rewrite/trials.js";
-import { type DatasetOptions, openDataset } from "./run/dataset.js";
+import { type Dataset, type DatasetOptions, openDataset } from "./run/dataset.js";
 import { openOrtGemm } from "./run/ort-gemm.js";
 import { pairDisagreement } from "./run/pair-agreement.js";
 import { openSession } from "./run/session.js";
 import { collectStatistics } from "./run/statistics.js";
+import { tokenizerBeside } from "./run/tokenizer.js";
 import { identifySource, type Source, sourceFiles } from "./sources.js";
 import { MambacError } from "./support/errors.js";
 
@@ -54,7 +55,7 @@ export interface CompileOptions {
   readonly recipe?: { readonly name: string } | null;
   /** The same as YAML, to be written beside the model as `<output>.recipe.yaml`. */
   readonly recipeText?: string | null;
-  /** Data for passes that need statistics of activations. */
+  /** Data for passes that need statistics of activations. Text is read with the tokenizer given, or the one beside the source. */
   readonly calibration?: Omit<DatasetOptions, "vocabulary">;
   readonly onRemark?: (remark: Remark) => void;
   readonly onProgress?: (message: string) => void;
@@ -97,6 +98,8 @@ export interface Prepared {
   /** The graph that is compiled, and the decode graph of a pair. */
   readonly main: Model;
   readonly decode: Model | null;
+  /** Token ids are below this. */
+  readonly vocabulary: number;
   readonly remarks: readonly Remark[];
   readonly warnings: readonly string[];
   /** Facts that hold of the recognised graphs. */
@@ -152,6 +155,7 @@ export async function prepare(options: PrepareOptions, passes: CompilerPasses): 
     sources,
     main,
     decode,
+    vocabulary: vocabularyOf(main),
     remarks,
     warnings,
     facts: new Set(steps.flatMap(({ establishes }) => establishes)),
@@ -252,7 +256,7 @@ function collector(
       { execute: executor(options.threads ?? 1), report: () => undefined, now: () => performance.now() },
       known,
     );
-    const dataset = await openDataset({ ...calibration, vocabulary: vocabularyOf(model) });
+    const dataset = await openCalibration(calibration, model, options.inputs);
     try {
       return await collectStatistics(withStateNames(ready, semanticOps(model.graph.nodes)), requests, dataset, {
         threads: options.threads ?? 1,
@@ -262,6 +266,17 @@ function collector(
       dataset.close();
     }
   };
+}
+
+/** The calibration data of a model, with its tokenizer. Throws `dataset/...` (exit code 5). */
+export function openCalibration(
+  calibration: NonNullable<CompileOptions["calibration"]>,
+  model: Model,
+  inputs: readonly string[],
+): Promise<Dataset> {
+  const vocabulary = vocabularyOf(model);
+  const tokenizer = calibration.tokenizer ?? tokenizerBeside(inputs[0] ?? ".", vocabulary);
+  return openDataset({ ...calibration, vocabulary, ...(tokenizer === null ? {} : { tokenizer }) });
 }
 
 /** Pairs above this size are compared by their parameters only. */

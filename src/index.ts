@@ -1,5 +1,6 @@
 /** The public interface of mambac. Passes come from `mambac/passes`. */
 
+export { type AutoChoice, type AutoOptions, chooseRecipe } from "./commands/auto.js";
 export { type BenchCommandOptions, benchCommand } from "./commands/bench.js";
 export {
   type CalibrateCommandOptions,
@@ -7,6 +8,7 @@ export {
   calibrateCommand,
   calibrateMergeCommand,
 } from "./commands/calibrate.js";
+export { type CompareCommandOptions, compareCommand } from "./commands/compare.js";
 export { type CompileCommandOptions, compileCommand, type PassLibrary } from "./commands/compile.js";
 export { type EvalCommandOptions, evalCommand } from "./commands/eval.js";
 export { reportFailure } from "./commands/failure.js";
@@ -21,12 +23,14 @@ export {
 } from "./commands/recipe.js";
 export type { Terminal } from "./commands/terminal.js";
 export { type VerifyCommandOptions, verifyCommand } from "./commands/verify.js";
+export { type Candidate, type ComparedRow, compareCandidates } from "./compare.js";
 export {
   type CompileOptions,
   type CompileReport,
   type CompilerPasses,
   compile,
   type LayerRow,
+  prepare,
   type RaisedPair,
   VERSION,
 } from "./compile.js";

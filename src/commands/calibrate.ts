@@ -1,7 +1,6 @@
 /** `mambac calibrate`: statistics of a model's activations over data, as a table for later compilations. */
 
-import { existsSync, statSync } from "node:fs";
-import { dirname, join } from "node:path";
+import { statSync } from "node:fs";
 import { type CompilerPasses, VERSION } from "../compile.js";
 import { floatModel } from "../float-model.js";
 import { graphDigest } from "../onnx/model-digest.js";
@@ -12,7 +11,7 @@ import { openDataset, RANDOM_DATA, type Shard } from "../run/dataset.js";
 import { openOrtGemm } from "../run/ort-gemm.js";
 import { readSignature } from "../run/signature.js";
 import { progressMessage, usualBoundaries } from "../run/statistics.js";
-import { loadTokenizer, type Tokenizer } from "../run/tokenizer.js";
+import { loadTokenizer, tokenizerBeside } from "../run/tokenizer.js";
 import { usualRequests } from "../run/usual-requests.js";
 import { vocabularyOf } from "../run/vocabulary.js";
 import { EXIT, type ExitCode } from "../support/errors.js";
@@ -50,7 +49,10 @@ export async function calibrateCommand(
     const model = await floatModel({ inputs, threads, onProgress: (message) => progress.say(message) }, passes);
     const signature = readSignature(model);
     const vocabulary = vocabularyOf(model, signature);
-    const tokenizer = tokenizerOf(options, vocabulary);
+    const tokenizer =
+      options.tokenizer === null
+        ? tokenizerBeside(options.inputs[0] ?? ".", vocabulary)
+        : loadTokenizer(options.tokenizer);
     progress.say(`reading ${options.data.join(", ")}`);
     const dataset = await openDataset({
       paths: options.data,
@@ -108,15 +110,6 @@ export function calibrateMergeCommand(options: CalibrateMergeCommandOptions, ter
   const table = mergeToFile(tables, options.output);
   tell("calibrate merge", options, table, null, terminal);
   return EXIT.ok;
-}
-
-/** The tokenizer asked for, else the one beside the model; null leaves it to the data. */
-function tokenizerOf(options: CalibrateCommandOptions, vocabulary: number): Tokenizer | null {
-  if (options.tokenizer !== null) return loadTokenizer(options.tokenizer);
-  const [first = "."] = options.inputs;
-  const folder = statSync(first, { throwIfNoEntry: false })?.isDirectory() === true ? first : dirname(first);
-  const beside = join(folder, "tokenizer.json");
-  return vocabulary !== 256 && existsSync(beside) ? loadTokenizer(beside) : null;
 }
 
 function tell(

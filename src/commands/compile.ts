@@ -35,6 +35,8 @@ export interface CompileCommandOptions {
   readonly recipe?: { readonly name: string } | null;
   /** The same as YAML, written beside the result. */
   readonly recipeText?: string | null;
+  /** Why this recipe, where mambac chose it. */
+  readonly choice?: { readonly text: string; readonly document: object } | null;
   readonly calibration?: NonNullable<CompileOptions["calibration"]>;
   readonly externalData: NonNullable<WriteOptions["externalData"]>;
   readonly threads: number;
@@ -195,6 +197,7 @@ function documentOf(
     files: filesOf(report, output, options),
     state: report.state,
     recipe: options.recipe ?? null,
+    ...(options.choice == null ? {} : { auto: options.choice.document }),
     ...(census === null ? {} : { kernels: { ...census, kernels: Object.fromEntries(census.kernels) } }),
     layers: report.rows.map(layerDocument),
     totals: { weightBytes: report.weightBytes, stateBytesBefore: before, stateBytesAfter: after },
@@ -227,7 +230,7 @@ function textOf(
     facts.push([options.dryRun ? "would write" : "written", list]);
   }
   if (options.dryRun) facts.push(["peak memory", `about ${formatBytes(peakMemory(report.model))}`]);
-  return `${formatLayers(report.rows)}\n${formatFacts(facts)}${formatRemarks(report.remarks, report.warnings)}`;
+  return `${options.choice == null ? "" : `${options.choice.text}\n`}${formatLayers(report.rows)}\n${formatFacts(facts)}${formatRemarks(report.remarks, report.warnings)}`;
 }
 
 /** What ONNX Runtime makes of the projections, read from its optimised graph. */

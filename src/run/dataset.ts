@@ -34,7 +34,14 @@ export interface DatasetOptions {
   readonly seed?: number;
   /** This process takes every `count`-th sequence, from `index` (1 to count) on. */
   readonly shard?: Shard;
+  /** Every fourth sequence is held out, to judge by; the others are to calibrate with. All unless given. */
+  readonly part?: DatasetPart;
 }
+
+export type DatasetPart = "calibration" | "held-out";
+
+/** One sequence in so many is held out. */
+const HELD_OUT = 4;
 
 export interface Shard {
   readonly index: number;
@@ -100,8 +107,17 @@ export async function openDataset(options: DatasetOptions): Promise<Dataset> {
     if (tokens === 0) throw dataError("empty", `there is not one token in ${options.paths.join(", ")}`);
     const tokensSha256 = hash.digest("hex");
     const sha256 = random ? tokensSha256 : opened.sha256;
-    const mine = (index: number): boolean => index % shard.count === shard.index - 1;
-    const count = Math.floor((sequences - shard.index) / shard.count) + 1;
+    const { part } = options;
+    const mine = (index: number): boolean =>
+      index % shard.count === shard.index - 1 &&
+      (part === undefined || (index % HELD_OUT === HELD_OUT - 1) === (part === "held-out"));
+    const count = Array.from({ length: sequences }, (_, index) => index).filter(mine).length;
+    if (count < 1 && part !== undefined) {
+      throw dataError(
+        "part",
+        `there are ${sequences} sequences, too few to hold some out to judge by: give ${HELD_OUT} or more`,
+      );
+    }
     if (count < 1) {
       throw dataError("shard", `there are ${sequences} sequences, too few for shard ${shard.index} of ${shard.count}`);
     }

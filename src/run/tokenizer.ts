@@ -55,6 +55,13 @@ export function loadTokenizer(path: string): Tokenizer {
   return hubTokenizer(readJson(file), config, file);
 }
 
+/** The tokenizer.json beside a model (or in a folder of models); null for bytes as tokens, or where there is none. */
+export function tokenizerBeside(path: string, vocabulary: number): Tokenizer | null {
+  const folder = statSync(path, { throwIfNoEntry: false })?.isDirectory() === true ? path : dirname(path);
+  const beside = join(folder, "tokenizer.json");
+  return vocabulary !== 256 && existsSync(beside) ? loadTokenizer(beside) : null;
+}
+
 function readJson(file: string): object {
   let value: unknown;
   try {

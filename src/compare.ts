@@ -1,0 +1,182 @@
+/** One model compiled by many recipes, each measured in the same way: loss, distance from float, bytes, kernels. */
+
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { type CompileOptions, type CompilerPasses, compilePrepared, type Prepared } from "./compile.js";
+import type { StateChoice } from "./rewrite/semantic.js";
+import { type EvaluateOptions, evaluate } from "./run/evaluate.js";
+import { type KernelCensus, kernelCensus } from "./run/kernel-census.js";
+import type { LibraryChoice } from "./run/locate.js";
+import { readSignature } from "./run/signature.js";
+import { type LoadOptions, loadPackage } from "./run/stateful.js";
+import type { Tokenizer } from "./run/tokenizer.js";
+
+/** A way to compile. The first one of a comparison should be the float model. */
+export interface Candidate {
+  readonly name: string;
+  readonly state: StateChoice;
+  readonly passes: CompilerPasses;
+}
+
+/** What models are judged by. */
+export interface ComparedText {
+  readonly name: string;
+  readonly text: EvaluateOptions["text"];
+}
+
+export interface CompareOptions {
+  readonly prepared: Prepared;
+  readonly inputs: readonly string[];
+  /** The model the others are compared with: float weights and a float state. */
+  readonly reference: Candidate;
+  readonly candidates: readonly Candidate[];
+  readonly texts: readonly ComparedText[];
+  readonly tokenizer?: Tokenizer;
+  readonly window: number;
+  readonly windows: number;
+  readonly calibration?: NonNullable<CompileOptions["calibration"]>;
+  readonly threads?: number;
+  readonly library?: LibraryChoice;
+  readonly onProgress?: (message: string) => void;
+}
+
+/** Figures of one candidate on one text. */
+export interface TextFigures {
+  readonly text: string;
+  readonly bitsPerToken: number;
+  /** Null where tokens are no bytes and no tokenizer tells how many they stand for. */
+  readonly bitsPerByte: number | null;
+  readonly perplexity: number;
+  /** Loss against the reference: its bits per token are 1. 0.01 is one percent more. */
+  readonly change: number;
+  readonly meanKlBits: number;
+  readonly top1Agreement: number;
+  readonly nonFinite: number;
+}
+
+export interface ComparedRow {
+  readonly name: string;
+  readonly state: StateChoice;
+  /** `token` where a quantized state was rounded at every token. */
+  readonly mode: "token" | "call";
+  readonly texts: readonly TextFigures[];
+  /** Mean over the texts. */
+  readonly change: number;
+  readonly meanKlBits: number;
+  readonly top1Agreement: number;
+  readonly perplexity: number;
+  /** Bytes of the file, with its weights. */
+  readonly bytes: number;
+  /** Bytes of the state of one sequence. */
+  readonly stateBytes: number;
+  readonly kernels: KernelCensus;
+}
+
+/** Logits held at a time sets how many windows run together. */
+const LOGIT_BYTES = 2 ** 28;
+
+/**
+ * Compiles and measures; nothing is left behind. The reference comes first in the result. Figures of a quantized state are
+ * of a state rounded at every token. Throws what compiling and evaluating throw.
+ */
+export async function compareCandidates(options: CompareOptions): Promise<ComparedRow[]> {
+  const folder = mkdtempSync(join(tmpdir(), "mambac-compare-"));
+  try {
+    const referencePath = join(folder, "reference.onnx");
+    const rows = [await measure(options, options.reference, referencePath, referencePath)];
+    for (const candidate of options.candidates) {
+      const path = join(folder, "candidate.onnx");
+      rows.push(await measure(options, candidate, path, referencePath));
+      for (const part of [path, `${path}.data`]) rmSync(part, { force: true });
+    }
+    return rows;
+  } finally {
+    rmSync(folder, { recursive: true, force: true });
+  }
+}
+
+async function measure(
+  options: CompareOptions,
+  candidate: Candidate,
+  path: string,
+  referencePath: string,
+): Promise<ComparedRow> {
+  options.onProgress?.(`compiling ${candidate.name}`);
+  const { state, name } = candidate;
+  const report = await compilePrepared(
+    options.prepared,
+    {
+      inputs: options.inputs,
+      output: path,
+      state,
+      threads: options.threads ?? 1,
+      ...(options.calibration === undefined ? {} : { calibration: options.calibration }),
+    },
+    candidate.passes,
+  );
+  const kernels = await kernelCensus(path);
+  options.onProgress?.(`measuring ${name}`);
+  const mode = state.format === "f32" ? "call" : "token";
+  const settings: LoadOptions = {
+    batch: batchOf(report.model, options),
+    threads: options.threads ?? 1,
+    library: options.library ?? "auto",
+  };
+  const texts: TextFigures[] = [];
+  for (const text of options.texts) texts.push(await figures(options, text, path, referencePath, settings, mode));
+  const mean = (of: (entry: TextFigures) => number): number =>
+    texts.reduce((sum, entry) => sum + of(entry), 0) / texts.length;
+  return {
+    name,
+    state,
+    mode,
+    texts,
+    change: mean(({ change }) => change),
+    meanKlBits: mean(({ meanKlBits }) => meanKlBits),
+    top1Agreement: mean(({ top1Agreement }) => top1Agreement),
+    perplexity: 2 ** mean(({ bitsPerToken }) => bitsPerToken),
+    bytes: (report.written?.model.bytes ?? 0) + (report.written?.data?.bytes ?? 0),
+    stateBytes: report.rows.reduce((sum, { bytesAfter }) => sum + bytesAfter, 0),
+    kernels,
+  };
+}
+
+async function figures(
+  options: CompareOptions,
+  { name, text }: ComparedText,
+  path: string,
+  referencePath: string,
+  settings: LoadOptions,
+  mode: "token" | "call",
+): Promise<TextFigures> {
+  await using model = await loadPackage(path, settings);
+  await using reference = await loadPackage(referencePath, settings);
+  const result = await evaluate({
+    model,
+    reference,
+    text,
+    window: options.window,
+    windows: options.windows,
+    mode,
+    referenceMode: "call",
+    ...(options.tokenizer === undefined ? {} : { tokenizer: options.tokenizer }),
+  });
+  const { comparison } = result;
+  return {
+    text: name,
+    bitsPerToken: result.bitsPerToken,
+    bitsPerByte: result.bitsPerByte,
+    perplexity: result.perplexity,
+    change: result.bitsPerToken / (comparison?.referenceBitsPerToken ?? Number.NaN) - 1,
+    meanKlBits: comparison?.meanKlBits ?? Number.NaN,
+    top1Agreement: comparison?.top1Agreement ?? Number.NaN,
+    nonFinite: result.nonFinite,
+  };
+}
+
+function batchOf(model: Parameters<typeof readSignature>[0], options: CompareOptions): number {
+  const vocabulary = readSignature(model).logits.shape.at(-1);
+  const bytes = 4 * options.window * (typeof vocabulary === "number" ? vocabulary : 2 ** 16);
+  return Math.max(1, Math.min(options.windows, Math.floor(LOGIT_BYTES / bytes)));
+}
