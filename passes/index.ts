@@ -25,6 +25,7 @@ import { roundClipped } from "./round-clipped.js";
 import { roundEmbedding } from "./round-embedding.js";
 import { roundGptq } from "./round-gptq.js";
 import { roundNearest } from "./round-nearest.js";
+import { roundTanh } from "./round-tanh.js";
 import { smoothAwq } from "./smooth-awq.js";
 import { smoothQuant } from "./smooth-quant.js";
 import { sortCluster } from "./sort-cluster.js";
@@ -55,6 +56,7 @@ export const PASSES: Readonly<Record<string, Pass<never>>> = Object.freeze({
   "round-embedding": roundEmbedding,
   "round-gptq": roundGptq,
   "round-nearest": roundNearest,
+  "round-tanh": roundTanh,
   "smooth-awq": smoothAwq,
   "smooth-quant": smoothQuant,
   "sort-cluster": sortCluster,

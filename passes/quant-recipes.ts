@@ -7,7 +7,7 @@ import type { StateChoice } from "../src/rewrite/semantic.js";
 import type { LinearRole } from "../src/rewrite/sites.js";
 import { MambacError } from "../src/support/errors.js";
 
-export const ROUNDING_METHODS = ["nearest", "gptq"] as const;
+export const ROUNDING_METHODS = ["nearest", "clipped", "gptq", "tanh"] as const;
 export type RoundingMethod = (typeof ROUNDING_METHODS)[number];
 
 /** Which projections a rule is about. */
@@ -35,6 +35,20 @@ export interface ActivationRule extends RuleScope {
   readonly share: number;
 }
 
+export const SMOOTH_METHODS = ["fixed", "search", "awq"] as const;
+/** One alpha for all, the best alpha of each activation, or the scales of AWQ, which look at weights only. */
+export type SmoothMethod = (typeof SMOOTH_METHODS)[number];
+export const EMBEDDING_FORMATS = ["i8", "i4"] as const;
+export type EmbeddingFormat = (typeof EMBEDDING_FORMATS)[number];
+
+/** How the input of a recurrence is quantized to 8 bits. */
+export interface ScanInputRule {
+  /** Share of magnitudes that must be representable; 1 where `clusters` is set. */
+  readonly share: number;
+  /** Channels are sorted first, and clusters of like channels get a scale each (Mamba-2). */
+  readonly clusters: boolean;
+}
+
 export const RESIDUAL_ROTATIONS = ["none", "hadamard", "klt"] as const;
 export type ResidualRotation = (typeof RESIDUAL_ROTATIONS)[number];
 export const DT_ROTATIONS = ["none", "hadamard", "klt"] as const;
@@ -43,7 +57,13 @@ export type DtRotation = (typeof DT_ROTATIONS)[number];
 export interface QuantRecipe {
   readonly name: string;
   readonly summary: string;
-  readonly smooth: { readonly alpha: number; readonly roles: readonly LinearRole[] } | null;
+  readonly smooth: {
+    /** Means nothing unless the method is `fixed`. */
+    readonly alpha: number;
+    readonly roles: readonly LinearRole[];
+    /** `fixed` where it is left out. */
+    readonly method?: SmoothMethod;
+  } | null;
   readonly rotate: {
     readonly residual: ResidualRotation;
     readonly output: boolean;
@@ -52,6 +72,10 @@ export interface QuantRecipe {
   };
   readonly weights: readonly WeightRule[];
   readonly activations: readonly ActivationRule[];
+  /** The embedding table; null keeps float. */
+  readonly embedding: EmbeddingFormat | null;
+  /** The input of recurrences; null keeps float. */
+  readonly scanInput: ScanInputRule | null;
   readonly state: StateChoice;
 }
 
@@ -65,7 +89,15 @@ const BLOCK: readonly LinearRole[] = ["in_proj", "x_proj", "dt_proj", "out_proj"
 
 /** What a recipe does about everything it does not mention: nothing. */
 export function recipeDefaults(): Omit<QuantRecipe, "name" | "summary"> {
-  return { smooth: null, rotate: NO_ROTATION, weights: [], activations: [], state: F32 };
+  return {
+    smooth: null,
+    rotate: NO_ROTATION,
+    weights: [],
+    activations: [],
+    embedding: null,
+    scanInput: null,
+    state: F32,
+  };
 }
 
 function recipe(name: string, summary: string, parts: Partial<Omit<QuantRecipe, "name" | "summary">>): QuantRecipe {
@@ -74,9 +106,11 @@ function recipe(name: string, summary: string, parts: Partial<Omit<QuantRecipe, 
 
 const nearest = (roles: readonly LinearRole[], scheme: string): WeightRule => ({ roles, scheme, method: "nearest" });
 const gptq = (roles: readonly LinearRole[], scheme: string): WeightRule => ({ roles, scheme, method: "gptq" });
+const clipped = (roles: readonly LinearRole[], scheme: string): WeightRule => ({ roles, scheme, method: "clipped" });
 const fixed = (roles: readonly LinearRole[], share: number = 1): ActivationRule[] => [
   { roles, timing: "static", share },
 ];
+const measured = (roles: readonly LinearRole[]): ActivationRule[] => [{ roles, timing: "dynamic", share: 1 }];
 
 /** The presets, in the order they are listed. */
 export const PRESETS: readonly QuantRecipe[] = Object.freeze([
@@ -90,12 +124,19 @@ export const PRESETS: readonly QuantRecipe[] = Object.freeze([
   recipe("ptqssm-w8-inout-pc", "PTQ-SSM: in_proj and out_proj 8 bits, one scale an output channel", {
     weights: [nearest(IN_OUT, "i8:channel")],
   }),
+  recipe("ptqssm-w8-inout-tanh", "PTQ-SSM: in_proj and out_proj 8 bits on a tanh curve (experimental)", {
+    weights: [{ roles: IN_OUT, scheme: "i8:tensor", method: "tanh" }],
+  }),
   recipe("naive-w8a8", "8-bit weights and static 8-bit activations, one scale a tensor each", {
     weights: [nearest(BLOCK, "i8:tensor")],
     activations: fixed(BLOCK),
   }),
   recipe("rtn-w4a16", "4-bit weights in groups of 128, rounded to nearest", { weights: [nearest(BLOCK, "i4:g128")] }),
   recipe("gptq-w4a16", "GPTQ: 4-bit weights in groups of 128", { weights: [gptq(BLOCK, "i4:g128")] }),
+  recipe("awq-w4a16", "AWQ: activation-aware scales and clipping, 4-bit weights in groups of 128", {
+    smooth: { alpha: 0.5, roles: BLOCK, method: "awq" },
+    weights: [clipped(BLOCK, "i4:g128:span")],
+  }),
   recipe("smoothquant-w8a8", "SmoothQuant alpha 0.5, 8-bit weights by channel, static 8-bit activations", {
     smooth: { alpha: 0.5, roles: BLOCK },
     weights: [nearest(BLOCK, "i8:channel")],
@@ -128,6 +169,21 @@ export const PRESETS: readonly QuantRecipe[] = Object.freeze([
       activations: fixed(BLOCK),
     },
   ),
+  recipe("quamba2-w4a8", "Quamba2: smooth-fused rotation, GPTQ 4-bit weights in groups of 128, 8-bit activations", {
+    smooth: { alpha: 0.5, roles: ["out_proj", "dt_proj"] },
+    rotate: { ...NO_ROTATION, residual: "hadamard", output: true },
+    weights: [gptq(BLOCK, "i4:g128:mse")],
+    activations: measured(BLOCK),
+    state: H8,
+  }),
+  recipe("quamba2-w4a8-h2t", "Quamba2, head to toe: the head and the embedding in 4 bits too", {
+    smooth: { alpha: 0.5, roles: ["out_proj", "dt_proj"] },
+    rotate: { ...NO_ROTATION, residual: "hadamard", output: true },
+    weights: [gptq(ALL, "i4:g128:mse")],
+    activations: measured(ALL),
+    embedding: "i4",
+    state: H8,
+  }),
   recipe("qmamba-w8a8h8", "Q-Mamba: SmoothQuant W8A8 with an 8-bit DSQ state", {
     smooth: { alpha: 0.5, roles: BLOCK },
     weights: [nearest(BLOCK, "i8:channel")],

@@ -21,6 +21,7 @@ import { mainOpset } from "../src/rewrite/trials.js";
 import { Random } from "../src/support/random.js";
 import { absorbNormGain } from "./absorb-norm-gain.js";
 import { alignLinears } from "./align-linears.js";
+import { type ClipPercentileOptions, clipPercentile, clippedInputs } from "./clip-percentile.js";
 import { emitNbits } from "./emit-nbits.js";
 import { insertQdq } from "./insert-qdq.js";
 import {
@@ -34,30 +35,48 @@ import { rotateDt } from "./rotate-dt.js";
 import { rotateOutput } from "./rotate-output.js";
 import { rotateResidual } from "./rotate-residual.js";
 import { rotateState } from "./rotate-state.js";
+import { roundClipped } from "./round-clipped.js";
+import { roundEmbedding } from "./round-embedding.js";
 import { roundGptq } from "./round-gptq.js";
 import { roundNearest } from "./round-nearest.js";
+import { roundTanh } from "./round-tanh.js";
+import { smoothAwq } from "./smooth-awq.js";
 import { smoothQuant } from "./smooth-quant.js";
+import { sortCluster, sortedInputs } from "./sort-cluster.js";
 import { tidy } from "./tidy.js";
 
 const channelAbsMax = (value: string): StatRequest => ({ value, kind: "absmax", perChannel: true });
+const channelMeanAbs = (value: string): StatRequest => ({ value, kind: "meanabs", perChannel: true });
 const secondMoment = (value: string): StatRequest => ({ value, kind: "second-moment", perChannel: true });
+
+/** What a search of alpha tries beside no smoothing. */
+const SEARCHED_ALPHAS: readonly number[] = [0.3, 0.4, 0.5, 0.6, 0.7, 0.8];
 
 /** Everything between complete states and the choice of the state format. */
 export function quantSteps(recipe: QuantRecipe): Step[] {
-  if (recipe.weights.length === 0 && recipe.activations.length === 0 && recipe.smooth === null && !rotates(recipe))
-    return [];
+  if (isFloat(recipe)) return [];
   return [
     step(alignLinears, {}),
     step(tidy, {}),
+    ...sortSteps(recipe),
     ...residualSteps(recipe),
     ...smoothSteps(recipe),
     ...(recipe.rotate.output ? [step(rotateOutput, {})] : []),
     ...dtSteps(recipe),
     ...(recipe.rotate.state ? [step(rotateState, {})] : []),
     ...roundingSteps(recipe),
+    ...scanInputSteps(recipe),
     ...activationSteps(recipe),
     ...lowBitSteps(recipe),
+    ...(recipe.embedding === null ? [] : [step(roundEmbedding, { bits: recipe.embedding === "i4" ? 4 : 8 })]),
   ];
+}
+
+/** Does the recipe leave weights and activations as they are? */
+function isFloat(recipe: QuantRecipe): boolean {
+  const { weights, activations, smooth, embedding, scanInput } = recipe;
+  const rounds = weights.length > 0 || activations.length > 0 || embedding !== null || scanInput !== null;
+  return !rounds && smooth === null && !rotates(recipe);
 }
 
 function rotates({ rotate }: QuantRecipe): boolean {
@@ -98,16 +117,89 @@ async function kltOf(statistics: Statistics, value: string, gemm: Gemm): Promise
   return { kind: "dense", size, matrix: rotation.data };
 }
 
-function smoothSteps({ smooth }: QuantRecipe): Step[] {
+function smoothSteps(recipe: QuantRecipe): Step[] {
+  const { smooth } = recipe;
   if (smooth === null) return [];
   const roles = new Set<LinearRole>(smooth.roles);
+  const schemeFor = (site: LinearSite): WeightScheme | null => schemeOf(recipe, site, null);
+  const inputs = (model: Model): string[] => smoothableInputs(model, roles);
+  switch (smooth.method ?? "fixed") {
+    case "awq":
+      return [
+        calibratedStep(
+          smoothAwq,
+          (model) => inputs(model).flatMap((value) => [secondMoment(value), channelMeanAbs(value)]),
+          (statistics) => ({
+            roles,
+            schemeFor,
+            channelMeanAbs: (value) => statistics.channelMeanAbs(value),
+            secondMoment: (value) => statistics.secondMoment(value),
+          }),
+        ),
+      ];
+    case "search":
+      return [
+        calibratedStep(
+          smoothQuant,
+          (model) => inputs(model).flatMap((value) => [secondMoment(value), channelAbsMax(value)]),
+          (statistics) => ({
+            alpha: {
+              alphas: SEARCHED_ALPHAS,
+              schemeFor,
+              secondMoment: (value: string) => statistics.secondMoment(value),
+            },
+            roles,
+            channelAbsMax: (value) => statistics.channelAbsMax(value),
+          }),
+        ),
+      ];
+    default:
+      return [
+        calibratedStep(
+          smoothQuant,
+          (model) => inputs(model).map(channelAbsMax),
+          (statistics) => ({ alpha: smooth.alpha, roles, channelAbsMax: (value) => statistics.channelAbsMax(value) }),
+        ),
+      ];
+  }
+}
+
+/** Sorting comes before anything rotates what is sorted. */
+function sortSteps({ scanInput }: QuantRecipe): Step[] {
+  if (scanInput?.clusters !== true) return [];
   return [
     calibratedStep(
-      smoothQuant,
-      (model) => smoothableInputs(model, roles).map(channelAbsMax),
-      (statistics) => ({ alpha: smooth.alpha, roles, channelAbsMax: (value) => statistics.channelAbsMax(value) }),
+      sortCluster,
+      (model) => sortedInputs(sitesOf(model)).map(channelMeanAbs),
+      (statistics) => ({ channelSizes: (value) => statistics.channelMeanAbs(value) }),
     ),
   ];
+}
+
+function scanInputSteps({ scanInput }: QuantRecipe): Step[] {
+  if (scanInput === null) return [];
+  const { share, clusters } = scanInput;
+  return [
+    calibratedStep(
+      clipPercentile,
+      (model) => clippedInputs(model).map((value) => (clusters ? channelAbsMax(value) : rangeRequest(value, share))),
+      (statistics): ClipPercentileOptions => ({
+        range: clusters
+          ? { of: "cluster", peaks: (value: string) => statistics.channelAbsMax(value) }
+          : { of: "tensor", peak: (value: string) => rangeOf(statistics, value, share) },
+      }),
+    ),
+  ];
+}
+
+const rangeRequest = (value: string, share: number): StatRequest => ({
+  value,
+  kind: share === 1 ? "absmax" : "percentile",
+  perChannel: false,
+});
+
+function rangeOf(statistics: Statistics, value: string, share: number): number {
+  return share === 1 ? statistics.absMax(value) : statistics.percentile(value, share);
 }
 
 function dtSteps({ rotate }: QuantRecipe): Step[] {
@@ -133,9 +225,10 @@ function dtSteps({ rotate }: QuantRecipe): Step[] {
   ];
 }
 
-function schemeOf(recipe: QuantRecipe, site: LinearSite, method: RoundingMethod): WeightScheme | null {
+/** How a projection is rounded by a method, or by any of them (null). */
+function schemeOf(recipe: QuantRecipe, site: LinearSite, method: RoundingMethod | null): WeightScheme | null {
   const rule = lastRule(recipe.weights, site);
-  if (rule === undefined || rule.scheme === null || rule.method !== method) return null;
+  if (rule === undefined || rule.scheme === null || (method !== null && rule.method !== method)) return null;
   const scheme = parseWeightScheme(rule.scheme);
   // A projection with fewer inputs than a group has is one group: one scale an output channel.
   const { granularity } = scheme;
@@ -146,22 +239,20 @@ function schemeOf(recipe: QuantRecipe, site: LinearSite, method: RoundingMethod)
 
 function roundingSteps(recipe: QuantRecipe): Step[] {
   if (recipe.weights.length === 0) return [];
-  const gptqScheme = (site: LinearSite): WeightScheme | null => schemeOf(recipe, site, "gptq");
-  const usesGptq = recipe.weights.some(({ method }) => method === "gptq");
+  const uses = (method: RoundingMethod): boolean => recipe.weights.some((rule) => rule.method === method);
+  const calibrated = (pass: typeof roundGptq | typeof roundClipped, method: RoundingMethod): Step => {
+    const schemeFor = (site: LinearSite): WeightScheme | null => schemeOf(recipe, site, method);
+    return calibratedStep(
+      pass,
+      (model) => roundedInputs(model, schemeFor).map(secondMoment),
+      (statistics) => ({ schemeFor, secondMoment: (value: string) => statistics.secondMoment(value) }),
+    );
+  };
   return [
-    ...(usesGptq
-      ? [
-          calibratedStep(
-            roundGptq,
-            (model) => roundedInputs(model, gptqScheme).map(secondMoment),
-            (statistics) => ({
-              schemeFor: gptqScheme,
-              secondMoment: (value: string) => statistics.secondMoment(value),
-            }),
-          ),
-        ]
-      : []),
+    ...(uses("gptq") ? [calibrated(roundGptq, "gptq")] : []),
+    ...(uses("clipped") ? [calibrated(roundClipped, "clipped")] : []),
     step(roundNearest, { schemeFor: (site) => schemeOf(recipe, site, "nearest") }),
+    ...(uses("tanh") ? [step(roundTanh, { includes: (site) => schemeOf(recipe, site, "tanh") !== null })] : []),
   ];
 }
 
@@ -171,11 +262,6 @@ function activationSteps({ activations, weights }: QuantRecipe): Step[] {
   const uses = (timing: ActivationTiming): boolean => activations.some((rule) => rule.timing === timing);
   const has = (site: LinearSite, timing: ActivationTiming): boolean => lastRule(activations, site)?.timing === timing;
   const shares = new Map<string, number>();
-  const request = (value: string, share: number): StatRequest => ({
-    value,
-    kind: share === 1 ? "absmax" : "percentile",
-    perChannel: false,
-  });
   return [
     ...(uses("static")
       ? [
@@ -187,16 +273,13 @@ function activationSteps({ activations, weights }: QuantRecipe): Step[] {
                 const rule = lastRule(activations, site);
                 if (rule?.timing === "static" && !shares.has(site.input)) shares.set(site.input, rule.share);
               }
-              return [...shares].map(([value, share]) => request(value, share));
+              return [...shares].map(([value, share]) => rangeRequest(value, share));
             },
             (statistics) => ({
               roles,
               includes: (site: LinearSite) => has(site, "static"),
               timing: "static" as const,
-              range: (value: string) => {
-                const share = shares.get(value) ?? 1;
-                return share === 1 ? statistics.absMax(value) : statistics.percentile(value, share);
-              },
+              range: (value: string) => rangeOf(statistics, value, shares.get(value) ?? 1),
             }),
           ),
         ]

@@ -28,10 +28,13 @@ import {
   ACTIVATION_TIMINGS,
   type ActivationRule,
   DT_ROTATIONS,
+  EMBEDDING_FORMATS,
   type QuantRecipe,
   RESIDUAL_ROTATIONS,
   ROUNDING_METHODS,
   recipeDefaults,
+  type ScanInputRule,
+  SMOOTH_METHODS,
   type WeightRule,
 } from "./quant-recipes.js";
 
@@ -46,6 +49,10 @@ const layersField = optional(
 const SMOOTH: Shape<NonNullable<QuantRecipe["smooth"]>> = record<NonNullable<QuantRecipe["smooth"]>>({
   alpha: required(quantity({ least: 0, most: 1 }), "share of the range that moves from activations into weights"),
   roles: required(ROLES, "projections whose input is smoothed"),
+  method: optional(
+    choice(SMOOTH_METHODS),
+    "one alpha for all (fixed, the default), the best of each activation, or the scales of AWQ",
+  ),
 });
 
 const ROTATE: Shape<QuantRecipe["rotate"]> = record<QuantRecipe["rotate"]>({
@@ -99,6 +106,11 @@ const STATE: Shape<StateChoice> = record<StateChoice>({
   ),
 });
 
+const SCAN_INPUT: Shape<ScanInputRule> = record<ScanInputRule>({
+  share: preset(quantity({ above: 0, most: 1 }), 1, "share of magnitudes that must be representable"),
+  clusters: preset(truth, false, "sort channels, and give clusters of like channels a scale each (Mamba-2)"),
+});
+
 const DEFAULTS = recipeDefaults();
 
 const RECIPE: Shape<QuantRecipe> = record<QuantRecipe>({
@@ -112,6 +124,8 @@ const RECIPE: Shape<QuantRecipe> = record<QuantRecipe>({
     DEFAULTS.activations,
     "ordered rules; the last that holds a projection decides",
   ),
+  embedding: preset(nullable(choice(EMBEDDING_FORMATS)), DEFAULTS.embedding, "the embedding table, one scale a row"),
+  scanInput: preset(nullable(SCAN_INPUT), DEFAULTS.scanInput, "the input x of recurrences, in 8 bits"),
   state: preset(STATE, DEFAULTS.state, "the recurrent state"),
 });
 

@@ -6,9 +6,11 @@ import { formatRecipe, PRESETS, type QuantRecipe, readRecipe, recipeSchema } fro
 import {
   ACTIVATION_TIMINGS,
   DT_ROTATIONS,
+  EMBEDDING_FORMATS,
   lastRule,
   RESIDUAL_ROTATIONS,
   ROUNDING_METHODS,
+  SMOOTH_METHODS,
 } from "../../passes/quant-recipes.js";
 import { MAX_REPLAY_LENGTH, REQUANTIZE_MODES, STATE_FORMATS, STATE_SCALES } from "../../src/ops/names.js";
 import { formatWeightScheme, parseWeightScheme } from "../../src/quant/scheme.js";
@@ -38,7 +40,16 @@ const scheme = fc
 const recipes: fc.Arbitrary<QuantRecipe> = fc.record({
   name: fc.stringMatching(/^\S{1,12}$/),
   summary: fc.string({ maxLength: 40 }),
-  smooth: fc.option(fc.record({ alpha: fc.double({ min: 0, max: 1, noNaN: true }).map(Math.abs), roles })),
+  smooth: fc.option(
+    fc.record(
+      {
+        alpha: fc.double({ min: 0, max: 1, noNaN: true }).map(Math.abs),
+        roles,
+        method: fc.constantFrom(...SMOOTH_METHODS),
+      },
+      { requiredKeys: ["alpha", "roles"] },
+    ),
+  ),
   rotate: fc.record({
     residual: fc.constantFrom(...RESIDUAL_ROTATIONS),
     output: fc.boolean(),
@@ -59,6 +70,8 @@ const recipes: fc.Arbitrary<QuantRecipe> = fc.record({
     ),
     { maxLength: 3 },
   ),
+  embedding: fc.option(fc.constantFrom(...EMBEDDING_FORMATS)),
+  scanInput: fc.option(fc.record({ share: fc.double({ min: 0.5, max: 1, noNaN: true }), clusters: fc.boolean() })),
   state: fc.record({
     format: fc.constantFrom(...STATE_FORMATS),
     scale: fc.constantFrom(...STATE_SCALES),
