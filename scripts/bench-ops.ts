@@ -22,6 +22,8 @@ interface Entrant {
   readonly threads?: number;
   /** Default true. */
   readonly inPlace?: boolean;
+  /** Steps of which only one rounds the state: timed together, and counted as so many. Default 1. */
+  readonly turn?: number;
 }
 
 interface Group {
@@ -60,6 +62,12 @@ function scans(shape: Shape, ...formats: readonly string[]): Entrant[] {
   return formats.map((format) => ({ label: format, kind: `Mamba2Scan${format}`, shape }));
 }
 
+/** An operator whose state is rounded once in `length` tokens. */
+function replays(shape: Shape, format: string, length: number): Entrant {
+  const kind = `Mamba2Scan${format}Replay`;
+  return { label: `${format} replay ${length}`, kind, shape: { ...shape, replayLength: length }, turn: length };
+}
+
 // Batch 32 of all 48 layers would be 1.6 GB of float states; 8 layers are 268 MB, already far beyond any cache level
 // that one core has to itself.
 const BATCH_32: Shape = { ...MODEL_370M, layers: 8, batch: 32 };
@@ -72,6 +80,15 @@ const GROUPS = {
     entrants: [
       { label: PRIMITIVES, kind: PRIMITIVES, shape: MODEL_370M },
       ...scans(MODEL_370M, "F32", "F16", "H8", "H8Max", "H4", "H4Max"),
+    ],
+  },
+  replay: {
+    title: "decode, batch 1, replayed states",
+    entrants: [
+      ...scans(MODEL_370M, "F32", "F16", "H8", "H4", "H4Max"),
+      ...[4, 8, 16].map((length) => replays(MODEL_370M, "H4", length)),
+      replays(MODEL_370M, "H4Max", 16),
+      replays(MODEL_370M, "H8", 16),
     ],
   },
   cold: { title: "decode, batch 1, cold", entrants: scans(MODEL_370M, "F32", "F16", "H8", "H4"), cold: true },
@@ -112,13 +129,13 @@ const GATES: readonly Gate[] = [
   gate("C8", "f32, 2 threads against 1, batch 8", "threads", "F32 on 1", "F32 on 2", 1.8),
   gate("C8", "h8, 2 threads against 1, batch 8", "threads", "H8 on 1", "H8 on 2", 1.8),
   gate("C8", "h4, 2 threads against 1, batch 8", "threads", "H4 on 1", "H4 on 2", 1.8),
-  {
-    kind: "absent",
-    id: "C9",
-    what: "replay of 16 tokens against exact h4",
-    minimum: 2.5,
-    why: "there is no replay operator",
-  },
+  gate("C9", "h4, replay of 16 tokens against exact", "replay", "H4", "H4 replay 16", 2.5),
+  gate("C9", "h4 with max scales, the same", "replay", "H4Max", "H4Max replay 16", null),
+  gate("C9", "h4, replay of 8 tokens against exact", "replay", "H4", "H4 replay 8", null),
+  gate("C9", "h4, replay of 4 tokens against exact", "replay", "H4", "H4 replay 4", null),
+  gate("C9", "h8, replay of 16 tokens against exact", "replay", "H8", "H8 replay 16", null),
+  gate("C9", "h4, replay of 16 tokens against f32", "replay", "F32", "H4 replay 16", null),
+  gate("C9", "h4, replay of 16 tokens against f16", "replay", "F16", "H4 replay 16", null),
   gate("LA", "decode, f32 in place against LinearAttention with its state apart", "decode", APART, "F32", 1.8),
   gate("LA", "decode, f32 in place against LinearAttention in place too", "decode", LINEAR_ATTENTION, "F32", null),
   gate("LA", "prefill of 512, f32 against LinearAttention", "prompt", LINEAR_ATTENTION, "F32", 1.5),
@@ -195,16 +212,16 @@ function flush(): number {
 
 async function measure(group: Group, library: string): Promise<Measured> {
   process.stderr.write(`${group.title}\n`);
-  const cases: { readonly label: string; readonly runnable: Runnable; readonly repeats: number }[] = [];
+  const cases: Case[] = [];
   try {
-    for (const { label, kind, shape, threads = 1, inPlace = true } of group.entrants) {
+    for (const { label, kind, shape, threads = 1, inPlace = true, turn = 1 } of group.entrants as readonly Entrant[]) {
       const runnable = await openCase(kind, shape, { library, threads, inPlace });
       runnable.run();
       const start = performance.now();
       runnable.run();
       const milliseconds = performance.now() - start;
       const repeats = group.cold === true ? 1 : Math.max(1, Math.min(200, Math.ceil(4 / milliseconds)));
-      cases.push({ label, runnable, repeats });
+      cases.push({ label, runnable, repeats: turn * Math.ceil(repeats / turn) });
     }
     let result: Measured | null = null;
     for (let attempt = 0; attempt < 3 && result?.steady !== true; attempt++)
@@ -215,10 +232,13 @@ async function measure(group: Group, library: string): Promise<Measured> {
   }
 }
 
-function timeAll(
-  cases: readonly { readonly label: string; readonly runnable: Runnable; readonly repeats: number }[],
-  cold: boolean,
-): Measured {
+interface Case {
+  readonly label: string;
+  readonly runnable: Runnable;
+  readonly repeats: number;
+}
+
+function timeAll(cases: readonly Case[], cold: boolean): Measured {
   const times = new Map<string, number[]>(cases.map(({ label }) => [label, []]));
   for (let round = 0; round < rounds; round++) {
     for (const { label, runnable, repeats } of cases) {

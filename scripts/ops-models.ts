@@ -25,6 +25,8 @@ export interface Shape {
   readonly heads: number;
   readonly headDim: number;
   readonly dState: number;
+  /** R of a replay state; default 16. */
+  readonly replayLength?: number;
 }
 
 /** A scan operator's name; `primitives`: the bare recurrence from four standard operators; or LinearAttention. */
@@ -142,8 +144,9 @@ function asModel(builder: GraphBuilder, plan: Omit<Plan, "model">, functions: re
 function scanPlan(name: string, shape: Shape): Plan {
   const spec = parseOpName(name);
   if (spec?.kind !== "scan" || spec.family !== "mamba2") throw new Error(`${name} is no Mamba-2 scan`);
-  const { layers, batch, heads, headDim, dState } = shape;
-  const type = stateType(spec, { heads, headDim, dState });
+  const { layers, batch, heads, headDim, dState, replayLength = 16 } = shape;
+  const dims = { heads, headDim, dState, groups: 1, replayLength };
+  const type = stateType(spec, dims);
   const builder = new GraphBuilder("");
   const states: Plan["states"][number][] = [];
   const outputs: Slot[] = [];
@@ -154,7 +157,7 @@ function scanPlan(name: string, shape: Shape): Plan {
     const bounds = { dtMin: Number.NEGATIVE_INFINITY, dtMax: Number.POSITIVE_INFINITY };
     builder.nodes.push(
       scanNode(
-        { ...spec, ...bounds, family: "mamba2", heads, headDim, dState, groups: 1 },
+        { ...spec, ...bounds, ...dims, family: "mamba2" },
         ["x", "dt", "A", "B", "C", "D", "dt_bias", past.name],
         [`y${layer}`, `present${layer}`],
       ),

@@ -107,8 +107,11 @@ size_t scan_scratch_bytes(const ScanArgs& a) {
   const size_t ordered = 2 * n;                     // B and C of one token
   const size_t prefill = n * p + 2 * 32 * p;        // transposed state, inputs and sums of a block
   const size_t lanes = 2 * 64 * n + 3 * 32 * 64;    // Mamba-1: states, rates and a block of tokens of 64 channels
-  const size_t replayed = r == 0 ? 0 : r * (n + p) + 2 * 32 * n + n + 2 * p;  // tokens of the rings, or B and C of a block
-  return sizeof(float) * (packing + ordered + (prefill > lanes ? prefill : lanes) + replayed + 64);
+  if (r > 0) {
+    const size_t token = 2 * n + 2 * p + r * (n + p), block = prefill + 2 * 32 * n;  // the rings, or B and C of a block
+    return sizeof(float) * (packing + (a.length == 1 ? token : block) + 64);
+  }
+  return sizeof(float) * (packing + ordered + (prefill > lanes ? prefill : lanes) + 64);
 }
 
 namespace {

@@ -208,10 +208,10 @@ static void unpack_head(Packing& k, const uint8_t* in, Int p, Int n) {
   }
 }
 
-// k.rows (columns in vector order, zeros behind them) into a packed head. kVectors: as in write_codes.
-template <class Codec, bool kMax, int kVectors>
+// k.rows (columns in their order, zeros behind them) into a packed head.
+template <class Codec, bool kMax>
 static void pack_head(Packing& k, uint8_t* out, Int p, Int n) {
-  const Int vectors = kVectors > 0 ? kVectors : round16(n) / 16;
+  const Int vectors = round16(n) / 16;
   start_packing(k, vectors);
   for (Int p0 = 0; p0 < p; p0 += 16) {
     const int count = rows_left(p0, p);
@@ -226,7 +226,7 @@ static void pack_head(Packing& k, uint8_t* out, Int p, Int n) {
       statistic[r] = s;
     }
     channel_scales<kMax>(k, p0, count, v_reduce16 < kMax ? v_max : v_add > (statistic), (float)n);
-    column_maxima<kVectors>(k, k.rows + p0 * 16 * vectors, p0, count, vectors);
+    column_maxima<0>(k, k.rows + p0 * 16 * vectors, p0, count, vectors);
   }
-  finish_packing<Codec, kVectors>(k, out, p, n);
+  finish_packing<Codec, 0>(k, out, p, n);
 }

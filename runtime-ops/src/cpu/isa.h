@@ -10,11 +10,13 @@
 #if defined(_MSC_VER) && !defined(__clang__)
 #define MAMBAC_INLINE static __forceinline
 #define MAMBAC_MEMBER __forceinline
+#define MAMBAC_APART static __declspec(noinline)
 #define MAMBAC_PREFETCH(p) ((void)(p))
 #define MAMBAC_PREFETCH_READ(p) ((void)(p))
 #else
 #define MAMBAC_INLINE static inline __attribute__((always_inline))
 #define MAMBAC_MEMBER inline __attribute__((always_inline))
+#define MAMBAC_APART static __attribute__((noinline))
 #define MAMBAC_PREFETCH(p) __builtin_prefetch((p), 1, 3)
 #define MAMBAC_PREFETCH_READ(p) __builtin_prefetch((p), 0, 3)
 #endif

@@ -136,12 +136,12 @@ static void mamba1_packed(const ScanArgs& a, Int b, Int e0, const uint8_t* past,
   unpack_head<Codec>(k, past, p, n);
   if (!a.per_token) {
     mamba1_tokens(a, b, e0, k.rows, k.rows, np, true, c);
-    a.max_norm ? pack_head<Codec, true, 0>(k, present, p, n) : pack_head<Codec, false, 0>(k, present, p, n);
+    a.max_norm ? pack_head<Codec, true>(k, present, p, n) : pack_head<Codec, false>(k, present, p, n);
     return;
   }
   for (Int l = 0; l < a.length; l++) {
     mamba1_step<F32Rows>(a, b, l, e0, p, k.rows, k.rows, np);
-    a.max_norm ? pack_head<Codec, true, 0>(k, present, p, n) : pack_head<Codec, false, 0>(k, present, p, n);
+    a.max_norm ? pack_head<Codec, true>(k, present, p, n) : pack_head<Codec, false>(k, present, p, n);
     if (l + 1 < a.length) unpack_head<Codec>(k, present, p, n);
   }
 }

@@ -180,9 +180,9 @@ static void prefill_head(const ScanArgs& a, Int b, Int h, const void* past, void
   } else {
     transpose_out<F32Rows>(k.rows, np, state, pp, p, n, s, true);
     if (a.format == Format::kH8)
-      a.max_norm ? pack_head<PlainI8, true, 0>(k, (uint8_t*)present, p, n) : pack_head<PlainI8, false, 0>(k, (uint8_t*)present, p, n);
+      a.max_norm ? pack_head<PlainI8, true>(k, (uint8_t*)present, p, n) : pack_head<PlainI8, false>(k, (uint8_t*)present, p, n);
     else
-      a.max_norm ? pack_head<PlainI4, true, 0>(k, (uint8_t*)present, p, n) : pack_head<PlainI4, false, 0>(k, (uint8_t*)present, p, n);
+      a.max_norm ? pack_head<PlainI4, true>(k, (uint8_t*)present, p, n) : pack_head<PlainI4, false>(k, (uint8_t*)present, p, n);
   }
 }
 

@@ -133,9 +133,9 @@ MAMBAC_INLINE void ring_sums(const uint8_t* u, Int p, Int p0, int some, int coun
 }
 
 // Rows p .. p + kRows - 1, vectors v .. v + kWide - 1 of the state that the checkpoint and `tokens` tokens make.
-template <class Codec, int kRows, int kWide, bool kTail>
+template <class Codec, bool kMax, int kRows, int kWide, bool kTail>
 MAMBAC_INLINE void rebuild_tile(const Packing& k, const uint8_t* codes, Int bytes, const float* scale, const float* fed, Int pp,
-                                const float* b, Int np, int tokens, float* rows, Int v0, Int n) {
+                                const float* b, Int np, int tokens, float* rows, Int v0, Int n, Vec* statistic) {
   Vec h[kRows][kWide];
   for (int r = 0; r < kRows; r++) {
     typename Codec::Decoder decoder;
@@ -155,22 +155,28 @@ MAMBAC_INLINE void rebuild_tile(const Packing& k, const uint8_t* codes, Int byte
     }
   }
   for (int r = 0; r < kRows; r++)
-    for (int v = 0; v < kWide; v++) v_store(rows + r * np + 16 * (v0 + v), h[r][v]);
+    for (int v = 0; v < kWide; v++) {
+      v_store(rows + r * np + 16 * (v0 + v), h[r][v]);
+      statistic[r] = kMax ? v_max_abs(statistic[r], h[r][v]) : v_add(statistic[r], v_abs(h[r][v]));
+    }
 }
-template <class Codec, int kRows, bool kTail>
+template <class Codec, bool kMax, int kRows, bool kTail>
 MAMBAC_INLINE void rebuild_rows(const Packing& k, const uint8_t* codes, Int bytes, const float* scale, const float* fed, Int pp,
-                                const float* b, Int np, int tokens, float* rows, Int n) {
+                                const float* b, Int np, int tokens, float* rows, Int n, Vec* statistic) {
   const Int vectors = np / 16;
+  Vec sum[kRows];
+  for (int r = 0; r < kRows; r++) sum[r] = v_zero();
   Int v = 0;
   for (; v + kReplayWide <= vectors; v += kReplayWide)
-    rebuild_tile<Codec, kRows, kReplayWide, kTail>(k, codes, bytes, scale, fed, pp, b, np, tokens, rows, v, n);
-  for (; v < vectors; v++) rebuild_tile<Codec, kRows, 1, kTail>(k, codes, bytes, scale, fed, pp, b, np, tokens, rows, v, n);
+    rebuild_tile<Codec, kMax, kRows, kReplayWide, kTail>(k, codes, bytes, scale, fed, pp, b, np, tokens, rows, v, n, sum);
+  for (; v < vectors; v++) rebuild_tile<Codec, kMax, kRows, 1, kTail>(k, codes, bytes, scale, fed, pp, b, np, tokens, rows, v, n, sum);
+  for (int r = 0; r < kRows; r++) statistic[r] = sum[r];
 }
 
 // The state from the checkpoint times `decay` and all R tokens, of which token j counts `weights`[j]; packed again.
 // k.step holds the checkpoint's steps. The last token's b is in B, the others' in the ring.
 template <class Codec, bool kMax, int kVectors, bool kTail>
-static void replay_round(const ScanArgs& a, Packing& k, const ReplayHead& s, const uint8_t* ring, const float* B, float decay,
+MAMBAC_APART void replay_round(const ScanArgs& a, Packing& k, const ReplayHead& s, const uint8_t* ring, const float* B, float decay,
                          const float* weights, Carve c) {
   const Int p = a.head_dim, n = a.d_state, np = round16(n), pp = round16(p), bytes = Codec::row_bytes(n);
   const int tokens = (int)a.replay;
@@ -185,17 +191,24 @@ static void replay_round(const ScanArgs& a, Packing& k, const ReplayHead& s, con
     const Vec w = v_set(weights[j]);
     for (Int i = 0; i < p; i += 16) v_store(fed + j * pp + i, v_mul(w, halves_at(s.u + 2 * (j * p + i), rows_left(i, p))));
   }
+  start_packing(k, np / 16);
   for (Int p0 = 0; p0 < p; p0 += 16) {
     const int count = rows_left(p0, p);
     float scale[16];
+    Vec statistic[16];
     v_store(scale, v_mul(v_set(decay), halves_at(s.packed + p * bytes + 2 * p0, count)));
     int r = 0;
     for (; r + kReplayRows <= count; r += kReplayRows)
-      rebuild_rows<Codec, kReplayRows, kTail>(k, s.packed + (p0 + r) * bytes, bytes, scale + r, fed + p0 + r, pp, b, np, tokens, k.rows + (p0 + r) * np, n);
+      rebuild_rows<Codec, kMax, kReplayRows, kTail>(k, s.packed + (p0 + r) * bytes, bytes, scale + r, fed + p0 + r, pp, b, np, tokens,
+                                                    k.rows + (p0 + r) * np, n, statistic + r);
     for (; r < count; r++)
-      rebuild_rows<Codec, 1, kTail>(k, s.packed + (p0 + r) * bytes, bytes, scale + r, fed + p0 + r, pp, b, np, tokens, k.rows + (p0 + r) * np, n);
+      rebuild_rows<Codec, kMax, 1, kTail>(k, s.packed + (p0 + r) * bytes, bytes, scale + r, fed + p0 + r, pp, b, np, tokens,
+                                          k.rows + (p0 + r) * np, n, statistic + r);
+    for (; r < 16; r++) statistic[r] = v_zero();
+    channel_scales<kMax>(k, p0, count, kMax ? v_reduce16<v_max>(statistic) : v_reduce16<v_add>(statistic), (float)n);
+    column_maxima<kVectors>(k, k.rows + p0 * np, p0, count, np / 16);
   }
-  pack_head<Codec, kMax, kVectors>(k, s.packed, p, n);
+  finish_packing<Codec, kVectors>(k, s.packed, p, n);
 }
 
 // One token of one head. Dot: the instruction set's NibbleDot.
@@ -224,7 +237,9 @@ static void replay_token(const ScanArgs& a, const ReplayHead& s, const uint8_t* 
   // All products of codes first: what they are multiplied with hangs on a long chain of dependent operations.
   float *coded = c.take(p), *older = c.take(p);  // what the checkpoint and the tokens in the ring add to y
   const Int next = p * bytes + 2 * (p + n);      // the next head's checkpoint lies behind this one's, and so do its tokens
+  for (Int i = 0; i < 2 * (p + n); i += 64) MAMBAC_PREFETCH_READ(sc + next + i);
   for (Int i = 0; i < 2 * count * p; i += 64) MAMBAC_PREFETCH_READ(s.u + 2 * a.replay * p + i);
+  MAMBAC_PREFETCH_READ(s.l + 4 * a.replay);
   for (Int p0 = 0; p0 < p; p0 += 16) {
     const int some = rows_left(p0, p);
     for (Int i = 0; i < 16 * bytes; i += 64) MAMBAC_PREFETCH_READ(s.packed + next + p0 * bytes + i);
@@ -374,7 +389,7 @@ static void replay_prefill(const ScanArgs& a, const ReplayHead& s, const uint8_t
     slot += block.tokens;
     if (slot < r) continue;
     transpose_out<F32Rows>(k.rows, np, state, pp, p, n, carried, true);
-    pack_head<Codec, kMax, 0>(k, s.packed, p, n);
+    pack_head<Codec, kMax>(k, s.packed, p, n);
     slot = 0;
     rounded = true;
     carried = 1.0f;
