@@ -101,6 +101,8 @@ const decoded = new WeakMap<Tensor, readonly number[]>();
 
 function storedContent(tensor: Tensor): readonly number[] | null {
   if (elementCount(tensor.shape) > CONTENT_LIMIT) return null;
+  // What a pass has yet to compute is a weight, and no shape depends on it.
+  if (tensor.residence === "lazy") return null;
   if (!isFloat(tensor.dtype) && !isInteger(tensor.dtype)) return null;
   const cached = decoded.get(tensor);
   if (cached !== undefined) return cached;

@@ -195,9 +195,26 @@ export function toNumbers(tensor: Tensor): Float64Array {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const bits = dtypeBits(tensor.dtype) ?? 0;
   invariant(bits >= 8, `toNumbers: ${tensor.dtype} is not supported`);
+  const floats = floatView(tensor.dtype, bytes);
+  if (floats !== null) return new Float64Array(floats);
   const out = new Float64Array(count);
   for (let i = 0; i < count; i++) out[i] = readElement(view, tensor.dtype, (i * bits) / 8);
   return out;
+}
+
+/** Elements of a float tensor, as a view where the host can look at them in place. Callers must not write to them. */
+export function floatValues(tensor: Tensor): Float32Array | Float64Array {
+  return floatView(tensor.dtype, tensor.bytes()) ?? toNumbers(tensor);
+}
+
+const LITTLE_ENDIAN = new Uint8Array(Uint16Array.of(1).buffer)[0] === 1;
+
+function floatView(dtype: DType, bytes: Uint8Array): Float32Array | Float64Array | null {
+  const { buffer, byteOffset, byteLength } = bytes;
+  if (!LITTLE_ENDIAN) return null;
+  if (dtype === "f32" && byteOffset % 4 === 0) return new Float32Array(buffer, byteOffset, byteLength / 4);
+  if (dtype === "f64" && byteOffset % 8 === 0) return new Float64Array(buffer, byteOffset, byteLength / 8);
+  return null;
 }
 
 function readElement(view: DataView, dtype: DType, at: number): number {

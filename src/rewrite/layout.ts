@@ -152,6 +152,7 @@ function regrouped(
 /** Data of a value in its layout -> [batch, length, channels]. */
 export function toCanonical(layout: Layout, data: ArrayLike<number>, batch: number, length: number): Float64Array {
   const { order, sizes } = permutation(layout, batch, length);
+  if (order.every((axis, at) => axis === at)) return new Float64Array(data);
   const strides = rowStrides(sizes);
   const out = new Float64Array(data.length);
   const outSizes = order.map((axis) => sizes[axis] ?? 1);

@@ -88,20 +88,19 @@ function isExact(dtype: DType): boolean {
 
 /** A tensor of numbers in any real or integer dtype of at least 8 bits. */
 export function tensorFromNumbers(dtype: DType, shape: readonly number[], data: ArrayLike<number>): Tensor {
-  const list = Array.from(data);
   switch (dtype) {
     case "f32":
-      return tensorFromBytes("f32", shape, asBytes(Float32Array.from(list)));
+      return tensorFromBytes("f32", shape, asBytes(new Float32Array(data)));
     case "f64":
-      return tensorFromBytes("f64", shape, asBytes(Float64Array.from(list)));
+      return tensorFromBytes("f64", shape, asBytes(new Float64Array(data)));
     case "f16":
-      return tensorFromBytes("f16", shape, asBytes(Uint16Array.from(list, numberToFloat16)));
+      return tensorFromBytes("f16", shape, asBytes(Uint16Array.from(data, numberToFloat16)));
     case "i64":
-      return i64Tensor(shape, list.map(toInt64));
+      return i64Tensor(shape, Array.from(data, toInt64));
     case "i32":
-      return tensorFromBytes("i32", shape, asBytes(Int32Array.from(list)));
+      return tensorFromBytes("i32", shape, asBytes(new Int32Array(data)));
     case "bool":
-      return tensorFromBytes("bool", shape, Uint8Array.from(list));
+      return tensorFromBytes("bool", shape, new Uint8Array(data));
     default:
       throw new MambacError("region/dtype", `cannot make test data of type ${dtype}`);
   }

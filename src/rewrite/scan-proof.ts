@@ -4,13 +4,13 @@
  */
 
 import type { Inference } from "../ir/infer.js";
-import { type Tensor, toNumbers } from "../ir/tensor.js";
+import { floatValues, type Tensor, toNumbers } from "../ir/tensor.js";
 import { elementCount } from "../ir/types.js";
 import { pseudoHeadDim } from "../ops/names.js";
 import { type SelectiveScanArguments, selectiveScanReference } from "../ops/reference.js";
 import type { Sizes } from "./axes.js";
 import { aboveLayout, layoutOf, toCanonical } from "./layout.js";
-import { cutRegion, type ExecuteGraph, tensorFromNumbers } from "./region.js";
+import { cutRegion, type ExecuteGraph, type Leaf, tensorFromNumbers } from "./region.js";
 import { Sampler } from "./sampler.js";
 import {
   type Hypothesis,
@@ -111,7 +111,7 @@ export async function proveScan(
 }
 
 type Measurement =
-  | { readonly kind: "ran"; readonly feeds: ReadonlyMap<string, Tensor>; readonly outputs: ReadonlyMap<string, Tensor> }
+  | { readonly kind: "ran"; readonly feeds: ReadonlyMap<string, Draw>; readonly outputs: ReadonlyMap<string, Tensor> }
   | { readonly kind: "failed"; readonly reason: string };
 
 /** Runs the region once on random inputs at the sizes of the trial. */
@@ -129,24 +129,48 @@ async function measure(
   // A value that does not hang on every leaf would be compared with a recurrence of nothing.
   const unread = leaves.find((name) => !cut.leaves.some((leaf) => leaf.name === name));
   if (unread !== undefined) return { kind: "failed", reason: `${hypothesis.y.name} does not depend on ${unread}` };
-  const sampler = new Sampler(`${region.dt}/${trial.sizes.batch}/${trial.sizes.length}`);
-  const feeds = new Map<string, Tensor>();
-  for (const leaf of cut.leaves) {
-    const size = elementCount(leaf.shape);
-    feeds.set(
-      leaf.name,
-      tensorFromNumbers(
-        leaf.dtype,
-        leaf.shape,
-        leaf.name === region.dt ? sampler.timeSteps(size, trial.sizes.length <= EXTREME_LENGTH) : sampler.normal(size),
-      ),
-    );
-  }
+  const { batch, length } = trial.sizes;
+  const feeds = new Map(
+    cut.leaves.map((leaf, at) => {
+      const distribution = leaf.name !== region.dt ? "normal" : length <= EXTREME_LENGTH ? "extreme" : "moderate";
+      return [leaf.name, draw(tracer, `${at}/${batch}/${length}`, distribution, leaf)] as const;
+    }),
+  );
   try {
-    return { kind: "ran", feeds, outputs: await execute(cut.graph, feeds) };
+    const tensors = new Map([...feeds].map(([name, { tensor }]) => [name, tensor]));
+    return { kind: "ran", feeds, outputs: await execute(cut.graph, tensors) };
   } catch (cause) {
     return { kind: "failed", reason: cause instanceof Error ? cause.message : String(cause) };
   }
+}
+
+/** Random data for a leaf, and its values as the region reads them. */
+interface Draw {
+  readonly tensor: Tensor;
+  readonly numbers: Float64Array;
+}
+
+/** Draws by place, distribution, type and shape: layers of one model mostly read alike, so few are ever made. */
+const draws = new WeakMap<Tracer, Map<string, Draw>>();
+
+/** Larger ones are made anew each time, so that a pass does not keep them. */
+const KEPT_ELEMENTS = 1 << 21;
+
+/** Leaves at different places of a region get different numbers, whatever their shapes. */
+function draw(tracer: Tracer, place: string, distribution: "normal" | "extreme" | "moderate", leaf: Leaf): Draw {
+  let known = draws.get(tracer);
+  if (known === undefined) draws.set(tracer, (known = new Map<string, Draw>()));
+  const label = `${place}/${distribution}/${leaf.dtype}/${leaf.shape.join("x")}`;
+  const made = known.get(label);
+  if (made !== undefined) return made;
+  const sampler = new Sampler(label);
+  const count = elementCount(leaf.shape);
+  const values =
+    distribution === "normal" ? sampler.normal(count) : sampler.timeSteps(count, distribution === "extreme");
+  const tensor = tensorFromNumbers(leaf.dtype, leaf.shape, values);
+  const result = { tensor, numbers: toNumbers(tensor) };
+  if (count <= KEPT_ELEMENTS) known.set(label, result);
+  return result;
 }
 
 /** Relative error of y and of the state against the float64 reference. */
@@ -158,10 +182,8 @@ function compare(
 ): number {
   const { batch, length } = trial.sizes;
   const { parameters } = hypothesis;
-  const canonical = ({ layout }: Part, tensor: Tensor | undefined): Float64Array =>
-    tensor === undefined
-      ? new Float64Array(batch * length * layout.channels)
-      : toCanonical(layout, toNumbers(tensor), batch, length);
+  const canonical = ({ layout }: Part, data: Float32Array | Float64Array | undefined): Float64Array =>
+    data === undefined ? new Float64Array(batch * length * layout.channels) : toCanonical(layout, data, batch, length);
   const { heads, headDim, dState, groups } = parameters;
   const { x, B, C, dt } = hypothesis;
   const past = region.pastState === null ? null : result.feeds.get(region.pastState);
@@ -171,31 +193,36 @@ function compare(
     headDim: parameters.family === "mamba2" ? headDim : pseudoHeadDim(heads),
     dState,
     groups,
-    x: canonical(x, result.feeds.get(x.name)),
-    dt: canonical(dt, result.feeds.get(dt.name)),
-    B: canonical(B, result.feeds.get(B.name)),
-    C: canonical(C, result.feeds.get(C.name)),
+    x: canonical(x, result.feeds.get(x.name)?.numbers),
+    dt: canonical(dt, result.feeds.get(dt.name)?.numbers),
+    B: canonical(B, result.feeds.get(B.name)?.numbers),
+    C: canonical(C, result.feeds.get(C.name)?.numbers),
     A: parameters.A,
     D: parameters.D,
     dtBias: parameters.dtBias,
     dtMin: parameters.dtMin,
     dtMax: parameters.dtMax,
-    past: past === null || past === undefined ? null : stateToCanonical(toNumbers(past), hypothesis, batch),
+    past: past === null || past === undefined ? null : stateToCanonical(past.numbers, hypothesis, batch),
     ...(parameters.family === "mamba2" ? { family: "mamba2", heads } : { family: "mamba1", channels: heads }),
   };
   const reference = selectiveScanReference(args);
-  const y = canonical(hypothesis.y, result.outputs.get(hypothesis.y.name));
+  const output = result.outputs.get(hypothesis.y.name);
+  const y = canonical(hypothesis.y, output === undefined ? undefined : floatValues(output));
   let error = relativeError(y, reference.y);
   if (hypothesis.presentState !== null) {
     const state = result.outputs.get(hypothesis.presentState);
     if (state === undefined) return Number.POSITIVE_INFINITY;
-    error = Math.max(error, relativeError(stateToCanonical(toNumbers(state), hypothesis, batch), reference.state));
+    error = Math.max(error, relativeError(stateToCanonical(floatValues(state), hypothesis, batch), reference.state));
   }
   return error;
 }
 
 /** State data in the public layout -> [B, H, P, N]. */
-function stateToCanonical(data: Float64Array, hypothesis: Hypothesis, batch: number): Float64Array {
+function stateToCanonical<T extends Float32Array | Float64Array>(
+  data: T,
+  hypothesis: Hypothesis,
+  batch: number,
+): T | Float64Array {
   if (hypothesis.stateLayout === "PN") return data;
   const { heads, headDim, dState } = hypothesis.parameters;
   const out = new Float64Array(data.length);
@@ -217,11 +244,14 @@ export function relativeError(actual: ArrayLike<number>, expected: ArrayLike<num
   let difference = 0;
   let scale = 0;
   for (let i = 0; i < actual.length; i++) {
-    const a = actual[i] ?? Number.NaN;
-    const b = expected[i] ?? Number.NaN;
-    if (Number.isNaN(a) || Number.isNaN(b)) return Number.POSITIVE_INFINITY;
-    difference = Math.max(difference, Math.abs(a - b));
-    scale = Math.max(scale, Math.abs(b));
+    const expectation = expected[i] ?? Number.NaN;
+    const distance = Math.abs((actual[i] ?? Number.NaN) - expectation);
+    const size = Math.abs(expectation);
+    if (distance > difference) difference = distance;
+    // Not a number where either is none, or where both are infinite.
+    else if (Number.isNaN(distance)) return Number.POSITIVE_INFINITY;
+    if (size > scale) scale = size;
   }
-  return scale === 0 ? Number.POSITIVE_INFINITY : difference / scale;
+  const error = difference / scale;
+  return Number.isNaN(error) ? Number.POSITIVE_INFINITY : error;
 }

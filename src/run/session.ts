@@ -2,7 +2,7 @@
 
 import * as ort from "onnxruntime-node";
 import { asBytes, type Tensor, tensorFromBytes } from "../ir/tensor.js";
-import type { DType } from "../ir/types.js";
+import { type DType, dtypeBits } from "../ir/types.js";
 import { MambacError } from "../support/errors.js";
 
 export interface SessionOptions {
@@ -89,33 +89,36 @@ function toOrt(tensor: Tensor): ort.Tensor {
   const type = TO_ORT[tensor.dtype];
   if (type === undefined) throw new MambacError("session/dtype", `cannot feed a tensor of type ${tensor.dtype}`);
   const bytes = tensor.bytes();
-  const buffer = bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength) as ArrayBuffer;
-  return new ort.Tensor(type, typedArray(tensor.dtype, buffer), [...tensor.shape]);
+  return new ort.Tensor(type, typedArray(tensor.dtype, bytes), [...tensor.shape]);
 }
 
-function typedArray(dtype: DType, buffer: ArrayBuffer): ort.Tensor.DataType {
+/** A view of the bytes, or of a copy where they lie across the boundaries of their type. */
+function typedArray(dtype: DType, bytes: Uint8Array): ort.Tensor.DataType {
+  const width = (dtypeBits(dtype) ?? 8) / 8;
+  const { buffer, byteOffset, byteLength } = bytes.byteOffset % width === 0 ? bytes : bytes.slice();
+  const length = byteLength / width;
   switch (dtype) {
     case "f32":
-      return new Float32Array(buffer);
+      return new Float32Array(buffer, byteOffset, length);
     case "f64":
-      return new Float64Array(buffer);
+      return new Float64Array(buffer, byteOffset, length);
     case "i64":
-      return new BigInt64Array(buffer);
+      return new BigInt64Array(buffer, byteOffset, length);
     case "u64":
-      return new BigUint64Array(buffer);
+      return new BigUint64Array(buffer, byteOffset, length);
     case "i32":
-      return new Int32Array(buffer);
+      return new Int32Array(buffer, byteOffset, length);
     case "u32":
-      return new Uint32Array(buffer);
+      return new Uint32Array(buffer, byteOffset, length);
     case "i16":
-      return new Int16Array(buffer);
+      return new Int16Array(buffer, byteOffset, length);
     case "f16":
     case "u16":
-      return new Uint16Array(buffer);
+      return new Uint16Array(buffer, byteOffset, length);
     case "i8":
-      return new Int8Array(buffer);
+      return new Int8Array(buffer, byteOffset, length);
     default:
-      return new Uint8Array(buffer);
+      return new Uint8Array(buffer, byteOffset, length);
   }
 }
 

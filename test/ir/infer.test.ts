@@ -60,9 +60,9 @@ describe("inferConcrete", () => {
     expect(values.get("fine")?.shape).toEqual([2, 3]);
   });
 
-  it("reads no tensor over 4096 elements and every smaller one", () => {
+  it("reads no tensor over 4096 elements, none that is still to be computed, and every other one", () => {
     const reads: number[] = [];
-    const lazy = (count: number): ReturnType<typeof tensorFromSource> =>
+    const stored = (count: number, residence: "file" | "lazy"): ReturnType<typeof tensorFromSource> =>
       tensorFromSource(
         "f32",
         [count],
@@ -73,16 +73,18 @@ describe("inferConcrete", () => {
           },
         },
         0,
-        "lazy",
+        residence,
       );
     const builder = new GraphBuilder("");
-    builder.initializers.set("small", lazy(4096));
-    builder.initializers.set("large", lazy(4097));
+    builder.initializers.set("small", stored(4096, "file"));
+    builder.initializers.set("large", stored(4097, "file"));
+    builder.initializers.set("computed", stored(3, "lazy"));
     builder.initializers.set("text", stringTensor([1], [new Uint8Array(2)]));
     const { values } = inferConcrete(builder.graph("g", [], []), new Map());
     expect(reads).toEqual([4096 * 4]);
     expect(values.get("small")?.content).toHaveLength(4096);
     expect(values.get("large")).toEqual({ dtype: "f32", shape: [4097], content: null });
+    expect(values.get("computed")).toEqual({ dtype: "f32", shape: [3], content: null });
     expect(values.get("text")).toEqual({ dtype: "string", shape: [1], content: null });
   });
 
