@@ -26,6 +26,7 @@ import { roundEmbedding } from "./round-embedding.js";
 import { roundGptq } from "./round-gptq.js";
 import { roundNearest } from "./round-nearest.js";
 import { roundTanh } from "./round-tanh.js";
+import { searchPrecision } from "./search-precision.js";
 import { smoothAwq } from "./smooth-awq.js";
 import { smoothQuant } from "./smooth-quant.js";
 import { sortCluster } from "./sort-cluster.js";
@@ -57,6 +58,7 @@ export const PASSES: Readonly<Record<string, Pass<never>>> = Object.freeze({
   "round-gptq": roundGptq,
   "round-nearest": roundNearest,
   "round-tanh": roundTanh,
+  "search-precision": searchPrecision,
   "smooth-awq": smoothAwq,
   "smooth-quant": smoothQuant,
   "sort-cluster": sortCluster,
