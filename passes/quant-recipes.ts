@@ -115,9 +115,22 @@ const measured = (roles: readonly LinearRole[]): ActivationRule[] => [{ roles, t
 /** The presets, in the order they are listed. */
 export const PRESETS: readonly QuantRecipe[] = Object.freeze([
   recipe("float", "no quantization of weights or activations", {}),
-  recipe("ptqssm-w8-all", "PTQ-SSM: every projection 8 bits, one scale a tensor", {
+  recipe("ptqssm-w8-all", "PTQ-SSM: every projection and the embedding 8 bits, one scale a tensor", {
     weights: [nearest(ALL, "i8:tensor")],
+    embedding: "i8",
   }),
+  recipe("ptqssm-w8-all-pc", "PTQ-SSM: every projection and the embedding 8 bits, one scale an output channel", {
+    weights: [nearest(ALL, "i8:channel")],
+    embedding: "i8",
+  }),
+  recipe(
+    "ptqssm-w8-all-tanh",
+    "PTQ-SSM: every projection 8 bits on a tanh curve (experimental), the embedding 8 bits",
+    {
+      weights: [{ roles: ALL, scheme: "i8:tensor", method: "tanh" }],
+      embedding: "i8",
+    },
+  ),
   recipe("ptqssm-w8-inout", "PTQ-SSM: in_proj and out_proj 8 bits, one scale a tensor", {
     weights: [nearest(IN_OUT, "i8:tensor")],
   }),
@@ -167,6 +180,16 @@ export const PRESETS: readonly QuantRecipe[] = Object.freeze([
       rotate: { residual: "klt", output: true, dt: "klt", state: false },
       weights: [nearest(BLOCK, "i8:channel")],
       activations: fixed(BLOCK),
+    },
+  ),
+  recipe(
+    "mambaquant-w4a8",
+    "MambaQuant with 4-bit weights: GPTQ by channel, clipped against the error, 8-bit activations",
+    {
+      smooth: { alpha: 0.5, roles: ["out_proj", "dt_proj"] },
+      rotate: { residual: "klt", output: true, dt: "klt", state: false },
+      weights: [gptq(BLOCK, "i4:channel:mse")],
+      activations: measured(BLOCK),
     },
   ),
   recipe("quamba2-w4a8", "Quamba2: smooth-fused rotation, GPTQ 4-bit weights in groups of 128, 8-bit activations", {
