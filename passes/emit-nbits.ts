@@ -15,7 +15,7 @@
 
 import { type Attribute, attr, attrInt, makeNode, type Node } from "../src/ir/graph.js";
 import { asBytes, type Tensor, tensorFromSource, toNumbers } from "../src/ir/tensor.js";
-import { unpackCodes } from "../src/quant/packing.js";
+import { transposedNibbles } from "../src/quant/packing.js";
 import { viewGraph } from "../src/rewrite/axes.js";
 import { GraphEdit } from "../src/rewrite/edit.js";
 import { definePass, type Pass } from "../src/rewrite/pass.js";
@@ -104,18 +104,7 @@ function packed(
 ): Map<string, Tensor> {
   const [k, n] = [site.inFeatures, site.outFeatures];
   const blocks = k / block;
-  const bytes = (): Uint8Array => {
-    const values = unpackCodes(codes.bytes(), k * n, 4, true);
-    const out = new Uint8Array((n * k) / 2);
-    for (let row = 0; row < k; row++) {
-      for (let column = 0; column < n; column++) {
-        const nibble = (values[row * n + column] ?? 0) + 8;
-        const at = (column * k + row) >> 1;
-        out[at] = (out[at] ?? 0) | (nibble << (4 * (row % 2)));
-      }
-    }
-    return out;
-  };
+  const bytes = (): Uint8Array => transposedNibbles(codes.bytes(), k, n);
   const own = attrInt(source, "block_size", 0);
   const factors = (): Uint8Array => {
     const values = toNumbers(scales);

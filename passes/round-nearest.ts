@@ -20,7 +20,7 @@ import { definePass, type Pass } from "../src/rewrite/pass.js";
 import { replaceWeight } from "../src/rewrite/rounded-weight.js";
 import { type LinearSite, Sites } from "../src/rewrite/sites.js";
 import { mainOpset } from "../src/rewrite/trials.js";
-import { weightValues } from "../src/rewrite/weights.js";
+import { withWeightValues } from "../src/rewrite/weights.js";
 
 export interface RoundNearestOptions {
   /** The scheme of a projection, or null to leave it float. */
@@ -43,7 +43,7 @@ export const roundNearest: Pass<RoundNearestOptions> = definePass({
       const scheme = tensor === undefined ? null : options.schemeFor(site);
       if (tensor === undefined || scheme === null) continue;
       replaceWeight(edit, site, scheme, () =>
-        roundToNearest({ label: site.weight, shape: tensor.shape, data: weightValues(tensor) }, scheme),
+        withWeightValues(tensor, (data) => roundToNearest({ label: site.weight, shape: tensor.shape, data }, scheme)),
       );
       changed += 1;
     }

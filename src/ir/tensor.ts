@@ -17,6 +17,8 @@ export interface Tensor {
   bytes(): Uint8Array;
   /** Raw data of a byte range, so that huge tensors can be streamed. */
   slice(start: number, end: number): Uint8Array;
+  /** Writes the raw data to memory of the caller's; saves fresh memory for what is needed only briefly. */
+  copyTo(target: Uint8Array): void;
   /** Elements of a string tensor; null for every other dtype. */
   readonly strings: readonly Uint8Array[] | null;
   readonly doc: string;
@@ -62,11 +64,17 @@ class MemoryTensor implements Tensor {
   slice(start: number, end: number): Uint8Array {
     return this.bytes().subarray(start, end);
   }
+
+  copyTo(target: Uint8Array): void {
+    target.set(this.bytes());
+  }
 }
 
 /** Bytes that live elsewhere: a file, or a computation. */
 export interface ByteSource {
   read(offset: number, length: number): Uint8Array;
+  /** Fills the target; sources that would only copy what they computed have none. */
+  readInto?(offset: number, target: Uint8Array): void;
 }
 
 class SourceTensor implements Tensor {
@@ -103,6 +111,12 @@ class SourceTensor implements Tensor {
 
   bytes(): Uint8Array {
     return this.slice(0, this.byteLength);
+  }
+
+  copyTo(target: Uint8Array): void {
+    invariant(target.byteLength === this.byteLength, `${this.byteLength} bytes into ${target.byteLength}`);
+    if (this.#source.readInto === undefined) target.set(this.bytes());
+    else this.#source.readInto(this.#offset, target);
   }
 
   slice(start: number, end: number): Uint8Array {

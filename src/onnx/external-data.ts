@@ -42,12 +42,18 @@ export class ExternalFiles {
           "bytes; fetch that file again, or export the model anew",
       );
     }
+    const readInto = (from: number, target: Uint8Array): void => {
+      if (from + target.byteLength > file.stats.size) {
+        throw new MambacError("onnx/external-data", `${label}: a read past the end of ${location}`);
+      }
+      readSlice(file, location, label, from, target);
+    };
     return {
+      readInto,
       read: (from, count) => {
-        if (from + count > file.stats.size) {
-          throw new MambacError("onnx/external-data", `${label}: a read past the end of ${location}`);
-        }
-        return readSlice(file, location, label, from, count);
+        const out = new Uint8Array(count);
+        readInto(from, out);
+        return out;
       },
     };
   }
@@ -105,8 +111,8 @@ function checkLocation(location: string, label: string): void {
   }
 }
 
-function readSlice(file: SideFile, location: string, label: string, from: number, count: number): Uint8Array {
-  const out = new Uint8Array(count);
+function readSlice(file: SideFile, location: string, label: string, from: number, out: Uint8Array): void {
+  const count = out.byteLength;
   let handle: number | null = null;
   try {
     handle = openSync(file.path, "r");
@@ -127,5 +133,4 @@ function readSlice(file: SideFile, location: string, label: string, from: number
   } finally {
     if (handle !== null) closeSync(handle);
   }
-  return out;
 }

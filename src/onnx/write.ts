@@ -195,15 +195,51 @@ async function writeFile(path: string, fill: (handle: FileHandle) => Promise<num
   }
 }
 
+/** Written bytes are sent to the disk from time to time, so that little is left to wait for at the end. */
+const FLUSH_BYTES = 1 << 26;
+
+/** While one part is written, the next is read or computed. */
 async function writeData(handle: FileHandle, layout: Layout): Promise<number> {
-  for (const [tensor, { offset }] of layout.places) {
-    // A lazy tensor computes anew on every call, so it is asked once.
-    const step = tensor.residence === "lazy" ? tensor.byteLength : WRITE_STEP;
-    for (let start = 0; start < tensor.byteLength; start += step) {
-      await writeAt(handle, tensor.slice(start, Math.min(tensor.byteLength, start + step)), offset + start);
+  let writing: Promise<unknown> = Promise.resolve();
+  let flushing: Promise<unknown> = Promise.resolve();
+  let [flushed, unflushed] = [true, 0];
+  const start = (work: Promise<unknown>): Promise<unknown> => {
+    // Whoever awaits it hears of a failure; one that comes earlier is no unhandled rejection.
+    work.catch(() => undefined);
+    return work;
+  };
+  try {
+    for (const [tensor, { offset }] of layout.places) {
+      // A lazy tensor computes anew on every call, so it is asked once.
+      const step = tensor.residence === "lazy" ? tensor.byteLength : WRITE_STEP;
+      for (let at = 0; at < tensor.byteLength; at += step) {
+        const bytes = tensor.slice(at, Math.min(tensor.byteLength, at + step));
+        await writing;
+        writing = start(writeSteps(handle, bytes, offset + at));
+        unflushed += bytes.byteLength;
+        if (!flushed || unflushed < FLUSH_BYTES) continue;
+        await flushing;
+        [flushed, unflushed] = [false, 0];
+        flushing = start(handle.datasync().then(() => (flushed = true)));
+      }
     }
+    await writing;
+    await flushing;
+  } finally {
+    // The file is closed next, and must not be in use then.
+    await Promise.allSettled([writing, flushing]);
   }
   return layout.byteLength;
+}
+
+/** All steps at once: none waits for a turn of the event loop. */
+async function writeSteps(handle: FileHandle, bytes: Uint8Array, position: number): Promise<void> {
+  const steps: Promise<void>[] = [];
+  for (let at = 0; at < bytes.byteLength; at += WRITE_STEP) {
+    steps.push(writeAt(handle, bytes.subarray(at, at + WRITE_STEP), position + at));
+  }
+  const results = await Promise.allSettled(steps);
+  for (const result of results) if (result.status === "rejected") throw result.reason;
 }
 
 async function writePieces(handle: FileHandle, encoded: Encoded): Promise<number> {

@@ -49,6 +49,46 @@ export function unpackCodes(
   return codes;
 }
 
+/** Bytes of a row that are turned at a time, so that both sides stay within the first-level cache. */
+const TILE = 64;
+
+/**
+ * Signed 4-bit codes [rows, cols] as ONNX packs them -> codes offset by 8 of the transpose [cols, rows], packed likewise: the
+ * layout of MatMulNBits. `rows` is even.
+ */
+export function transposedNibbles(packed: Uint8Array, rows: number, cols: number): Uint8Array {
+  invariant(rows % 2 === 0 && packed.length === Math.ceil((rows * cols) / 2), "nibbles of another shape");
+  const depth = rows / 2;
+  const out = new Uint8Array(cols * depth);
+  // Where rows start within a byte, there is nothing to turn but single codes.
+  if (cols % 2 === 1) {
+    const codes = unpackCodes(packed, rows * cols, 4, false);
+    for (let at = 0, row = 0; row < rows; row++) {
+      for (let column = 0; column < cols; column++, at++) {
+        out[column * depth + (row >> 1)]! |= (codes[at]! ^ 8) << (4 * (row & 1));
+      }
+    }
+    return out;
+  }
+  const width = cols / 2;
+  for (let top = 0; top < depth; top += TILE) {
+    const bottom = Math.min(top + TILE, depth);
+    for (let left = 0; left < width; left += TILE) {
+      const right = Math.min(left + TILE, width);
+      for (let column = left; column < right; column++) {
+        const even = 2 * column * depth;
+        for (let pair = top; pair < bottom; pair++) {
+          const upper = packed[2 * pair * width + column]!;
+          const lower = packed[(2 * pair + 1) * width + column]!;
+          out[even + pair] = ((upper & 15) | (lower << 4)) ^ 0x88;
+          out[even + depth + pair] = ((upper >> 4) | (lower & 240)) ^ 0x88;
+        }
+      }
+    }
+  }
+  return out;
+}
+
 /** The inputs of a DequantizeLinear node. Types of 2 bits need opset 25, of 4 bits opset 21. */
 export interface QuantizedTensors {
   readonly codes: Tensor;
@@ -57,14 +97,14 @@ export interface QuantizedTensors {
   readonly zeroPoints: Tensor | null;
 }
 
-/** A quantized tensor as ONNX tensors. */
+/** A quantized tensor as ONNX tensors; codes of 8 bits are not copied. */
 export function quantizedTensors(quantized: Quantized): QuantizedTensors {
   const { bits, zeroPoints, scales, shape } = quantized;
   const stored = storedBits(bits);
   const dtype: DType = `${zeroPoints === null ? "i" : "u"}${stored}`;
   const scaleShape = scaleLayout(shape, quantized.granularity).shape;
   return {
-    codes: tensorFromBytes(dtype, shape, packCodes(quantized.codes, stored)),
+    codes: tensorFromBytes(dtype, shape, stored === 8 ? asBytes(quantized.codes) : packCodes(quantized.codes, stored)),
     scales:
       quantized.scaleType === "f32"
         ? tensorFromBytes("f32", scaleShape, asBytes(scales.slice()))

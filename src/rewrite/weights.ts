@@ -45,6 +45,27 @@ export function weightValues(tensor: Tensor): Float32Array {
     : new Float32Array(bytes.slice().buffer);
 }
 
+let scratch = new Float32Array(0);
+
+/**
+ * What `use` makes of the values of a weight, which are in memory that the next call overwrites. Fresh memory for each of
+ * many large weights would cost as much time as reading them.
+ */
+export function withWeightValues<T>(tensor: Tensor, use: (values: Float32Array) => T): T {
+  if (tensor.dtype !== "f32" || tensor.residence !== "file") return use(weightValues(tensor));
+  const values = scratch.length < tensor.byteLength / 4 ? new Float32Array(tensor.byteLength / 4) : scratch;
+  // Whoever asks for another weight meanwhile must not find this one's memory.
+  scratch = new Float32Array(0);
+  const exact = values.subarray(0, tensor.byteLength / 4);
+  tensor.copyTo(asBytes(exact));
+  const result = use(exact);
+  if (values.byteLength <= SCRATCH_BYTES) scratch = values;
+  return result;
+}
+
+/** Larger memory is given back. */
+const SCRATCH_BYTES = 1 << 28;
+
 /** diag(rows) W diag(columns) for W [K, N]; null leaves that side alone. */
 export function scaledWeight(tensor: Tensor, rows: Float64Array | null, columns: Float64Array | null): Tensor {
   const [k, n] = matrixShape(tensor);

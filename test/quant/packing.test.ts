@@ -5,11 +5,31 @@ import { attr, type Model } from "../../src/ir/graph.js";
 import { f32Tensor, toNumbers } from "../../src/ir/tensor.js";
 import { encodeModel } from "../../src/onnx/write.js";
 import { dequantize } from "../../src/quant/grid.js";
-import { packCodes, quantizedTensors, unpackCodes } from "../../src/quant/packing.js";
+import { packCodes, quantizedTensors, transposedNibbles, unpackCodes } from "../../src/quant/packing.js";
 import { roundToNearest } from "../../src/quant/round-nearest.js";
 import { parseWeightScheme, type WeightScheme } from "../../src/quant/scheme.js";
 import { openSession } from "../../src/run/session.js";
+import { Random } from "../../src/support/random.js";
 import { heavyWeight } from "./weights.js";
+
+describe("transposedNibbles", () => {
+  it("turns the matrix and offsets its codes, for even and odd columns and beyond one tile", () => {
+    const shapes = fc.tuple(
+      fc.integer({ min: 1, max: 80 }).map((half) => 2 * half),
+      fc.integer({ min: 1, max: 150 }),
+    );
+    fc.assert(
+      fc.property(shapes, fc.nat(), ([rows, cols], seed) => {
+        const random = new Random(seed);
+        const codes = Int8Array.from({ length: rows * cols }, () => Math.floor(16 * random.uniform()) - 8);
+        const turned = new Uint8Array(rows * cols);
+        codes.forEach((code, at) => (turned[(at % cols) * rows + Math.floor(at / cols)] = code + 8));
+        expect(transposedNibbles(packCodes(codes, 4), rows, cols)).toEqual(packCodes(turned, 4));
+      }),
+      { seed: 3, numRuns: 60 },
+    );
+  });
+});
 
 describe("packCodes", () => {
   it("puts the first code into the low bits", () => {
