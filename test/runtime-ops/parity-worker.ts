@@ -1,6 +1,6 @@
 /**
  * Checks every kernel of this process and prints what it found as JSON.
- * Usage: parity-worker LIBRARY calls|long, with MAMBAC_ISA in the environment.
+ * Usage: parity-worker LIBRARY calls|long|replay, with MAMBAC_ISA in the environment.
  */
 
 import fc from "fast-check";
@@ -29,6 +29,7 @@ import {
   tokenFeeds,
   type Worst,
 } from "./parity-cases.js";
+import { checkReplay, type ReplayReport } from "./parity-replay.js";
 
 /** What became of one operator. */
 export interface OpReport {
@@ -242,14 +243,16 @@ function rms(a: ArrayLike<number>, b: ArrayLike<number>): number {
   return Math.sqrt(sum / b.length);
 }
 
-const reports: (OpReport | LongReport)[] = [];
+const reports: (OpReport | LongReport | ReplayReport)[] = [];
 for (const op of opNames()) {
   const spec = parseOpName(op);
   if (spec?.kind === "conv") {
     if (job === "calls") reports.push(await checkConv(op, spec.activation));
-  } else if (spec !== null && spec.requantize !== "replay") {
+  } else if (spec?.requantize === "replay") {
+    if (job === "replay") reports.push(await checkReplay(op, spec, library));
+  } else if (spec !== null) {
     if (job === "calls") reports.push(await checkScan(op, spec));
-    else if (spec.requantize === "call") reports.push(await checkLong(op, spec));
+    else if (job === "long" && spec.requantize === "call") reports.push(await checkLong(op, spec));
   }
 }
 process.stdout.write(`${JSON.stringify(reports)}\n`);

@@ -9,6 +9,7 @@ import { promisify } from "node:util";
 import { beforeAll, describe, expect, test } from "vitest";
 import { buildOps } from "../../scripts/build-ops.js";
 import { isPacked, opNames, parseOpName } from "../../src/ops/names.js";
+import type { ReplayReport } from "./parity-replay.js";
 import type { LongReport, OpReport } from "./parity-worker.js";
 
 const built = await buildOps({ tests: true });
@@ -25,6 +26,7 @@ const SETS: readonly string[] =
     : [];
 /** Replay states are compared otherwise. */
 const OPS = opNames().filter((op) => !op.endsWith("Replay"));
+const REPLAYS = opNames().filter((op) => op.endsWith("Replay"));
 const LONG = OPS.filter((op) => {
   const spec = parseOpName(op);
   return spec?.kind === "scan" && spec.requantize === "call";
@@ -36,7 +38,7 @@ const Y_ERROR = 1e-5;
 /** One unit of the largest half. */
 const HALF_ERROR = 2 ** -10;
 
-async function work(isa: string, job: "calls" | "long"): Promise<unknown[]> {
+async function work(isa: string, job: "calls" | "long" | "replay"): Promise<unknown[]> {
   const worker = join(import.meta.dirname, "parity-worker.ts");
   const library = built.kind === "built" ? built.library : "";
   const { stdout } = await promisify(execFile)(
@@ -57,8 +59,10 @@ test.skipIf(built.kind === "unavailable")("the portable kernels run everywhere",
 describe.each(SETS)("on %s", (isa) => {
   const calls = new Map<string, OpReport>();
   const long = new Map<string, LongReport>();
+  const replays = new Map<string, ReplayReport>();
   beforeAll(async () => {
     const [reports, runs] = await Promise.all([work(isa, "calls"), work(isa, "long")]);
+    for (const report of (await work(isa, "replay")) as ReplayReport[]) replays.set(report.op, report);
     for (const report of reports as OpReport[]) calls.set(report.op, report);
     for (const report of runs as LongReport[]) long.set(report.op, report);
   }, 240_000);
@@ -92,5 +96,23 @@ describe.each(SETS)("on %s", (isa) => {
     // Where states are rounded, two runs part for good at the first tie; what rounding costs must stay the same.
     if (op.endsWith("F32")) expect(drift).toBeLessThanOrEqual(Y_ERROR);
     else expect(Math.abs(kernelCost / referenceCost - 1)).toBeLessThan(0.25);
+  });
+
+  test.each(REPLAYS)("%s equals the reference and its function, in any call and token by token", (op) => {
+    const report = replays.get(op);
+    if (report === undefined) throw new Error(`the worker says nothing about ${op}`);
+    expect(report.fault).toBeNull();
+    expect(report.calls).toBeGreaterThanOrEqual(10);
+    for (const worst of [report.reference, report.function, report.long]) {
+      expect(worst.y).toBeLessThanOrEqual(Y_ERROR);
+      expect(worst.codes).toBeGreaterThan(5000);
+      expect(worst.slots).toBeGreaterThan(5000);
+      expect(worst.largest).toBeLessThanOrEqual(1);
+      expect(worst.scaleUlps).toBeLessThanOrEqual(2);
+      expect(worst.different).toBeLessThanOrEqual(CODE_FRACTION * worst.codes);
+      // Step sizes are exact here, and so is all that the rings store of them.
+      expect(worst.differentSlots).toBe(0);
+    }
+    expect(report.roundings).toBe(Math.floor(report.tokens / 16));
   });
 });
