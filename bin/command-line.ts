@@ -42,6 +42,7 @@ import { addEval } from "./eval-command.js";
 import { byteCount, integer, integerList, number, percentage, positiveInteger, replayLength } from "./flag-values.js";
 import { kebabFlags } from "./kebab-flags.js";
 import { addRecipe, recipeDocument, recipeOf } from "./recipe-command.js";
+import { addSensitivity } from "./sensitivity-command.js";
 
 /** Runs one command line (without program name) and gives its exit code. */
 export async function main(argv: readonly string[], terminal: Terminal): Promise<number> {
@@ -89,6 +90,7 @@ function commandLine(terminal: Terminal, outcome: Outcome, argv: readonly string
   addBench(program, terminal, outcome);
   addRecipe(program, terminal, outcome);
   addCompare(program, terminal, outcome);
+  addSensitivity(program, terminal, outcome);
   return program;
 }
 

@@ -21,6 +21,7 @@ export {
   recipeShowCommand,
   resolveRecipe,
 } from "./commands/recipe.js";
+export { type SensitivityCommandOptions, type SensitivityPlan, sensitivityCommand } from "./commands/sensitivity.js";
 export type { Terminal } from "./commands/terminal.js";
 export { type VerifyCommandOptions, verifyCommand } from "./commands/verify.js";
 export { type Candidate, type ComparedRow, compareCandidates } from "./compare.js";

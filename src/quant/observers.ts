@@ -231,6 +231,11 @@ export class HistogramObserver {
   }
 }
 
+/** The number in the middle of a histogram's bin. */
+export function middleOf(bin: number): number {
+  return bin === 0 ? 0 : (largestOf(bin - 1) + largestOf(bin)) / 2;
+}
+
 /** The largest float32 in a bin. */
 function largestOf(bin: number): number {
   const view = new DataView(new ArrayBuffer(4));

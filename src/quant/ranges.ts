@@ -1,7 +1,7 @@
 /** What grids are made from: the weight, the ranges its scales must span, and the step of a range. */
 
 import { elementCount } from "../ir/types.js";
-import { invariant, MambacError } from "../support/errors.js";
+import { EXIT, invariant, MambacError } from "../support/errors.js";
 import { roundingLoops } from "./rounding-loops.js";
 import type { ScaleLayout } from "./scale-layout.js";
 import type { Bits, Zero } from "./scheme.js";
@@ -31,7 +31,7 @@ export function exactStep(low: number, high: number, bits: Bits, zero: Zero): nu
   return zero.step === "peak" ? peak / (2 ** (bits - 1) - 1) : (2 * peak) / (2 ** bits - 1);
 }
 
-/** Smallest and largest value for each scale, zero included. Throws `quant/not-finite`. */
+/** Smallest and largest value for each scale, zero included. Throws `quant/not-finite` (exit code 5). */
 export function rangesOf(weight: Weight, layout: ScaleLayout): Ranges {
   const { data } = weight;
   invariant(data.length === elementCount(weight.shape), `${weight.label} has ${data.length} elements`);
@@ -55,5 +55,6 @@ function refuseBadElement(weight: Weight): void {
   throw new MambacError(
     "quant/not-finite",
     `${weight.label} has the value ${weight.data[at]} at [${index.join(",")}] and cannot be quantized; check how the model was exported`,
+    EXIT.calibration,
   );
 }

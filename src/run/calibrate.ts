@@ -20,11 +20,10 @@ import {
   tableOf,
   WHOLE,
 } from "../quant/calibration.js";
-import { observedStatistics } from "../quant/observed-statistics.js";
+import { type ObservedStatistics, observedStatistics } from "../quant/observed-statistics.js";
 import { makeObserver, type Observer } from "../quant/observers.js";
 import { RowSample, type SampledRows } from "../quant/row-sample.js";
 import { decodeStatistic, encodeStatistic } from "../quant/statistic-codec.js";
-import type { Statistics } from "../quant/statistics.js";
 import { EXIT, InvariantError, invariant, MambacError } from "../support/errors.js";
 import { CalibrationWriter } from "./calibration-files.js";
 import type { Dataset } from "./dataset.js";
@@ -296,7 +295,7 @@ function mergeInto(to: Observer, from: Observer): void {
 }
 
 /** Answers from a table. Throws `calibration/missing` (exit code 5) for what it lacks; `label` names it in messages. */
-export function tableStatistics(table: Pick<CalibrationTable, "encoded">, label: string): Statistics {
+export function tableStatistics(table: Pick<CalibrationTable, "encoded">, label: string): ObservedStatistics {
   return observedStatistics(
     (request) => {
       const bytes = table.encoded(request);

@@ -3,6 +3,7 @@
 import type { Model } from "../ir/graph.js";
 import { graphDigest } from "../onnx/model-digest.js";
 import { type CalibrationTable, requireFresh, type StatRequest } from "../quant/calibration.js";
+import type { ObservedStatistics } from "../quant/observed-statistics.js";
 import type { Statistics } from "../quant/statistics.js";
 import { findBoundaries, weightBytes } from "./blocks.js";
 import { observeAll, tableStatistics } from "./calibrate.js";
@@ -38,7 +39,7 @@ export async function collectStatistics(
   requests: readonly StatRequest[],
   dataset: Dataset,
   options: CollectOptions = {},
-): Promise<Statistics & Disposable> {
+): Promise<ObservedStatistics & Disposable> {
   const { threads = 1, boundaries = usualBoundaries(model), signal, onProgress, onNotice } = options;
   await using products = openOrtGemm({ threads });
   const spool = new StatisticSpool();

@@ -1,0 +1,81 @@
+import { join } from "node:path";
+import { expect, test } from "vitest";
+import type { OutlierRow } from "../../src/outliers.js";
+import { documentIn, mambac } from "../support/command.js";
+import { fixture } from "../support/fixture-models.js";
+import { DEMO } from "../support/state-quality.js";
+
+interface Row {
+  readonly name: string;
+  readonly meanKlBits: number;
+  readonly change: number;
+}
+
+const TEXT = ["--text", join(DEMO, "kjv.txt"), "--windows", "2", "--window", "64"];
+
+test("one kind and one layer at a time; outliers before and after transforms", async () => {
+  const calib = ["--calib", join(DEMO, "wordnet.txt"), "--num-samples", "4", "--seq-len", "64"];
+  const argv = ["sensitivity", join(DEMO, "prefill.onnx"), ...TEXT, ...calib, "-q"];
+  const result = await mambac(...argv, "--json");
+  expect(result).toMatchObject({ code: 0, err: "" });
+  const document = documentIn(result);
+  const types = document["types"] as readonly Row[];
+  // A Mamba-2 has neither x_proj nor dt_proj.
+  expect(types.map(({ name }) => name.split(" ")[0])).toEqual([
+    "in_proj",
+    "out_proj",
+    "head",
+    "embedding",
+    "conv1d",
+    "A",
+    "D",
+  ]);
+  const layers = document["layers"] as readonly Row[];
+  expect(layers.map(({ name }) => name)).toEqual(["layers.0", "layers.1", "layers.2", "layers.3"]);
+  for (const { name, meanKlBits } of [...types, ...layers]) {
+    expect(meanKlBits, name).toBeGreaterThan(1e-6);
+    expect(meanKlBits, name).toBeLessThan(0.2);
+  }
+  const rows = document["outliers"] as readonly OutlierRow[];
+  // Five transforms; two projections in each of four layers, and the head.
+  expect(rows).toHaveLength(5 * 9);
+  const mean = (transform: string, role: string, of: (row: OutlierRow) => number): number => {
+    const found = rows.filter((row) => row.transform === transform && row.role === role);
+    return found.reduce((sum, row) => sum + of(row), 0) / found.length;
+  };
+  const kurtosis = (transform: string): number => mean(transform, "out_proj", (row) => row.kurtosis);
+  const spread = (transform: string): number => mean(transform, "out_proj", (row) => row.spread);
+  // What the gate lets through is peaked and uneven; a rotation mixes it, smoothing evens channels only.
+  expect(kurtosis("none")).toBeGreaterThan(20);
+  expect(kurtosis("rotate")).toBeLessThan(5);
+  expect(spread("smooth")).toBeLessThan(spread("none"));
+  expect(spread("rotate")).toBeLessThan(spread("none") / 5);
+  expect(mean("smooth", "out_proj", (row) => row.absMax)).toBeLessThan(mean("none", "out_proj", (row) => row.absMax));
+});
+
+test("eight bits cost less than four, and the tables put the costliest first", async () => {
+  const source = join(DEMO, "prefill.onnx");
+  const eight = await mambac("sensitivity", source, ...TEXT, "--bits", "8", "--json", "-q");
+  const four = await mambac("sensitivity", source, ...TEXT, "-q");
+  const types = documentIn(eight)["types"] as readonly Row[];
+  const lines = four.out.split("\n");
+  expect(lines[0]).toMatch(/^only +loss +KL, bits +same top$/);
+  expect(four.out).not.toContain("kurtosis");
+  const cost = (line: string): number => Number(/(\d\.\d\de[+-]\d+)/.exec(line)?.[1]);
+  const table = lines.slice(1, lines.indexOf(""));
+  const costs = table.map(cost);
+  expect(costs).toEqual(costs.toSorted((a, b) => b - a));
+  for (const { name, meanKlBits } of types) {
+    const [kind = ""] = name.split(" ");
+    const line = table.find((entry) => entry.startsWith(kind)) ?? "";
+    expect(meanKlBits, kind).toBeLessThan(cost(line));
+  }
+});
+
+test("refuses a missing text and a tokenizer it cannot know", async () => {
+  const absent = await mambac("sensitivity", join(DEMO, "prefill.onnx"), "--text", join(DEMO, "absent.txt"));
+  expect(absent).toMatchObject({ code: 2, out: "" });
+  const unknown = await mambac("sensitivity", fixture("hf/mamba2/prefill.onnx"), ...TEXT);
+  expect(unknown).toMatchObject({ code: 2, out: "" });
+  expect(unknown.err).toContain("--tokenizer");
+});
