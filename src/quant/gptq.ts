@@ -4,12 +4,21 @@
  * Source: E. Frantar et al., "GPTQ: accurate post-training quantization for generative pre-trained transformers" (2022).
  *
  * The weight is ONNX [K, N], so row k belongs to input k, output columns are independent of each other, and all the work
- * is done for a slice of columns at a time: memory is two slices in float64, the codes, and the factor [K, K].
+ * is done for a slice of columns at a time: memory is a slice in float64, the codes, and the factor [K, K]. Before a block of
+ * inputs is rounded, one product takes the errors of all inputs before it out of its rows.
  */
 
-import { type Gemm, type Matrix, subtractBlock, zeros } from "../linalg/matrix.js";
+import { block, type Gemm, type Matrix, matrixOf, subtractBlock, zeros } from "../linalg/matrix.js";
 import { invariant } from "../support/errors.js";
 import { dampedFactor, deadInputs, descendingDiagonal } from "./gptq-factor.js";
+import {
+  BLOCK_ROWS,
+  type BlockLoops,
+  plainBlockLoops,
+  STRIP_COLUMNS,
+  TOGETHER,
+  vectorBlockLoops,
+} from "./gptq-loops.js";
 import { chooseGrid, codeOf, type Quantized } from "./grid.js";
 import { codeRange, type Weight } from "./ranges.js";
 import { matrixScaleIndex } from "./scale-layout.js";
@@ -37,8 +46,7 @@ export interface GptqResult {
 /** Numbers in a slice of columns. */
 const SLICE_NUMBERS = 1 << 22;
 
-/** Columns rounded together, so that a block of inputs stays in the cache. */
-const STRIP = 256;
+let loops: BlockLoops | null = null;
 
 /**
  * Rounds a weight [K, N] given H [K, K], any positive multiple of the sum of x xᵀ over calibration inputs x; only its
@@ -111,7 +119,7 @@ class Rounding {
     this.#inputs = inputs;
     this.#outputs = outputs;
     this.#group = order === null && granularity.kind === "group" && granularity.axis === 0 ? granularity.size : null;
-    this.#blockSize = alignedBlock(blockSize, this.#group);
+    this.#blockSize = alignedBlock(Math.min(blockSize, BLOCK_ROWS), this.#group);
     this.#scales = grid.scales;
     this.#zeroPoints = grid.zeroPoints;
     this.#scaleIndex = matrixScaleIndex(inputs, outputs, granularity);
@@ -120,7 +128,10 @@ class Rounding {
   }
 
   async run(): Promise<Quantized> {
-    const width = Math.max(STRIP, Math.floor(SLICE_NUMBERS / Math.max(this.#inputs, 1)));
+    const widest = Math.max(STRIP_COLUMNS, Math.floor(SLICE_NUMBERS / Math.max(this.#inputs, 1)));
+    const slices = Math.ceil(this.#outputs / widest);
+    // Equal slices, whole strips: a narrow rest would cost a product as many calls as a whole slice.
+    const width = Math.ceil(this.#outputs / Math.max(slices, 1) / STRIP_COLUMNS) * STRIP_COLUMNS;
     for (let left = 0; left < this.#outputs; left += width) {
       await this.#roundSlice(left, Math.min(left + width, this.#outputs));
     }
@@ -146,77 +157,101 @@ class Rounding {
       const row = this.#inputAt(position) * this.#outputs;
       work.data.set(this.#weight.data.subarray(row + left, row + right), position * work.cols);
     }
+    // Where a group spans blocks, its scales need all its rows up to date.
+    const panel = Math.max(this.#blockSize, this.#group ?? 0);
     for (let start = 0; start < this.#inputs; start += this.#blockSize) {
       const end = Math.min(start + this.#blockSize, this.#inputs);
-      const errors = zeros(end - start, work.cols);
-      for (let strip = 0; strip < work.cols; strip += STRIP) {
-        this.#roundBlock(work, errors, start, end, left, strip, Math.min(strip + STRIP, work.cols));
+      const top = start - (start % panel);
+      if (start > top) await this.#takeOut(work, top, start, end);
+      else if (start > 0) await this.#takeOut(work, 0, start, Math.min(start + panel, this.#inputs));
+      this.#roundBlock(work, start, end, left);
+    }
+  }
+
+  /** Rows [start, end) -= U[from..start, start..end]ᵀ times the errors in rows [from, start). */
+  async #takeOut(work: Matrix, from: number, start: number, end: number): Promise<void> {
+    const factors = block(this.#factor, from, start, start, end);
+    const errors = matrixOf(start - from, work.cols, work.data.subarray(from * work.cols, start * work.cols));
+    subtractBlock(work, start, 0, await this.#gemm(factors, errors, { transposeA: true }));
+  }
+
+  /** Rounds positions [start, end) of a slice; what is left in their rows are their errors. */
+  #roundBlock(work: Matrix, start: number, end: number, left: number): void {
+    const { rows, factors, spread } = (loops ??= vectorBlockLoops() ?? plainBlockLoops());
+    const [size, count] = [this.#inputs, end - start];
+    for (let i = 0; i < count; i++) {
+      const row = (start + i) * size + start;
+      factors.set(this.#factor.data.subarray(row, row + count), i * BLOCK_ROWS);
+    }
+    const group = this.#group;
+    const together = group === null || group % TOGETHER === 0 ? TOGETHER : 1;
+    for (let from = 0; from < work.cols; from += STRIP_COLUMNS) {
+      const width = Math.min(STRIP_COLUMNS, work.cols - from);
+      if (width < STRIP_COLUMNS) rows.fill(0);
+      for (let i = 0; i < count; i++) {
+        const row = (start + i) * work.cols + from;
+        rows.set(work.data.subarray(row, row + width), i * STRIP_COLUMNS);
       }
-      if (end === this.#inputs) break;
-      const update = await this.#gemm(this.#factorRows(start, end), errors, { transposeA: true });
-      subtractBlock(work, end, 0, update);
-    }
-  }
-
-  /** U[start..end, end..]. */
-  #factorRows(start: number, end: number): Matrix {
-    const size = this.#inputs;
-    const rows = zeros(end - start, size - end);
-    for (let i = start; i < end; i++) {
-      rows.data.set(this.#factor.data.subarray(i * size + end, (i + 1) * size), (i - start) * rows.cols);
-    }
-    return rows;
-  }
-
-  /** Positions [start, end), columns [from, to) of the slice; spreads each error over the rest of the block. */
-  #roundBlock(work: Matrix, errors: Matrix, start: number, end: number, left: number, from: number, to: number): void {
-    const { cols, data } = work;
-    const size = this.#inputs;
-    for (let i = start; i < end; i++) {
-      if (this.#group !== null && i % this.#group === 0) this.#chooseGroup(work, i, this.#group, left, from, to);
-      this.#roundRow(work, errors, i, i - start, left, from, to);
-      const shift = (i - start) * cols;
-      for (let j = i + 1; j < end; j++) {
-        const factor = this.#factor.data[i * size + j]!;
-        if (factor === 0) continue;
-        const row = j * cols;
-        for (let c = from; c < to; c++) data[row + c]! -= factor * errors.data[shift + c]!;
+      for (let first = 0; first < count; first += together) {
+        const last = Math.min(first + together, count);
+        for (let i = first; i < last; i++) {
+          if (group !== null && (start + i) % group === 0)
+            this.#chooseGroup(work, rows, start, i, count, left, from, width);
+          this.#roundRow(rows, start + i, i * STRIP_COLUMNS, left + from, width);
+          spread(i, 1, i + 1, last);
+        }
+        if (last < count) spread(first, last - first, last, count);
+      }
+      for (let i = 0; i < count; i++) {
+        const row = i * STRIP_COLUMNS;
+        work.data.set(rows.subarray(row, row + width), (start + i) * work.cols + from);
       }
     }
   }
 
-  #roundRow(work: Matrix, errors: Matrix, i: number, slot: number, left: number, from: number, to: number): void {
+  /** Row i of the order, columns [left, left + width): a row of values becomes one of errors. */
+  #roundRow(rows: Float64Array, i: number, row: number, left: number, width: number): void {
     const [scales, zeroPoints, codes, column] = [this.#scales, this.#zeroPoints, this.#codes, this.#scaleIndex.column];
     const [lowest, highest] = this.#limits;
     const input = this.#inputAt(i);
     const scaleRow = this.#scaleIndex.row[input]!;
     const target = input * this.#outputs + left;
     const inverse = 1 / this.#factor.data[i * (this.#inputs + 1)]!;
-    for (let c = from; c < to; c++) {
+    for (let c = 0; c < width; c++) {
       const at = scaleRow + column[left + c]!;
       const scale = scales[at]!;
       const zero = zeroPoints === null ? 0 : zeroPoints[at]!;
-      const value = work.data[i * work.cols + c]!;
+      const value = rows[row + c]!;
       const code = codeOf(value, scale, zero, lowest, highest);
       codes[target + c] = code;
-      errors.data[slot * work.cols + c] = (value - Math.fround((code - zero) * scale)) * inverse;
+      rows[row + c] = (value - Math.fround((code - zero) * scale)) * inverse;
     }
   }
 
-  /** Scales of the group that starts at position i, from the weight as it is now. */
-  #chooseGroup(work: Matrix, i: number, group: number, left: number, from: number, to: number): void {
-    const [size, width] = [Math.min(group, this.#inputs - i), to - from];
+  /** Scales of the group that starts at row i of the block, from the weight as it is now. */
+  #chooseGroup(
+    work: Matrix,
+    rows: Float64Array,
+    start: number,
+    i: number,
+    count: number,
+    left: number,
+    from: number,
+    width: number,
+  ): void {
+    const size = Math.min(this.#group ?? 0, this.#inputs - start - i);
     const data = new Float32Array(size * width);
     for (let k = 0; k < size; k++) {
-      const row = (i + k) * work.cols;
-      data.set(work.data.subarray(row + from, row + to), k * width);
+      const inBlock = i + k < count;
+      const row = inBlock ? (i + k) * STRIP_COLUMNS : (start + i + k) * work.cols + from;
+      data.set((inBlock ? rows : work.data).subarray(row, row + width), k * width);
     }
     const granularity = { kind: "channel", axis: 1 } as const;
     const grid = chooseGrid(
       { label: this.#weight.label, shape: [size, width], data },
       { ...this.#scheme, granularity },
     );
-    const at = this.#scaleIndex.row[i]! + left + from;
+    const at = this.#scaleIndex.row[start + i]! + left + from;
     this.#scales.set(grid.scales, at);
     if (grid.zeroPoints !== null) this.#zeroPoints?.set(grid.zeroPoints, at);
   }
