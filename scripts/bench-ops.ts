@@ -214,7 +214,7 @@ async function measure(group: Group, library: string): Promise<Measured> {
   process.stderr.write(`${group.title}\n`);
   const cases: Case[] = [];
   try {
-    for (const { label, kind, shape, threads = 1, inPlace = true, turn = 1 } of group.entrants as readonly Entrant[]) {
+    for (const { label, kind, shape, threads = 1, inPlace = true, turn = 1 } of group.entrants) {
       const runnable = await openCase(kind, shape, { library, threads, inPlace });
       runnable.run();
       const start = performance.now();
