@@ -31,6 +31,7 @@ import { smoothAwq } from "./smooth-awq.js";
 import { smoothQuant } from "./smooth-quant.js";
 import { sortCluster } from "./sort-cluster.js";
 import { tidy } from "./tidy.js";
+import { widenHalves } from "./widen-halves.js";
 
 export const PASSES: Readonly<Record<string, Pass<never>>> = Object.freeze({
   "absorb-norm-gain": absorbNormGain,
@@ -63,6 +64,7 @@ export const PASSES: Readonly<Record<string, Pass<never>>> = Object.freeze({
   "smooth-quant": smoothQuant,
   "sort-cluster": sortCluster,
   tidy,
+  "widen-halves": widenHalves,
 });
 
 export { SCAN_TARGETS, type ScanTarget } from "./lower.js";

@@ -17,10 +17,11 @@ import { raiseConv } from "./raise-conv.js";
 import { raiseScan } from "./raise-scan.js";
 import { renameStates, type StateStyle } from "./rename-states.js";
 import { tidy } from "./tidy.js";
+import { widenHalves } from "./widen-halves.js";
 
 /** Source graph to semantic operators. Convolutions first: then every scan region ends at a raised convolution. */
 export function raiseRecipe(): Step[] {
-  return [step(normalise, {}), step(raiseConv, {}), step(raiseScan, {})];
+  return [step(widenHalves, {}), step(normalise, {}), step(raiseConv, {}), step(raiseScan, {})];
 }
 
 export interface FinishOptions {
