@@ -37,7 +37,7 @@ export const clipPercentile: Pass<ClipPercentileOptions> = definePass({
     const edit = new GraphEdit(model.graph);
     const builder = new GraphBuilder("mambac.clip.");
     let changed = 0;
-    for (const { scan, value } of scanInputs(model)) {
+    for (const { scan, value } of scanInputs(model, range.of)) {
       const missed = (message: string): void =>
         context.report({ kind: "missed", code: "clip-percentile/form", where: scan.layer, message });
       if (value === null) {
@@ -59,20 +59,28 @@ export const clipPercentile: Pass<ClipPercentileOptions> = definePass({
   },
 });
 
-/** The activations whose range must be calibrated, channels last. */
-export function clippedInputs(model: Model): string[] {
-  return scanInputs(model).flatMap(({ value }) => value ?? []);
+/** The activations whose range must be calibrated; for clusters with channels last. */
+export function clippedInputs(model: Model, of: ClipPercentileOptions["range"]["of"]): string[] {
+  return scanInputs(model, of).flatMap(({ value }) => value ?? []);
 }
 
-/** Every scan with its x before heads are taken apart; null where no node makes it. */
-function scanInputs({ graph }: Model): { readonly scan: ScanOp; readonly value: string | null }[] {
+/**
+ * Every scan with its x, for clusters before heads are taken apart; null where no node makes it. One scale goes right in
+ * front of the scan: ONNX Runtime 1.30 moves such pairs past a Reshape, and dies where the Reshape's reader is an If, as
+ * in the scan's function.
+ */
+function scanInputs(
+  { graph }: Model,
+  of: ClipPercentileOptions["range"]["of"],
+): { readonly scan: ScanOp; readonly value: string | null }[] {
   const producer = new Map(graph.nodes.flatMap((node) => node.outputs.map((name) => [name, node] as const)));
   return graph.nodes.flatMap((node) => {
     const scan = readSemantic(node);
     if (scan?.kind !== "scan") return [];
     const x = node.inputs[SCAN_INPUT.x] ?? "";
     const made = producer.get(x);
-    const value = made?.op === "Reshape" && made.domain === "" && scan.headDim > 1 ? (made.inputs[0] ?? "") : x;
+    const apart = of === "cluster" && made?.op === "Reshape" && made.domain === "" && scan.headDim > 1;
+    const value = apart ? (made.inputs[0] ?? "") : x;
     return [{ scan, value: producer.has(value) ? value : null }];
   });
 }

@@ -145,7 +145,9 @@ export const PRESETS: readonly QuantRecipe[] = Object.freeze([
     activations: fixed(BLOCK),
   }),
   recipe("rtn-w4a16", "4-bit weights in groups of 128, rounded to nearest", { weights: [nearest(BLOCK, "i4:g128")] }),
-  recipe("gptq-w4a16", "GPTQ: 4-bit weights in groups of 128", { weights: [gptq(BLOCK, "i4:g128")] }),
+  recipe("gptq-w4a16", "GPTQ: 4-bit weights in groups of 128, ranges clipped by their mean squared error", {
+    weights: [gptq(BLOCK, "i4:g128:mse")],
+  }),
   recipe("awq-w4a16", "AWQ: activation-aware scales and clipping, 4-bit weights in groups of 128", {
     smooth: { alpha: 0.5, roles: BLOCK, method: "awq" },
     weights: [clipped(BLOCK, "i4:g128:span")],

@@ -182,7 +182,10 @@ function scanInputSteps({ scanInput }: QuantRecipe): Step[] {
   return [
     calibratedStep(
       clipPercentile,
-      (model) => clippedInputs(model).map((value) => (clusters ? channelAbsMax(value) : rangeRequest(value, share))),
+      (model) =>
+        clippedInputs(model, clusters ? "cluster" : "tensor").map((value) =>
+          clusters ? channelAbsMax(value) : rangeRequest(value, share),
+        ),
       (statistics): ClipPercentileOptions => ({
         range: clusters
           ? { of: "cluster", peaks: (value: string) => statistics.channelAbsMax(value) }

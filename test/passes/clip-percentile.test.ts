@@ -50,7 +50,7 @@ describe("clip-percentile", () => {
     for (const peak of [0, 0.05, 2, 1e4]) {
       test(`${name}: x is on the grid of a range of ${peak}, peaks saturate`, async () => {
         const sample = await aligned(await foldSample(spelling));
-        const [value = ""] = clippedInputs(sample.model);
+        const [value = ""] = clippedInputs(sample.model, "tensor");
         const { model, changed } = await runPass(clipPercentile, sample.model, tensor(peak));
         expect(changed).toBe(1);
         const [x, rounded] = await seen(sample, model, [value, `${value}_DequantizeLinear_Output`]);
@@ -62,7 +62,7 @@ describe("clip-percentile", () => {
 
     test(`${name}: a wide range loses little, a clipped one more`, async () => {
       const sample = await aligned(await foldSample(spelling));
-      const [value = ""] = clippedInputs(sample.model);
+      const [value = ""] = clippedInputs(sample.model, "tensor");
       const [x = new Float64Array()] = await seen(sample, sample.model, [value]);
       const peak = x.reduce((most, number) => Math.max(most, Math.abs(number)), 0);
       const loss = async (range: number): Promise<number> => {
@@ -81,7 +81,7 @@ describe("clip-percentile", () => {
     const sample = await aligned(await foldSample(spelling));
     const sizes = Float64Array.from({ length: 30 }, (_, channel) => 1 + ((channel * 7) % 30));
     const { model: sorted } = await runPass(sortCluster, sample.model, { channelSizes: () => sizes });
-    const [value = ""] = clippedInputs(sorted);
+    const [value = ""] = clippedInputs(sorted, "cluster");
     const peaks = Float64Array.from({ length: 30 }, (_, channel) => (channel === 4 ? 0 : 0.1 + channel / 30));
     const { model, changed } = await runPass(clipPercentile, sorted, { range: { of: "cluster", peaks: () => peaks } });
     expect(changed).toBe(1);
@@ -106,7 +106,7 @@ describe("clip-percentile", () => {
       step(insertQdq, { roles: ALL_ROLES, timing: "static", range: () => 3 }),
     ]);
     const site = sitesOf(model).blocks[0]?.xProj;
-    const [value = ""] = clippedInputs(sample.model);
+    const [value = ""] = clippedInputs(sample.model, "tensor");
     expect(site?.input).toBe(`${value}_DequantizeLinear_Output`);
     const pairs = model.graph.nodes.filter(({ op }) => op === "QuantizeLinear");
     expect(new Set(pairs.map(({ inputs }) => inputs[0])).size).toBe(pairs.length);
@@ -133,7 +133,7 @@ describe("clip-percentile", () => {
     const [name = ""] = [...model.graph.initializers.keys()].filter((candidate) => candidate.startsWith("mambac.clip"));
     const initializers = new Map([...model.graph.initializers, [name, f32Tensor([], [0.5])]]);
     const wrong = { ...model, graph: { ...model.graph, initializers } };
-    const [value = ""] = clippedInputs(sample.model);
+    const [value = ""] = clippedInputs(sample.model, "tensor");
     const [x, rounded] = await seen(sample, wrong, [value, `${value}_DequantizeLinear_Output`]);
     expect([...(rounded ?? [])]).not.toEqual([...(x ?? [])].map((number) => onGrid(number, 2)));
   });
