@@ -9,7 +9,7 @@ import { f32Tensor, type Tensor, tensorFromBytes, toNumbers } from "../../src/ir
 import { tensorType } from "../../src/ir/types.js";
 import { readModelBytes } from "../../src/onnx/read.js";
 import { encodeModel } from "../../src/onnx/write.js";
-import { isPacked, opNames, parseOpName, type ScanSpec } from "../../src/ops/names.js";
+import { isPacked, opNames, parseOpName, replayLayout, type ScanSpec } from "../../src/ops/names.js";
 import { convNode } from "../../src/ops/nodes.js";
 import { causalConvReference } from "../../src/ops/reference.js";
 import { ExecutionTrace } from "../../src/run/executed-ops.js";
@@ -21,6 +21,7 @@ import {
   randomData,
   referenceScan,
   relativeError,
+  replayDims,
   type ScanSizes,
   scanFeeds,
   scanModel,
@@ -30,10 +31,12 @@ const built = await buildOps({ tests: true });
 if (built.kind === "unavailable") process.stderr.write(`The op library is not tested: ${built.reason}\n`);
 const { library, tests } = built.kind === "built" ? built : { library: "", tests: "" };
 
-const SCANS: readonly (readonly [string, ScanSpec])[] = opNames().flatMap((name) => {
+const ALL_SCANS: readonly (readonly [string, ScanSpec])[] = opNames().flatMap((name) => {
   const spec = parseOpName(name);
-  return spec?.kind === "scan" && spec.requantize !== "replay" ? [[name, spec] as const] : [];
+  return spec?.kind === "scan" ? [[name, spec] as const] : [];
 });
+/** Replay states are compared with the reference by the parity tests. */
+const SCANS = ALL_SCANS.filter(([, spec]) => spec.requantize !== "replay");
 
 const sessions: NativeSession[] = [];
 afterAll(() => {
@@ -134,7 +137,7 @@ describe.skipIf(built.kind !== "built")("the op library", () => {
     },
   );
 
-  test.each(SCANS)("%s gives the same bits in place and on two threads", async (_name, spec) => {
+  test.each(ALL_SCANS)("%s gives the same bits in place and on two threads", async (_name, spec) => {
     const sizes: ScanSizes = { batch: 2, length: 5, heads: 4, headDim: 32, dState: 64, groups: 2, ...FREE };
     const model = scanModel(spec, sizes);
     const feeds = scanFeeds(spec, sizes, randomData(spec, sizes, 5));
@@ -182,8 +185,31 @@ describe.skipIf(built.kind !== "built")("wrong calls", () => {
     await expect(open(looseModel(sizes, "Mamba2ScanF32", { name, value }))).rejects.toThrow(message);
   });
 
+  test.each([
+    [0n, /Mamba2ScanH8Replay: attribute replay_length is 0; it must be between 1 and 64/],
+    [65n, /Mamba2ScanH8Replay: attribute replay_length is 65; it must be between 1 and 64/],
+    [null, /Mamba2ScanH8Replay: attribute replay_length \(int\) is missing/],
+  ] as const)("replay_length %s is refused when the model is loaded", async (value, message) => {
+    const change = { name: "replay_length", value };
+    await expect(open(looseModel(sizes, "Mamba2ScanH8Replay", change))).rejects.toThrow(message);
+  });
+
+  test("a replay state with more tokens than its rings hold is refused by name", async () => {
+    const spec = parseOpName("Mamba2ScanH4Replay");
+    if (spec?.kind !== "scan" || !isPacked(spec.format)) throw new Error("no such scan");
+    const session = await open(scanModel(spec, sizes));
+    const feeds = scanFeeds(spec, sizes, randomData(spec, sizes, 4));
+    const good = output(feeds, "past");
+    const { bytes: stride, count } = replayLayout(spec.format, replayDims(sizes));
+    const bytes = Uint8Array.from(good.bytes());
+    bytes[stride + count] = 16;
+    const damaged = new Map([...feeds, ["past", tensorFromBytes(good.dtype, good.shape, bytes)]]);
+    expect(() => session.run(damaged)).toThrow(/Mamba2ScanH4Replay: past of sequence 1 counts 16 tokens/);
+    expect(output(session.run(feeds), "y").shape).toEqual([2, 3, 2, 4]);
+  });
+
   test("any wrong shape is refused with a message that names the operator, and the next call works", async () => {
-    for (const name of ["Mamba2ScanF32", "Mamba2ScanH4", "Mamba1ScanF16", "Mamba1ScanH8"]) {
+    for (const name of ["Mamba2ScanF32", "Mamba2ScanH4", "Mamba2ScanH4Replay", "Mamba1ScanF16", "Mamba1ScanH8"]) {
       const spec = parseOpName(name);
       if (spec?.kind !== "scan") throw new Error("no such scan");
       const session = await open(looseModel(sizes, name));
@@ -209,7 +235,7 @@ describe.skipIf(built.kind !== "built")("wrong calls", () => {
   });
 
   test("no tokens leave the state as it is; no batch gives nothing", async () => {
-    for (const [name, spec] of SCANS) {
+    for (const [name, spec] of ALL_SCANS) {
       const session = await open(looseModel(sizes, name));
       const none = { ...sizes, length: 0 };
       const feeds = scanFeeds(spec, none, randomData(spec, none, 3));
