@@ -24,14 +24,16 @@ export function summarise(row: Float32Array): {
   readonly finite: boolean;
 } {
   let best = 0;
+  let top = row[0] ?? Number.NaN;
   let finite = true;
-  for (let i = 0; i < row.length; i++) {
-    if (!Number.isFinite(row[i]!)) finite = false;
-    if (row[i]! > row[best]!) best = i;
+  let at = 0;
+  for (const value of row) {
+    if (!Number.isFinite(value)) finite = false;
+    if (value > top) [top, best] = [value, at];
+    at += 1;
   }
-  const top = row[best]!;
   let sum = 0;
-  for (let i = 0; i < row.length; i++) sum += Math.exp(row[i]! - top);
+  for (const value of row) sum += Math.exp(value - top);
   return { logSum: top + Math.log(sum), best, finite };
 }
 
