@@ -157,6 +157,15 @@ export const PRESETS: readonly QuantRecipe[] = Object.freeze([
     weights: [nearest(BLOCK, "i8:channel")],
     activations: fixed(BLOCK),
   }),
+  recipe(
+    "smoothquant-search-w8a8",
+    "SmoothQuant with the best alpha of each activation, 8-bit weights and activations",
+    {
+      smooth: { alpha: 0.5, roles: BLOCK, method: "search" },
+      weights: [nearest(BLOCK, "i8:channel")],
+      activations: fixed(BLOCK),
+    },
+  ),
   recipe("quamba-w8a8", "Quamba: Hadamard before out_proj, static 8-bit activations", {
     rotate: { ...NO_ROTATION, output: true },
     weights: [nearest(BLOCK, "i8:channel")],
