@@ -161,7 +161,16 @@ async function objects(nvcc: string): Promise<string[]> {
 
 async function buildLibrary(nvcc: string): Promise<string> {
   const library = join(out, opsLibraryName());
-  await compile(nvcc, ["-shared", "-cudart", "static", ...(await objects(nvcc)), "-o", library]);
+  await compile(nvcc, [
+    "-shared",
+    "-Xlinker",
+    "-znodelete",
+    "-cudart",
+    "static",
+    ...(await objects(nvcc)),
+    "-o",
+    library,
+  ]);
   return library;
 }
 

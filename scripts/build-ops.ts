@@ -96,7 +96,7 @@ export async function buildOps(options: BuildOptions = {}): Promise<BuildResult>
   });
   for (const program of programs) {
     const parts = [...KERNELS, ...program.own].flatMap((unit) => objects.get(unit) ?? []);
-    const stamp = parts.map((path) => basename(path)).join("\n");
+    const stamp = [...program.link, ...parts.map((path) => basename(path))].join("\n");
     const last = existsSync(program.target) ? await readFile(`${program.target}.stamp`, "utf8").catch(() => "") : "";
     if (stamp === last) continue;
     const made = `${program.target}.${process.pid}`; // renamed, so that a build beside this one never sees half a file
@@ -121,7 +121,9 @@ interface Program {
 
 function linkFlags(isGcc: boolean): string[] {
   if (process.platform === "darwin") return ["-shared", "-undefined", "error"];
-  return ["-shared", "-Wl,--as-needed", "-Wl,-z,defs", ...(isGcc ? ["-static-libgcc"] : [])];
+  // ONNX Runtime unloads a library with its last session; what it holds of ours would then be lost with every session.
+  const stays = "-Wl,-z,nodelete";
+  return ["-shared", "-Wl,--as-needed", "-Wl,-z,defs", stays, ...(isGcc ? ["-static-libgcc"] : [])];
 }
 
 /** Compiles one file unless an object of the same text, headers and flags is there already; gives the object's path. */
