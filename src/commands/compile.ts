@@ -234,9 +234,13 @@ function textOf(
 }
 
 /** What ONNX Runtime makes of the projections, read from its optimised graph. */
-function censusText({ quantized, projections, kernels }: KernelCensus): string {
+function censusText({ quantized, projections, roundsActivations, kernels }: KernelCensus): string {
   const list = [...kernels].map(([name, count]) => `${count} ${name}`).join(", ");
-  return `${quantized} of ${projections} run as integer or low-bit kernels in ONNX Runtime (${list})`;
+  const inside =
+    roundsActivations === 0
+      ? ""
+      : `; ${roundsActivations} of them round their activations to 8 bits inside the operator`;
+  return `${quantized} of ${projections} run as integer or low-bit kernels in ONNX Runtime (${list})${inside}`;
 }
 
 function tellWarnings(report: CompileReport, terminal: Terminal): void {

@@ -6,7 +6,7 @@
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
-import type { Graph } from "../ir/graph.js";
+import { attrInt, type Graph } from "../ir/graph.js";
 import { readModelBytes } from "../onnx/read.js";
 import { openNativeSession } from "./native-session.js";
 
@@ -19,11 +19,16 @@ const INTEGER_KERNELS = new Set([
   "QGemm",
 ]);
 
+/** Accuracy level of MatMulNBits at which blocks of activations become 8-bit codes. */
+const ROUNDS_ACTIVATIONS = 4;
+
 export interface KernelCensus {
   /** Projections that run on integers or unpack low-bit weights. */
   readonly quantized: number;
   /** Projections in all: products with a constant matrix. */
   readonly projections: number;
+  /** Those of them whose operator rounds the activations itself, though the file gives them as floats (MatMulNBits, level 4). */
+  readonly roundsActivations: number;
   /** Count of each kernel, by operator name. */
   readonly kernels: ReadonlyMap<string, number>;
   /** Outputs of projections that still multiply floats. */
@@ -48,6 +53,7 @@ function countKernels(graph: Graph): KernelCensus {
   const kernels = new Map<string, number>();
   const float: string[] = [];
   let quantized = 0;
+  let roundsActivations = 0;
   // A weight that is dequantized in every call is multiplied in float all the same.
   const dequantized = new Set(
     graph.nodes.flatMap(({ op, inputs, outputs }) =>
@@ -63,8 +69,9 @@ function countKernels(graph: Graph): KernelCensus {
     // The factors of an online rotation are no projections.
     if (!isInteger && (!isFloat || node.inputs.some((input) => /\.(walsh|hadamard)\d+_/.test(input)))) continue;
     kernels.set(node.op, (kernels.get(node.op) ?? 0) + 1);
+    if (node.op === "MatMulNBits" && attrInt(node, "accuracy_level", 0) === ROUNDS_ACTIVATIONS) roundsActivations += 1;
     if (isInteger) quantized += 1;
     else float.push(node.outputs[0] ?? "");
   }
-  return { quantized, projections: quantized + float.length, kernels, float };
+  return { quantized, projections: quantized + float.length, roundsActivations, kernels, float };
 }

@@ -27,7 +27,13 @@ function row(name: string, change: number, bytes: number, stateBytes: number = 0
     perplexity: 4,
     bytes,
     stateBytes,
-    kernels: { quantized: 8, projections: 9, kernels: new Map([["MatMul", 1]]), float: ["logits"] },
+    kernels: {
+      quantized: 8,
+      projections: 9,
+      roundsActivations: 0,
+      kernels: new Map([["MatMul", 1]]),
+      float: ["logits"],
+    },
   };
 }
 
