@@ -2,7 +2,7 @@
  * npm run bench:w8a8 [-- RECIPE [LAYERS [ROUNDS]]]
  *
  * Makes a Mamba-2 of the 130M size with random weights (d_model 768, 24 heads of 64, d_state 128, 24 layers, 50 288 tokens),
- * compiles it with float weights and with a recipe (default: w8a8h4), calibrated on random tokens, which weights without
+ * compiles it with float weights and with a recipe (default: smoothquant-w8a8), calibrated on random tokens, which weights without
  * meaning allow, the head included, and compares both: prefill of 256 tokens and decoding, one thread, op library. 8-bit weights and
  * activations must be 2.5 times as fast at prefill and 1.5 times at decoding, with all projections on integer kernels. Ends with 3 below a gate.
  */
@@ -54,7 +54,7 @@ function withHead(recipe: QuantRecipe): QuantRecipe {
 }
 
 async function main(): Promise<void> {
-  const [name = "w8a8h4", layers = "24", rounds = "7"] = process.argv.slice(2);
+  const [name = "smoothquant-w8a8", layers = "24", rounds = "7"] = process.argv.slice(2);
   const built = await buildOps();
   if (built.kind === "unavailable") throw new Error(built.reason);
   const { library } = built;
