@@ -84,8 +84,8 @@ describe("state types", () => {
   });
 });
 
-test("pseudo-heads are the largest divisors up to 64", () => {
-  expect([1536, 100, 64, 63, 67, 130, 1].map(pseudoHeadDim)).toEqual([64, 50, 64, 63, 1, 26, 1]);
+test("pseudo-heads are the largest divisors up to 32", () => {
+  expect([1536, 100, 64, 63, 67, 130, 1].map(pseudoHeadDim)).toEqual([32, 25, 32, 21, 1, 26, 1]);
 });
 
 test("every function declares its attributes, names its values once and captures only what exists", () => {
