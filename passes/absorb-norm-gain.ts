@@ -11,12 +11,10 @@
 
 import type { Node } from "../src/ir/graph.js";
 import { f32Tensor, toNumbers } from "../src/ir/tensor.js";
-import { viewGraph } from "../src/rewrite/axes.js";
 import { GraphEdit } from "../src/rewrite/edit.js";
 import { definePass, type Pass } from "../src/rewrite/pass.js";
 import { reweight } from "../src/rewrite/reweight.js";
-import { Sites } from "../src/rewrite/sites.js";
-import { mainOpset } from "../src/rewrite/trials.js";
+import { sitesOf } from "../src/rewrite/sites.js";
 import { scaledWeight } from "../src/rewrite/weights.js";
 
 export const absorbNormGain: Pass<Record<string, never>> = definePass({
@@ -27,7 +25,7 @@ export const absorbNormGain: Pass<Record<string, never>> = definePass({
   establishes: ["norm-gain-absorbed"],
   invalidates: [],
   run(model, _options, context) {
-    const sites = new Sites(viewGraph(model.graph, mainOpset(model)));
+    const sites = sitesOf(model);
     const edit = new GraphEdit(model.graph);
     const handled = new Set<string>();
     let changed = 0;

@@ -14,12 +14,11 @@
 import { type Graph, makeNode, type Node, useIndex } from "../src/ir/graph.js";
 import { f32Tensor, toNumbers } from "../src/ir/tensor.js";
 import { elementCount } from "../src/ir/types.js";
-import { concrete, viewGraph } from "../src/rewrite/axes.js";
+import { concrete } from "../src/rewrite/axes.js";
 import { GraphEdit } from "../src/rewrite/edit.js";
 import { definePass, type Pass } from "../src/rewrite/pass.js";
 import { normalisedValue } from "../src/rewrite/rms-norm.js";
-import { Sites } from "../src/rewrite/sites.js";
-import { mainOpset } from "../src/rewrite/trials.js";
+import { sitesOf } from "../src/rewrite/sites.js";
 
 export const divideNorm: Pass<Record<string, never>> = definePass({
   name: "divide-norm",
@@ -29,7 +28,7 @@ export const divideNorm: Pass<Record<string, never>> = definePass({
   establishes: [],
   invalidates: [],
   run(model) {
-    const sites = new Sites(viewGraph(model.graph, mainOpset(model)));
+    const sites = sitesOf(model);
     const edit = new GraphEdit(model.graph);
     let changed = 0;
     for (const node of model.graph.nodes) {

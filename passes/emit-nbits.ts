@@ -16,11 +16,9 @@
 import { type Attribute, attr, attrInt, makeNode, type Node } from "../src/ir/graph.js";
 import { asBytes, type Tensor, tensorFromSource, toNumbers } from "../src/ir/tensor.js";
 import { transposedNibbles } from "../src/quant/packing.js";
-import { viewGraph } from "../src/rewrite/axes.js";
 import { GraphEdit } from "../src/rewrite/edit.js";
 import { definePass, type Pass } from "../src/rewrite/pass.js";
-import { type LinearSite, Sites } from "../src/rewrite/sites.js";
-import { mainOpset } from "../src/rewrite/trials.js";
+import { type LinearSite, sitesOf } from "../src/rewrite/sites.js";
 
 export interface EmitNbitsOptions {
   /** 1: float32 activations. 4: activations quantized to 8 bits inside the operator. */
@@ -39,7 +37,7 @@ export const emitNbits: Pass<EmitNbitsOptions> = definePass({
   establishes: [],
   invalidates: [],
   run(model, options, context) {
-    const sites = new Sites(viewGraph(model.graph, mainOpset(model)));
+    const sites = sitesOf(model);
     const edit = new GraphEdit(model.graph);
     let changed = 0;
     for (const site of sites.linears) {

@@ -15,12 +15,11 @@
 
 import { GraphBuilder } from "../src/ir/builder.js";
 import { attrInt, type Model, makeNode, type Node } from "../src/ir/graph.js";
-import { viewGraph } from "../src/rewrite/axes.js";
 import { GraphEdit } from "../src/rewrite/edit.js";
 import { definePass, type Pass, type PassContext } from "../src/rewrite/pass.js";
 import { addPair } from "../src/rewrite/qdq-pair.js";
-import { type LinearRole, type LinearSite, Sites } from "../src/rewrite/sites.js";
-import { mainOpset } from "../src/rewrite/trials.js";
+import type { Sites} from "../src/rewrite/sites.js";
+import { type LinearRole, type LinearSite, sitesOf } from "../src/rewrite/sites.js";
 
 export interface InsertQdqOptions {
   readonly roles: ReadonlySet<LinearRole>;
@@ -39,7 +38,7 @@ export const insertQdq: Pass<InsertQdqOptions> = definePass({
   establishes: ["qdq-inserted"],
   invalidates: [],
   run(model, options, context) {
-    const sites = new Sites(viewGraph(model.graph, mainOpset(model)));
+    const sites = sitesOf(model);
     const edit = new GraphEdit(model.graph);
     const builder = new GraphBuilder("mambac.qdq.");
     const pairs = new Map<string, string>();
@@ -63,7 +62,7 @@ export const insertQdq: Pass<InsertQdqOptions> = definePass({
 
 /** Activations whose range must be calibrated. */
 export function quantizedInputs(model: Model, roles: ReadonlySet<LinearRole>): { value: string; role: LinearRole }[] {
-  const sites = new Sites(viewGraph(model.graph, mainOpset(model)));
+  const sites = sitesOf(model);
   const seen = new Map<string, LinearRole>();
   for (const site of sites.linears) if (roles.has(site.role) && !seen.has(site.input)) seen.set(site.input, site.role);
   return [...seen].map(([value, role]) => ({ value, role }));

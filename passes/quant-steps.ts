@@ -11,13 +11,11 @@ import { type Gemm, matrixOf } from "../src/linalg/matrix.js";
 import type { StatRequest } from "../src/quant/calibration.js";
 import { parseWeightScheme, type WeightScheme } from "../src/quant/scheme.js";
 import type { Statistics } from "../src/quant/statistics.js";
-import { viewGraph } from "../src/rewrite/axes.js";
 import { calibratedStep, type Step, step } from "../src/rewrite/pipeline.js";
 import type { Rotation } from "../src/rewrite/rotation.js";
 import { roundedInputs } from "../src/rewrite/rounded-weight.js";
-import { type LinearRole, type LinearSite, Sites } from "../src/rewrite/sites.js";
+import { type LinearRole, type LinearSite, sitesOf } from "../src/rewrite/sites.js";
 import { smoothableInputs } from "../src/rewrite/smoothing.js";
-import { mainOpset } from "../src/rewrite/trials.js";
 import { Random } from "../src/support/random.js";
 import { absorbNormGain } from "./absorb-norm-gain.js";
 import { alignLinears } from "./align-linears.js";
@@ -314,8 +312,4 @@ function lowBitSteps({ weights, activations }: QuantRecipe): Step[] {
   const emit = (accuracyLevel: 1 | 4, of: ActivationTiming): Step =>
     step(emitNbits, { accuracyLevel, includes: (site) => isLowBit(weights, site) && timing(site) === of });
   return [emit(1, "float"), ...(activations.some((rule) => rule.timing === "dynamic") ? [emit(4, "dynamic")] : [])];
-}
-
-function sitesOf(model: Model): Sites {
-  return new Sites(viewGraph(model.graph, mainOpset(model)));
 }

@@ -12,14 +12,12 @@
 
 import { f32Tensor } from "../src/ir/tensor.js";
 import { hadamardRotation } from "../src/linalg/hadamard.js";
-import { viewGraph } from "../src/rewrite/axes.js";
 import { onlyReaders } from "../src/rewrite/column-uses.js";
 import { GraphEdit } from "../src/rewrite/edit.js";
 import { definePass, type Pass } from "../src/rewrite/pass.js";
 import { reweight } from "../src/rewrite/reweight.js";
 import { type Rotation, rotateReader, rotateWriter } from "../src/rewrite/rotation.js";
-import { Sites } from "../src/rewrite/sites.js";
-import { mainOpset } from "../src/rewrite/trials.js";
+import { sitesOf } from "../src/rewrite/sites.js";
 import { lazyWeight, weightValues } from "../src/rewrite/weights.js";
 
 export interface RotateDtOptions {
@@ -35,7 +33,7 @@ export const rotateDt: Pass<RotateDtOptions> = definePass({
   establishes: [],
   invalidates: [],
   run(model, options, context) {
-    const sites = new Sites(viewGraph(model.graph, mainOpset(model)));
+    const sites = sitesOf(model);
     const edit = new GraphEdit(model.graph);
     let changed = 0;
     for (const block of sites.blocks) {

@@ -15,13 +15,12 @@
 
 import { GraphBuilder } from "../src/ir/builder.js";
 import { hadamardRotation } from "../src/linalg/hadamard.js";
-import { concrete, viewGraph } from "../src/rewrite/axes.js";
+import { concrete } from "../src/rewrite/axes.js";
 import { GraphEdit } from "../src/rewrite/edit.js";
 import { definePass, type Pass } from "../src/rewrite/pass.js";
 import { reweight } from "../src/rewrite/reweight.js";
 import { emitRotation, rotateReader } from "../src/rewrite/rotation.js";
-import { Sites } from "../src/rewrite/sites.js";
-import { mainOpset } from "../src/rewrite/trials.js";
+import { sitesOf } from "../src/rewrite/sites.js";
 
 export const rotateOutput: Pass<Record<string, never>> = definePass({
   name: "rotate-output",
@@ -31,7 +30,7 @@ export const rotateOutput: Pass<Record<string, never>> = definePass({
   establishes: [],
   invalidates: [],
   run(model, _options, context) {
-    const sites = new Sites(viewGraph(model.graph, mainOpset(model)));
+    const sites = sitesOf(model);
     const edit = new GraphEdit(model.graph);
     let changed = 0;
     for (const block of sites.blocks) {

@@ -15,14 +15,14 @@
 import { attrInt, type Node } from "../src/ir/graph.js";
 import type { Tensor } from "../src/ir/tensor.js";
 import { elementCount } from "../src/ir/types.js";
-import { tokenInput, viewGraph } from "../src/rewrite/axes.js";
+import { tokenInput } from "../src/rewrite/axes.js";
 import { GraphEdit } from "../src/rewrite/edit.js";
 import { definePass, type Pass } from "../src/rewrite/pass.js";
 import { reweight } from "../src/rewrite/reweight.js";
 import { isInvariant, normalisedValue } from "../src/rewrite/rms-norm.js";
 import { type Rotation, rotateReader, rotateWriter } from "../src/rewrite/rotation.js";
-import { type LinearSite, Sites } from "../src/rewrite/sites.js";
-import { mainOpset } from "../src/rewrite/trials.js";
+import type { Sites} from "../src/rewrite/sites.js";
+import { type LinearSite, sitesOf } from "../src/rewrite/sites.js";
 import { invariant } from "../src/support/errors.js";
 
 export interface RotateResidualOptions {
@@ -38,7 +38,7 @@ export const rotateResidual: Pass<RotateResidualOptions> = definePass({
   establishes: [],
   invalidates: [],
   run(model, options, context) {
-    const sites = new Sites(viewGraph(model.graph, mainOpset(model)));
+    const sites = sitesOf(model);
     const stream = residualStream(sites);
     if ("reason" in stream) {
       context.report({ kind: "missed", code: "rotate-residual/stream", where: stream.where, message: stream.reason });

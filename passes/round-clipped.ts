@@ -15,12 +15,10 @@ import { matrixOf } from "../src/linalg/matrix.js";
 import { roundClipped as roundWeight } from "../src/quant/awq.js";
 import type { WeightScheme } from "../src/quant/scheme.js";
 import type { Statistics } from "../src/quant/statistics.js";
-import { viewGraph } from "../src/rewrite/axes.js";
 import { GraphEdit } from "../src/rewrite/edit.js";
 import { definePass, type Pass } from "../src/rewrite/pass.js";
 import { replaceWeight } from "../src/rewrite/rounded-weight.js";
-import { type LinearSite, Sites } from "../src/rewrite/sites.js";
-import { mainOpset } from "../src/rewrite/trials.js";
+import { type LinearSite, sitesOf } from "../src/rewrite/sites.js";
 import { weightValues } from "../src/rewrite/weights.js";
 
 export interface RoundClippedOptions {
@@ -40,7 +38,7 @@ export const roundClipped: Pass<RoundClippedOptions> = definePass({
   establishes: ["weights-rounded"],
   invalidates: [],
   async run(model, { schemeFor, secondMoment, steps }, context) {
-    const sites = new Sites(viewGraph(model.graph, mainOpset(model)));
+    const sites = sitesOf(model);
     const edit = new GraphEdit(model.graph);
     let changed = 0;
     for (const site of sites.linears) {

@@ -15,12 +15,10 @@ import { matrixOf } from "../src/linalg/matrix.js";
 import { gptq } from "../src/quant/gptq.js";
 import type { WeightScheme } from "../src/quant/scheme.js";
 import type { Statistics } from "../src/quant/statistics.js";
-import { viewGraph } from "../src/rewrite/axes.js";
 import { GraphEdit } from "../src/rewrite/edit.js";
 import { definePass, type Pass } from "../src/rewrite/pass.js";
 import { replaceWeight } from "../src/rewrite/rounded-weight.js";
-import { type LinearSite, Sites } from "../src/rewrite/sites.js";
-import { mainOpset } from "../src/rewrite/trials.js";
+import { type LinearSite, sitesOf } from "../src/rewrite/sites.js";
 import { weightValues } from "../src/rewrite/weights.js";
 
 export interface RoundGptqOptions {
@@ -38,7 +36,7 @@ export const roundGptq: Pass<RoundGptqOptions> = definePass({
   establishes: ["weights-rounded"],
   invalidates: [],
   async run(model, options, context) {
-    const sites = new Sites(viewGraph(model.graph, mainOpset(model)));
+    const sites = sitesOf(model);
     const edit = new GraphEdit(model.graph);
     let changed = 0;
     for (const site of sites.linears) {

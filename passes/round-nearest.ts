@@ -14,12 +14,10 @@
 
 import { roundToNearest } from "../src/quant/round-nearest.js";
 import type { WeightScheme } from "../src/quant/scheme.js";
-import { viewGraph } from "../src/rewrite/axes.js";
 import { GraphEdit } from "../src/rewrite/edit.js";
 import { definePass, type Pass } from "../src/rewrite/pass.js";
 import { replaceWeight } from "../src/rewrite/rounded-weight.js";
-import { type LinearSite, Sites } from "../src/rewrite/sites.js";
-import { mainOpset } from "../src/rewrite/trials.js";
+import { type LinearSite, sitesOf } from "../src/rewrite/sites.js";
 import { withWeightValues } from "../src/rewrite/weights.js";
 
 export interface RoundNearestOptions {
@@ -35,7 +33,7 @@ export const roundNearest: Pass<RoundNearestOptions> = definePass({
   establishes: ["weights-rounded"],
   invalidates: [],
   run(model, options, _context) {
-    const sites = new Sites(viewGraph(model.graph, mainOpset(model)));
+    const sites = sitesOf(model);
     const edit = new GraphEdit(model.graph);
     let changed = 0;
     for (const site of sites.linears) {

@@ -16,12 +16,10 @@ import { attr, makeNode } from "../src/ir/graph.js";
 import { f32Tensor, tensorFromBytes } from "../src/ir/tensor.js";
 import { roundTanh as roundWeight } from "../src/quant/round-tanh.js";
 import { parseWeightScheme } from "../src/quant/scheme.js";
-import { viewGraph } from "../src/rewrite/axes.js";
 import { GraphEdit } from "../src/rewrite/edit.js";
 import { definePass, type Pass } from "../src/rewrite/pass.js";
 import { replaceWeight } from "../src/rewrite/rounded-weight.js";
-import { type LinearSite, Sites } from "../src/rewrite/sites.js";
-import { mainOpset } from "../src/rewrite/trials.js";
+import { type LinearSite, sitesOf } from "../src/rewrite/sites.js";
 import { weightValues } from "../src/rewrite/weights.js";
 
 export interface RoundTanhOptions {
@@ -39,7 +37,7 @@ export const roundTanh: Pass<RoundTanhOptions> = definePass({
   establishes: ["weights-rounded"],
   invalidates: [],
   run(model, { includes }, _context) {
-    const sites = new Sites(viewGraph(model.graph, mainOpset(model)));
+    const sites = sitesOf(model);
     const edit = new GraphEdit(model.graph);
     let changed = 0;
     for (const site of sites.linears) {

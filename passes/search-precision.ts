@@ -20,12 +20,11 @@ import { choosePrecisions, type PrecisionBudget, type PrecisionCost } from "../s
 import { roundToNearest } from "../src/quant/round-nearest.js";
 import { scaleLayout } from "../src/quant/scale-layout.js";
 import type { WeightScheme } from "../src/quant/scheme.js";
-import { viewGraph } from "../src/rewrite/axes.js";
 import { GraphEdit } from "../src/rewrite/edit.js";
 import { definePass, type Pass } from "../src/rewrite/pass.js";
 import { replaceWeight } from "../src/rewrite/rounded-weight.js";
-import { type LinearSite, Sites } from "../src/rewrite/sites.js";
-import { mainOpset } from "../src/rewrite/trials.js";
+import type { Sites} from "../src/rewrite/sites.js";
+import { type LinearSite, sitesOf } from "../src/rewrite/sites.js";
 import { weightValues } from "../src/rewrite/weights.js";
 import { EXIT, MambacError } from "../src/support/errors.js";
 
@@ -53,7 +52,7 @@ export const searchPrecision: Pass<SearchPrecisionOptions> = definePass({
   establishes: ["weights-rounded"],
   invalidates: [],
   async run(model, { candidates, budget, measure }, context) {
-    const sites = new Sites(viewGraph(model.graph, mainOpset(model)));
+    const sites = sitesOf(model);
     const layers = layersOf(sites, candidates);
     const base = await finiteLoss(measure, model, "the model before rounding");
     const costs: PrecisionCost[][] = [];

@@ -11,11 +11,9 @@ import {
 } from "./compile.js";
 import type { Model } from "./ir/graph.js";
 import type { StatRequest } from "./quant/calibration.js";
-import { viewGraph } from "./rewrite/axes.js";
 import { runSteps } from "./rewrite/pipeline.js";
 import { semanticOps } from "./rewrite/semantic.js";
-import { type LinearSite, Sites } from "./rewrite/sites.js";
-import { mainOpset } from "./rewrite/trials.js";
+import { type LinearSite, sitesOf } from "./rewrite/sites.js";
 import { collectStatistics } from "./run/statistics.js";
 import { invariant } from "./support/errors.js";
 
@@ -75,7 +73,7 @@ async function rowsOf(options: Parameters<typeof outlierRows>[0], transform: Can
   );
   const model: Model = raised ?? prepared.main;
   const sites = new Map<string, LinearSite>();
-  for (const site of new Sites(viewGraph(model.graph, mainOpset(model))).linears) {
+  for (const site of sitesOf(model).linears) {
     if (site.weightSide === "right" && !sites.has(site.input)) sites.set(site.input, site);
   }
   const requests = [...sites.keys()].flatMap((value): StatRequest[] => [

@@ -7,10 +7,8 @@ import type { Quantized } from "../quant/grid.js";
 import { type QuantizedTensors, quantizedTensors, storedBits } from "../quant/packing.js";
 import { scaleLayout } from "../quant/scale-layout.js";
 import type { WeightScheme } from "../quant/scheme.js";
-import { viewGraph } from "./axes.js";
 import type { GraphEdit } from "./edit.js";
-import { type LinearSite, Sites } from "./sites.js";
-import { mainOpset } from "./trials.js";
+import { type LinearSite, sitesOf } from "./sites.js";
 
 /** The last rounded weight: its codes and its scales are written one after the other. */
 let latest: { readonly key: object; readonly tensors: QuantizedTensors } | null = null;
@@ -67,6 +65,6 @@ export function replaceWeight(edit: GraphEdit, site: LinearSite, scheme: WeightS
 
 /** The activations that projections read whose weights get a scheme: those whose second moments roundings ask for. */
 export function roundedInputs(model: Model, schemeFor: (site: LinearSite) => WeightScheme | null): string[] {
-  const sites = new Sites(viewGraph(model.graph, mainOpset(model)));
+  const sites = sitesOf(model);
   return [...new Set(sites.linears.flatMap((site) => (schemeFor(site) === null ? [] : [site.input])))];
 }

@@ -5,10 +5,11 @@
  * says which columns of which projection it holds.
  */
 
-import { attrInt, attrInts, type Graph, type Node, type UseIndex, useIndex } from "../ir/graph.js";
+import { attrInt, attrInts, type Graph, type Model, type Node, type UseIndex, useIndex } from "../ir/graph.js";
 import { elementCount } from "../ir/types.js";
-import { concrete, dataFree, type View } from "./axes.js";
+import { concrete, dataFree, type View, viewGraph } from "./axes.js";
 import { CONV_INPUT, type ConvOp, SCAN_INPUT, type ScanOp, semanticOps } from "./semantic.js";
+import { mainOpset } from "./trials.js";
 
 export const LINEAR_ROLES = ["in_proj", "x_proj", "dt_proj", "out_proj", "lm_head", "other"] as const;
 export type LinearRole = (typeof LINEAR_ROLES)[number];
@@ -417,4 +418,9 @@ export class Sites {
   weightSize(name: string): number {
     return elementCount(this.graph.initializers.get(name)?.shape ?? []);
   }
+}
+
+/** The sites of a model's main graph. */
+export function sitesOf(model: Model): Sites {
+  return new Sites(viewGraph(model.graph, mainOpset(model)));
 }

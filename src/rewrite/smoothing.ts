@@ -22,7 +22,7 @@ import { GraphEdit } from "./edit.js";
 import { layoutOf } from "./layout.js";
 import type { PassContext, PassResult } from "./pass.js";
 import { reweight } from "./reweight.js";
-import { type LinearRole, type LinearSite, type MambaBlock, Sites } from "./sites.js";
+import { type LinearRole, type LinearSite, type MambaBlock, Sites, sitesOf } from "./sites.js";
 import { mainOpset } from "./trials.js";
 import { scaledWeight, weightValues } from "./weights.js";
 
@@ -82,7 +82,7 @@ export async function smoothModel(model: Model, smoothing: Smoothing, report: Re
 
 /** The activations that may take factors, and whose channels must be calibrated for it. */
 export function smoothableInputs(model: Model, roles: ReadonlySet<LinearRole>): string[] {
-  const sites = new Sites(viewGraph(model.graph, mainOpset(model)));
+  const sites = sitesOf(model);
   const names = new Set<string>();
   for (const site of sites.linears)
     if (roles.has(site.role) && sites.normOf(site.input) !== null) names.add(site.input);

@@ -2,7 +2,7 @@ import { describe, expect, test } from "vitest";
 import { absorbNormGain } from "../../passes/absorb-norm-gain.js";
 import type { Model } from "../../src/ir/graph.js";
 import { toNumbers } from "../../src/ir/tensor.js";
-import { sitesOf } from "../support/exact-steps.js";
+import { sitesOf } from "../../src/rewrite/sites.js";
 import { aligned, fold, foldSample, shifted, spoiled, valuesOf } from "../support/fold-runs.js";
 import { expectSame, expectSettled, expectTold, forMost, golden, runPass } from "../support/pass-runs.js";
 import { arbitraryRaised, type Decoy, PLAIN, type RaisedSpelling } from "../support/raised-spelling.js";

@@ -10,12 +10,10 @@ import { smoothQuant } from "../../passes/smooth-quant.js";
 import { tidy } from "../../passes/tidy.js";
 import type { Model } from "../../src/ir/graph.js";
 import { hadamardRotation, rotationMatrix } from "../../src/linalg/hadamard.js";
-import { viewGraph } from "../../src/rewrite/axes.js";
 import { definePass, type Pass } from "../../src/rewrite/pass.js";
 import { type Step, step } from "../../src/rewrite/pipeline.js";
 import type { Rotation } from "../../src/rewrite/rotation.js";
-import { type LinearRole, type LinearSite, Sites } from "../../src/rewrite/sites.js";
-import { mainOpset } from "../../src/rewrite/trials.js";
+import { type LinearRole, type LinearSite, sitesOf } from "../../src/rewrite/sites.js";
 import { Random } from "../../src/support/random.js";
 
 export const ALL_ROLES: ReadonlySet<LinearRole> = new Set([
@@ -33,9 +31,6 @@ export function linearsOf(model: Model): readonly LinearSite[] {
 }
 
 /** The sites of a raised model. */
-export function sitesOf(model: Model): Sites {
-  return new Sites(viewGraph(model.graph, mainOpset(model)));
-}
 
 /** Magnitudes of the channels of every projection's input, over four decades; a function of seed and name. */
 export function madeUpMagnitudes(model: Model, seed: number): (value: string) => Float64Array {

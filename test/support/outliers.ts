@@ -16,10 +16,11 @@ import { definePass, type Pass } from "../../src/rewrite/pass.js";
 import { type Step, step } from "../../src/rewrite/pipeline.js";
 import { reweight } from "../../src/rewrite/reweight.js";
 import type { LinearRole } from "../../src/rewrite/sites.js";
+import { sitesOf } from "../../src/rewrite/sites.js";
 import { smoothableInputs } from "../../src/rewrite/smoothing.js";
 import { scaledWeight } from "../../src/rewrite/weights.js";
 import { Random } from "../../src/support/random.js";
-import { linearsOf, sitesOf } from "./exact-steps.js";
+import { linearsOf } from "./exact-steps.js";
 
 export interface OutlierOptions {
   readonly seed: number;
