@@ -1,8 +1,14 @@
 /** `mambac calibrate` and `mambac calibrate merge`: parsing only. */
 
 import { type Command, InvalidArgumentError, Option } from "commander";
-import { executableRecipe, finishRecipe, raiseRecipe, TRUSTS, type Trust } from "../passes/index.js";
-import { type CompilerPasses, calibrateCommand, calibrateMergeCommand, type Terminal } from "../src/index.js";
+import { passesFor, TRUSTS, type Trust } from "../passes/index.js";
+import {
+  type CompilerPasses,
+  calibrateCommand,
+  calibrateMergeCommand,
+  FLOAT_STATE,
+  type Terminal,
+} from "../src/index.js";
 import { integer, positiveInteger } from "./flag-values.js";
 
 interface ReportFlags {
@@ -82,12 +88,7 @@ function withReport(command: Command): Command {
 }
 
 function floatPasses(trust: Trust | null): CompilerPasses {
-  const state = { format: "f32", scale: "dsq", requantize: "call" } as const;
-  return {
-    raise: raiseRecipe,
-    executable: executableRecipe,
-    finish: (pair) => finishRecipe({ pair, trust, state, stateNames: null, target: "mambac" }),
-  };
+  return passesFor({ state: FLOAT_STATE, trust });
 }
 
 function sampleCount(text: string): number | "all" {

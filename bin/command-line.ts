@@ -2,11 +2,9 @@
 
 import { Command, CommanderError, Option } from "commander";
 import {
-  executableRecipe,
-  finishRecipe,
   PASSES,
+  passesFor,
   type QuantRecipe,
-  raiseRecipe,
   SCAN_TARGETS,
   type ScanTarget,
   STATE_STYLES,
@@ -315,10 +313,7 @@ function addBench(program: Command, terminal: Terminal, outcome: Outcome): void 
         library,
         ...reportOptions(flags),
       },
-      {
-        raise: raiseRecipe,
-        finish: (pair) => finishRecipe({ pair, trust, state, stateNames: null, target: "linear-attention" }),
-      },
+      passesFor({ state, trust, target: "linear-attention" }),
       terminal,
     );
   });
@@ -390,8 +385,6 @@ function passLibrary(
   const { trust = null, stateNames = null, scan: target = "mambac" } = flags;
   return {
     names: Object.keys(PASSES),
-    raise: raiseRecipe,
-    executable: executableRecipe,
-    finish: (pair) => finishRecipe({ pair, trust, quant, state, stateNames, target }),
+    ...passesFor({ state, quant, trust, stateNames, target }),
   };
 }

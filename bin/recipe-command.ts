@@ -2,13 +2,11 @@
 
 import type { Command } from "commander";
 import {
-  executableRecipe,
-  finishRecipe,
   formatRecipe,
   PRESETS,
+  passesFor,
   presetNamed,
   type QuantRecipe,
-  raiseRecipe,
   readRecipe,
   recipeSchema,
   type Trust,
@@ -48,11 +46,7 @@ export function candidateOf(recipe: QuantRecipe, trust: Trust | null): Candidate
   return {
     name,
     state,
-    passes: {
-      raise: raiseRecipe,
-      executable: executableRecipe,
-      finish: (pair) => finishRecipe({ pair, trust, quant: recipe, state, stateNames: null, target: "mambac" }),
-    },
+    passes: passesFor({ state, quant: recipe, trust }),
   };
 }
 

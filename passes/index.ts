@@ -71,5 +71,5 @@ export { SCAN_TARGETS, type ScanTarget } from "./lower.js";
 export { TRUSTS, type Trust } from "./merge-pair.js";
 export { AUTO_CANDIDATES, PRESETS, presetNamed, type QuantRecipe } from "./quant-recipes.js";
 export { formatRecipe, readRecipe, recipeSchema } from "./recipe-file.js";
-export { executableRecipe, type FinishOptions, finishRecipe, raiseRecipe } from "./recipes.js";
+export { type PassChoices, passesFor, type RecipePasses } from "./recipes.js";
 export { STATE_STYLES, type StateStyle } from "./rename-states.js";

@@ -18,7 +18,7 @@ import { attrInt, type Model, makeNode, type Node } from "../src/ir/graph.js";
 import { GraphEdit } from "../src/rewrite/edit.js";
 import { definePass, type Pass, type PassContext } from "../src/rewrite/pass.js";
 import { addPair } from "../src/rewrite/qdq-pair.js";
-import type { Sites} from "../src/rewrite/sites.js";
+import type { Sites } from "../src/rewrite/sites.js";
 import { type LinearRole, type LinearSite, sitesOf } from "../src/rewrite/sites.js";
 
 export interface InsertQdqOptions {

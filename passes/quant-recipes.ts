@@ -3,7 +3,7 @@
  * field.
  */
 
-import type { StateChoice } from "../src/rewrite/semantic.js";
+import { FLOAT_STATE, type StateChoice } from "../src/rewrite/semantic.js";
 import type { LinearRole } from "../src/rewrite/sites.js";
 import { MambacError } from "../src/support/errors.js";
 
@@ -79,7 +79,6 @@ export interface QuantRecipe {
   readonly state: StateChoice;
 }
 
-const F32: StateChoice = { format: "f32", scale: "dsq", requantize: "call" };
 const H8: StateChoice = { format: "h8", scale: "dsq", requantize: "call" };
 const H4: StateChoice = { format: "h4", scale: "dsq-max", requantize: "call" };
 const NO_ROTATION: QuantRecipe["rotate"] = { residual: "none", output: false, dt: "none", state: false };
@@ -96,7 +95,7 @@ export function recipeDefaults(): Omit<QuantRecipe, "name" | "summary"> {
     activations: [],
     embedding: null,
     scanInput: null,
-    state: F32,
+    state: FLOAT_STATE,
   };
 }
 

@@ -24,7 +24,7 @@ import { emitCast, emitFromCanonical, emitToCanonical } from "../src/rewrite/lay
 import { definePass, type Pass, type PassContext } from "../src/rewrite/pass.js";
 import { type ProvedScan, proveScan } from "../src/rewrite/scan-proof.js";
 import { findScanRegions } from "../src/rewrite/scan-region.js";
-import { layerLabel, scanNode } from "../src/rewrite/semantic.js";
+import { FLOAT_STATE, layerLabel, scanNode } from "../src/rewrite/semantic.js";
 import type { Tracer } from "../src/rewrite/trace.js";
 import { proofTrials } from "../src/rewrite/trials.js";
 
@@ -121,7 +121,7 @@ function replaceAll(tracer: Tracer, proved: readonly { scan: ProvedScan; layer: 
           dtMax: parameters.dtMax,
           stateLayout: scan.stateLayout,
           error: scan.error,
-          state: { format: "f32", scale: "dsq", requantize: "call" },
+          state: FLOAT_STATE,
         },
         inputs,
         [y, present],

@@ -2,7 +2,7 @@
 
 import type { Model } from "../src/ir/graph.js";
 import { type Step, step } from "../src/rewrite/pipeline.js";
-import type { StateChoice } from "../src/rewrite/semantic.js";
+import { FLOAT_STATE, type StateChoice } from "../src/rewrite/semantic.js";
 import { completeStates } from "./complete-states.js";
 import { divideNorm } from "./divide-norm.js";
 import { freeLength } from "./free-length.js";
@@ -24,12 +24,12 @@ export function raiseRecipe(): Step[] {
   return [step(widenHalves, {}), step(normalise, {}), step(raiseConv, {}), step(raiseScan, {})];
 }
 
-export interface FinishOptions {
+interface FinishOptions {
   /** The raised decode graph of a pair, and how to compare the two sources by running them. */
   readonly pair: { readonly decode: Model; readonly measure: () => Promise<number | null> } | null;
   readonly trust: Trust | null;
   /** How to quantize weights and activations; null leaves them float. */
-  readonly quant?: QuantRecipe | null;
+  readonly quant: QuantRecipe | null;
   readonly state: StateChoice;
   readonly stateNames: StateStyle | null;
   readonly target: ScanTarget;
@@ -39,7 +39,7 @@ export interface FinishOptions {
  * Semantic operators to the graph to write. Attention is raised so that a prefill graph of a hybrid can read a cache; a
  * graph that reads one already keeps its attention. The length is freed before states are added, so that new states get the free batch. Renaming comes after all states exist, lowering and tidying last.
  */
-export function finishRecipe(options: FinishOptions): Step[] {
+function finishRecipe(options: FinishOptions): Step[] {
   const names = new Map<string, string>();
   const merge = options.pair === null ? [] : [step(mergePair, { ...options.pair, trust: options.trust, names })];
   return [
@@ -47,7 +47,7 @@ export function finishRecipe(options: FinishOptions): Step[] {
     ...merge,
     step(freeLength, {}),
     step(completeStates, { names }),
-    ...(options.quant == null ? [] : quantSteps(options.quant)),
+    ...(options.quant === null ? [] : quantSteps(options.quant)),
     step(divideNorm, {}),
     step(quantizeState, options.state),
     ...(options.stateNames === null ? [] : [step(renameStates, { style: options.stateNames })]),
@@ -58,5 +58,27 @@ export function finishRecipe(options: FinishOptions): Step[] {
 
 /** A model between two passes as something that runs: float states, operators with their functions, names kept. */
 export function executableRecipe(): Step[] {
-  return [step(quantizeState, { format: "f32", scale: "dsq", requantize: "call" }), step(lower, { target: "mambac" })];
+  return [step(quantizeState, FLOAT_STATE), step(lower, { target: "mambac" })];
+}
+
+/** What a compilation is asked for; everything but the state has a default. */
+export interface PassChoices extends Partial<Omit<FinishOptions, "pair">> {
+  readonly state: StateChoice;
+}
+
+/** All that the compiler driver needs to know of passes. */
+export interface RecipePasses {
+  readonly raise: () => Step[];
+  readonly finish: (pair: FinishOptions["pair"]) => Step[];
+  readonly executable: () => Step[];
+}
+
+/** The passes of one compilation. Without further choices: float weights, names of the source, mambac's operators. */
+export function passesFor(choices: PassChoices): RecipePasses {
+  const options = { trust: null, quant: null, stateNames: null, target: "mambac", ...choices } as const;
+  return {
+    raise: raiseRecipe,
+    finish: (pair) => finishRecipe({ ...options, pair }),
+    executable: executableRecipe,
+  };
 }

@@ -21,7 +21,7 @@ import { definePass, type Pass } from "../src/rewrite/pass.js";
 import { reweight } from "../src/rewrite/reweight.js";
 import { isInvariant, normalisedValue } from "../src/rewrite/rms-norm.js";
 import { type Rotation, rotateReader, rotateWriter } from "../src/rewrite/rotation.js";
-import type { Sites} from "../src/rewrite/sites.js";
+import type { Sites } from "../src/rewrite/sites.js";
 import { type LinearSite, sitesOf } from "../src/rewrite/sites.js";
 import { invariant } from "../src/support/errors.js";
 

@@ -23,7 +23,7 @@ import type { WeightScheme } from "../src/quant/scheme.js";
 import { GraphEdit } from "../src/rewrite/edit.js";
 import { definePass, type Pass } from "../src/rewrite/pass.js";
 import { replaceWeight } from "../src/rewrite/rounded-weight.js";
-import type { Sites} from "../src/rewrite/sites.js";
+import type { Sites } from "../src/rewrite/sites.js";
 import { type LinearSite, sitesOf } from "../src/rewrite/sites.js";
 import { weightValues } from "../src/rewrite/weights.js";
 import { EXIT, MambacError } from "../src/support/errors.js";

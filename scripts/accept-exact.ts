@@ -9,13 +9,14 @@
 import { existsSync, mkdtempSync, readdirSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { finishRecipe, raiseRecipe } from "../passes/index.js";
+import { passesFor } from "../passes/index.js";
 import { compile } from "../src/compile.js";
 import { toNumbers } from "../src/ir/tensor.js";
 import type { Step } from "../src/rewrite/pipeline.js";
+import { FLOAT_STATE } from "../src/rewrite/semantic.js";
 import { loadPackage } from "../src/run/stateful.js";
 import { exactSteps } from "../test/support/exact-steps.js";
-import { F32, relative } from "../test/support/fixture-row.js";
+import { relative } from "../test/support/fixture-row.js";
 import { readNpz } from "../test/support/npz.js";
 
 const ROOT = join(import.meta.dirname, "..", "test", "fixtures");
@@ -63,17 +64,18 @@ async function measure(
   extra: readonly Step[],
 ): Promise<{ changes: number[]; prefill: number; steps: number }> {
   const changes = new Map<string, number>();
+  const passes = passesFor({ state: FLOAT_STATE });
   await compile(
     {
       inputs: [file],
       output,
-      state: F32,
+      state: FLOAT_STATE,
       afterPass: (name, _model, changed) => changes.set(name, changed),
     },
     {
-      raise: raiseRecipe,
+      ...passes,
       finish: (pair) => {
-        const steps = finishRecipe({ pair, trust: null, state: F32, stateNames: null, target: "mambac" });
+        const steps = passes.finish(pair);
         const at = steps.findIndex(({ name }) => name === "quantize-state");
         return [...steps.slice(0, at), ...extra, ...steps.slice(at)];
       },

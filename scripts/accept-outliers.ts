@@ -12,12 +12,12 @@
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { executableRecipe, finishRecipe, presetNamed, raiseRecipe } from "../passes/index.js";
+import { passesFor, presetNamed } from "../passes/index.js";
 import { compile } from "../src/compile.js";
+import { FLOAT_STATE } from "../src/rewrite/semantic.js";
 import { evaluate } from "../src/run/evaluate.js";
 import { loadPackage } from "../src/run/stateful.js";
 import { EXIT } from "../src/support/errors.js";
-import { F32 } from "../test/support/fixture-row.js";
 import { withOutliers } from "../test/support/outliers.js";
 
 const WINDOWS = 12;
@@ -42,20 +42,16 @@ async function bitsOf(
 ): Promise<number[]> {
   const output = join(folder, `${name}.onnx`);
   const recipe = presetNamed(name);
-  const finish = { trust: null, quant: recipe, state: F32, stateNames: null, target: "mambac" } as const;
+  const passes = passesFor({ state: FLOAT_STATE, quant: recipe });
   await compile(
     {
       inputs: [model],
       output,
-      state: F32,
+      state: FLOAT_STATE,
       recipe,
       calibration: { paths: [calib], samples: 32, sequenceLength: 512, seed: 0 },
     },
-    {
-      raise: raiseRecipe,
-      executable: executableRecipe,
-      finish: (pair) => withOutliers(finishRecipe({ ...finish, pair })),
-    },
+    { ...passes, finish: (pair) => withOutliers(passes.finish(pair)) },
   );
   const bits: number[] = [];
   for (const text of texts) {

@@ -11,10 +11,10 @@
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { basename, join } from "node:path";
-import type { StateChoice } from "../src/rewrite/semantic.js";
+import { FLOAT_STATE, type StateChoice } from "../src/rewrite/semantic.js";
 import { evaluate } from "../src/run/evaluate.js";
 import { type LoadedPackage, loadPackage } from "../src/run/stateful.js";
-import { compileWith, F32 } from "../test/support/fixture-row.js";
+import { compileWith } from "../test/support/fixture-row.js";
 import { DEMO, losses, mean, TEXTS } from "../test/support/state-quality.js";
 
 interface Choice {
@@ -68,8 +68,8 @@ async function load(source: string, state: StateChoice, name: string): Promise<[
 }
 
 async function table(source: string, texts: readonly string[]): Promise<void> {
-  const float = await load(source, F32, "float");
-  const again = await load(source, F32, "float-again");
+  const float = await load(source, FLOAT_STATE, "float");
+  const again = await load(source, FLOAT_STATE, "float-again");
   if (float === null || again === null) return;
   await using reference = float[0];
   await using plain = again[0];

@@ -12,9 +12,9 @@
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import type { StateChoice } from "../src/rewrite/semantic.js";
+import { FLOAT_STATE, type StateChoice } from "../src/rewrite/semantic.js";
 import { type LoadedPackage, loadPackage } from "../src/run/stateful.js";
-import { compileWith, F32 } from "../test/support/fixture-row.js";
+import { compileWith } from "../test/support/fixture-row.js";
 import {
   DEMO,
   losses,
@@ -67,8 +67,8 @@ async function main(): Promise<void> {
     `demo, ${protocol.windows} x ${protocol.window} bytes of each text, rounded after every token\n` +
       `${"state".padEnd(36)}${heads.join("")}${"KL bits".padStart(10)}\n`,
   );
-  await using reference = await load(F32);
-  await using model = await load(F32);
+  await using reference = await load(FLOAT_STATE);
+  await using model = await load(FLOAT_STATE);
   const float = await textScores(model, reference, protocol);
   const score = async (key: string, label: string, scored: LoadedPackage): Promise<void> => {
     const scores = await textScores(scored, reference, protocol);

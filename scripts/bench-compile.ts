@@ -14,7 +14,7 @@ import { spawnSync } from "node:child_process";
 import { closeSync, constants, mkdtempSync, openSync, readSync, rmSync, statSync } from "node:fs";
 import { loadavg, tmpdir } from "node:os";
 import { join } from "node:path";
-import { finishRecipe, presetNamed, raiseRecipe } from "../passes/index.js";
+import { passesFor, presetNamed } from "../passes/index.js";
 import { compile } from "../src/compile.js";
 import { matrixOf } from "../src/linalg/matrix.js";
 import { writeModel } from "../src/onnx/write.js";
@@ -46,14 +46,7 @@ async function child(kind: string, input: string, output: string): Promise<void>
   else {
     const recipe = presetNamed(kind);
     const { state } = recipe;
-    await compile(
-      { inputs: [input], output, state, recipe },
-      {
-        raise: raiseRecipe,
-        executable: () => [],
-        finish: (pair) => finishRecipe({ pair, trust: null, quant: recipe, state, stateNames: null, target: "mambac" }),
-      },
-    );
+    await compile({ inputs: [input], output, state, recipe }, passesFor({ state, quant: recipe }));
   }
   const { user, system } = process.cpuUsage(before);
   const timed: Timed = {

@@ -15,7 +15,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { basename, join } from "node:path";
 import { parseArgs } from "node:util";
-import { finishRecipe, raiseRecipe } from "../passes/index.js";
+import { passesFor } from "../passes/index.js";
 import { type BenchRow, benchRows, sourceSubject } from "../src/commands/bench.js";
 import { formatTable } from "../src/commands/text-table.js";
 import { compile } from "../src/compile.js";
@@ -109,13 +109,7 @@ async function benchSource(input: string, key: string, format: StateFormat): Pro
 
 async function compileTo(inputs: readonly string[], output: string, format: StateFormat): Promise<void> {
   const choice = { format, scale: "dsq-max", requantize: "call" } as const;
-  await compile(
-    { inputs, output, state: choice },
-    {
-      raise: raiseRecipe,
-      finish: (pair) => finishRecipe({ pair, trust: null, state: choice, stateNames: null, target: "mambac" }),
-    },
-  );
+  await compile({ inputs, output, state: choice }, passesFor({ state: choice }));
 }
 
 function cells(row: BenchRow, gated: string): string[] {

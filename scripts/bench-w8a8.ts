@@ -10,7 +10,7 @@
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { executableRecipe, finishRecipe, presetNamed, type QuantRecipe, raiseRecipe } from "../passes/index.js";
+import { passesFor, presetNamed, type QuantRecipe } from "../passes/index.js";
 import type { RuleScope } from "../passes/quant-recipes.js";
 import { benchRows } from "../src/commands/bench.js";
 import { formatTable } from "../src/commands/text-table.js";
@@ -38,11 +38,7 @@ async function compileTo(input: string, output: string, recipe: QuantRecipe, cal
       recipe,
       calibration: { paths: [calib], samples: 2, sequenceLength: 64, seed: 0 },
     },
-    {
-      raise: raiseRecipe,
-      executable: executableRecipe,
-      finish: (pair) => finishRecipe({ pair, trust: null, quant: recipe, state, stateNames: null, target: "mambac" }),
-    },
+    passesFor({ state, quant: recipe }),
   );
 }
 

@@ -11,15 +11,14 @@ import { spawnSync } from "node:child_process";
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { finishRecipe, raiseRecipe } from "../passes/index.js";
-import { compile } from "../src/compile.js";
-import type { StateChoice } from "../src/rewrite/semantic.js";
+import { FLOAT_STATE, type StateChoice } from "../src/rewrite/semantic.js";
 import { findOnnxRuntime, packageRoot } from "../src/run/locate.js";
 import { EXIT } from "../src/support/errors.js";
+import { compileWith } from "../test/support/fixture-row.js";
 import { buildOps } from "./build-ops.js";
 
 const STATES: readonly StateChoice[] = [
-  { format: "f32", scale: "dsq", requantize: "call" },
+  FLOAT_STATE,
   { format: "h4", scale: "dsq-max", requantize: "call" },
   { format: "h4", scale: "dsq-max", requantize: "replay" },
 ];
@@ -54,11 +53,7 @@ async function main(): Promise<void> {
     ]);
     for (const state of STATES) {
       const model = join(folder, `${state.format}-${state.requantize}.onnx`);
-      const finish = { trust: null, state, stateNames: null, target: "mambac" } as const;
-      await compile(
-        { inputs: [join(packageRoot(), "examples", "demo", "prefill.onnx")], output: model, state },
-        { raise: raiseRecipe, finish: (pair) => finishRecipe({ ...finish, pair }) },
-      );
+      await compileWith([join(packageRoot(), "examples", "demo", "prefill.onnx")], model, state);
       const log = join(folder, "log");
       const flags = ["--leak-check=full", "--num-callers=40", `--log-file=${log}`];
       const text = run("valgrind", [...flags, example, findOnnxRuntime(), model, built.library, "And God said"]);

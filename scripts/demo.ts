@@ -8,7 +8,7 @@
 import { mkdtempSync, readFileSync, rmSync, statSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { finishRecipe, raiseRecipe } from "../passes/index.js";
+import { passesFor } from "../passes/index.js";
 import {
   byteTokenizer,
   type CompileReport,
@@ -62,13 +62,7 @@ async function main(): Promise<void> {
 
 function compileDemo(format: StateFormat, output: string): Promise<CompileReport> {
   const state: StateChoice = { format, scale: "dsq-max", requantize: "call" };
-  return compile(
-    { inputs: [SOURCE], output, state },
-    {
-      raise: raiseRecipe,
-      finish: (pair) => finishRecipe({ pair, trust: null, state, stateNames: null, target: "mambac" }),
-    },
-  );
+  return compile({ inputs: [SOURCE], output, state }, passesFor({ state }));
 }
 
 function size(path: string): number {

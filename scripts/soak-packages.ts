@@ -12,13 +12,12 @@ import { spawnSync } from "node:child_process";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { finishRecipe, raiseRecipe } from "../passes/index.js";
-import { compile } from "../src/compile.js";
 import { writeModel } from "../src/onnx/write.js";
-import type { StateChoice } from "../src/rewrite/semantic.js";
+import { FLOAT_STATE, type StateChoice } from "../src/rewrite/semantic.js";
 import { type LoadedPackage, loadPackage } from "../src/run/stateful.js";
 import { EXIT } from "../src/support/errors.js";
 import { Random } from "../src/support/random.js";
+import { compileWith } from "../test/support/fixture-row.js";
 import { smallModel } from "../test/support/mamba-graphs.js";
 import { buildOps } from "./build-ops.js";
 
@@ -32,7 +31,7 @@ if (process.env["MALLOC_ARENA_MAX"] !== "1") {
 }
 
 const STATES: readonly StateChoice[] = [
-  { format: "f32", scale: "dsq", requantize: "call" },
+  FLOAT_STATE,
   { format: "f16", scale: "dsq", requantize: "call" },
   { format: "h8", scale: "dsq-max", requantize: "call" },
   { format: "h4", scale: "dsq", requantize: "token" },
@@ -46,11 +45,7 @@ async function packages(folder: string): Promise<string[]> {
     await writeModel(smallModel({ family, form: family === "mamba1" ? "scan" : "chunked" }), source, {});
     for (const [at, state] of STATES.entries()) {
       const output = join(folder, `${family}-${at}.onnx`);
-      const finish = { trust: null, state, stateNames: null, target: "mambac" } as const;
-      await compile(
-        { inputs: [source], output, state },
-        { raise: raiseRecipe, finish: (pair) => finishRecipe({ ...finish, pair }) },
-      );
+      await compileWith([source], output, state);
       paths.push(output);
     }
   }

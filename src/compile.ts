@@ -3,16 +3,17 @@
  * particular set of them.
  */
 
+import { executableModel, executor, withStateNames } from "./executable.js";
 import type { Model } from "./ir/graph.js";
 import { formatType } from "./ir/types.js";
 import { readModel } from "./onnx/read.js";
-import { encodeModel, type Written, writeModel } from "./onnx/write.js";
+import { type Written, writeModel } from "./onnx/write.js";
 import { DEFAULT_REPLAY_LENGTH } from "./ops/names.js";
 import type { StatRequest } from "./quant/calibration.js";
-import type { Statistics } from "./quant/statistics.js";
+import type { ObservedStatistics } from "./quant/observed-statistics.js";
 import { tokenInput, viewGraph } from "./rewrite/axes.js";
 import { splitBranches } from "./rewrite/branches.js";
-import type { Execute, Fact, Remark } from "./rewrite/pass.js";
+import type { Fact, Remark } from "./rewrite/pass.js";
 import { nothingFound, type PipelineHooks, runSteps, type Step } from "./rewrite/pipeline.js";
 import { type SemanticOp, type StateChoice, semanticOps } from "./rewrite/semantic.js";
 import { slotType, stateBytes, stateSlots } from "./rewrite/states.js";
@@ -20,7 +21,6 @@ import { mainOpset } from "./rewrite/trials.js";
 import { type Dataset, type DatasetOptions, openDataset } from "./run/dataset.js";
 import { openOrtGemm } from "./run/ort-gemm.js";
 import { pairDisagreement } from "./run/pair-agreement.js";
-import { openSession } from "./run/session.js";
 import { collectStatistics } from "./run/statistics.js";
 import { tokenizerBeside } from "./run/tokenizer.js";
 import { identifySource, type Source, sourceFiles } from "./sources.js";
@@ -38,8 +38,8 @@ export interface RaisedPair {
 export interface CompilerPasses {
   readonly raise: () => Step[];
   readonly finish: (pair: RaisedPair | null) => Step[];
-  /** Makes a model between two passes executable; needed only for calibration. */
-  readonly executable?: () => Step[];
+  /** Makes a model between two passes executable: calibration runs it. */
+  readonly executable: () => Step[];
 }
 
 export interface CompileOptions {
@@ -180,7 +180,7 @@ export async function compilePrepared(
   const hooks = {
     ...pipelineHooks(options, remarks),
     gemm: products.gemm,
-    ...(options.calibration === undefined || passes.executable === undefined
+    ...(options.calibration === undefined
       ? {}
       : { collect: collector(options, options.calibration, passes.executable) }),
   };
@@ -229,36 +229,17 @@ function pipelineHooks(options: PrepareOptions, remarks: Remark[]): PipelineHook
   };
 }
 
-/** Runs small models in ONNX Runtime as written, one thread unless asked. */
-export function executor(threads: number): Execute {
-  return async (model, feeds) => {
-    const session = await openSession(encodeModel(model), { threads });
-    try {
-      return await session.run(feeds);
-    } finally {
-      await session.release();
-    }
-  };
-}
-
 /** Statistics of a model between two passes: made executable, then run over the data. */
-function collector(
-  options: CompileOptions,
+export function collector(
+  options: Pick<CompileOptions, "inputs" | "threads" | "onProgress">,
   calibration: NonNullable<CompileOptions["calibration"]>,
   executable: () => Step[],
-): (model: Model, requests: readonly StatRequest[]) => Promise<Statistics> {
+): (model: Model, requests: readonly StatRequest[]) => Promise<ObservedStatistics & Disposable> {
   return async (model, requests) => {
-    const steps = executable();
-    const known = new Set(steps.flatMap(({ requires }) => requires));
-    const { model: ready } = await runSteps(
-      model,
-      steps,
-      { execute: executor(options.threads ?? 1), report: () => undefined, now: () => performance.now() },
-      known,
-    );
+    const ready = await executableModel(model, executable(), options.threads ?? 1);
     const dataset = await openCalibration(calibration, model, options.inputs);
     try {
-      return await collectStatistics(withStateNames(ready, semanticOps(model.graph.nodes)), requests, dataset, {
+      return await collectStatistics(ready, requests, dataset, {
         threads: options.threads ?? 1,
         ...(options.onProgress === undefined ? {} : { onProgress: options.onProgress }),
       });
@@ -329,14 +310,6 @@ function vocabularyOf(model: Model): number {
   const token = tokenInput(model.graph)?.name;
   const lookup = model.graph.nodes.find((node) => node.op === "Gather" && node.inputs[1] === token);
   return model.graph.initializers.get(lookup?.inputs[0] ?? "")?.shape[0] ?? 16;
-}
-
-/** The model with its pairs of states in the metadata, where sessions look for them. */
-export function withStateNames(model: Model, ops: readonly SemanticOp[]): Model {
-  const states = ops
-    .flatMap(stateSlots)
-    .map(({ op, input, output }) => ({ input: op.node.inputs[input], output: op.node.outputs[output] }));
-  return { ...model, metadata: new Map([...model.metadata, ["mambac.states", JSON.stringify(states)]]) };
 }
 
 /** The model with what mambac says about itself in the metadata; no dates, hosts or paths. */

@@ -44,7 +44,7 @@ export {
   type StateScale,
 } from "./ops/names.js";
 export type { Remark } from "./rewrite/pass.js";
-export type { StateChoice } from "./rewrite/semantic.js";
+export { FLOAT_STATE, type StateChoice } from "./rewrite/semantic.js";
 export {
   type Comparison,
   type EvaluateOptions,

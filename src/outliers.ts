@@ -1,21 +1,11 @@
 /** How uneven the activations in front of projections are, as a model is and after transforms that keep its function. */
 
 import type { Candidate } from "./compare.js";
-import {
-  type CompileOptions,
-  compilePrepared,
-  executor,
-  openCalibration,
-  type Prepared,
-  withStateNames,
-} from "./compile.js";
+import { type CompileOptions, collector, compilePrepared, type Prepared } from "./compile.js";
 import type { Model } from "./ir/graph.js";
 import type { StatRequest } from "./quant/calibration.js";
-import { runSteps } from "./rewrite/pipeline.js";
 import { semanticOps } from "./rewrite/semantic.js";
 import { type LinearSite, sitesOf } from "./rewrite/sites.js";
-import { collectStatistics } from "./run/statistics.js";
-import { invariant } from "./support/errors.js";
 
 export interface OutlierRow {
   /** Name of the transform. */
@@ -81,40 +71,26 @@ async function rowsOf(options: Parameters<typeof outlierRows>[0], transform: Can
     { value, kind: "percentile", perChannel: false },
     { value, kind: "second-moment", perChannel: true },
   ]);
-  const steps = transform.passes.executable?.();
-  invariant(steps !== undefined, "activations need the steps that make a model executable");
-  const known = new Set(steps.flatMap(({ requires }) => requires));
-  const hooks = { execute: executor(threads), report: () => undefined, now: () => performance.now() };
-  const { model: ready } = await runSteps(model, steps, hooks, known);
-  const dataset = await openCalibration(calibration, model, inputs);
-  try {
-    using statistics = await collectStatistics(
-      withStateNames(ready, semanticOps(model.graph.nodes)),
-      requests,
-      dataset,
-      { threads },
+  const collect = collector({ inputs, threads }, calibration, transform.passes.executable);
+  using statistics = await collect(model, requests);
+  return [...sites].map(([value, site]) => {
+    const peaks = statistics.channelAbsMax(value);
+    const { size, matrix } = statistics.secondMoment(value);
+    const squares = Float64Array.from({ length: size }, (_, c) => matrix[c * size + c] ?? 0).filter(
+      (square) => square > 0,
     );
-    return [...sites].map(([value, site]) => {
-      const peaks = statistics.channelAbsMax(value);
-      const { size, matrix } = statistics.secondMoment(value);
-      const squares = Float64Array.from({ length: size }, (_, c) => matrix[c * size + c] ?? 0).filter(
-        (square) => square > 0,
-      );
-      return {
-        transform: transform.name,
-        layer: site.layer,
-        role: site.role,
-        channels: size,
-        absMax: peaks.reduce((most, peak) => Math.max(most, peak), 0),
-        medianAbsMax: peaks.toSorted()[Math.floor(peaks.length / 2)] ?? 0,
-        outlierChannels: countOutliers(peaks),
-        kurtosis: statistics.kurtosis(value),
-        spread: squares.length === 0 ? 1 : extreme(squares, Math.max) / extreme(squares, Math.min),
-      };
-    });
-  } finally {
-    dataset.close();
-  }
+    return {
+      transform: transform.name,
+      layer: site.layer,
+      role: site.role,
+      channels: size,
+      absMax: peaks.reduce((most, peak) => Math.max(most, peak), 0),
+      medianAbsMax: peaks.toSorted()[Math.floor(peaks.length / 2)] ?? 0,
+      outlierChannels: countOutliers(peaks),
+      kurtosis: statistics.kurtosis(value),
+      spread: squares.length === 0 ? 1 : extreme(squares, Math.max) / extreme(squares, Math.min),
+    };
+  });
 }
 
 function countOutliers(peaks: Float64Array): number {

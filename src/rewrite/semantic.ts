@@ -32,6 +32,9 @@ export interface StateChoice {
   readonly replayLength?: number;
 }
 
+/** A state kept as it is: nothing is rounded. */
+export const FLOAT_STATE: StateChoice = { format: "f32", scale: "dsq", requantize: "call" };
+
 export interface ScanOp {
   readonly kind: "scan";
   readonly node: Node;

@@ -115,7 +115,7 @@ function failingLibrary(cause: Error): PassLibrary {
     invalidates: [],
     run: () => Promise.reject(cause),
   };
-  return { names: Object.keys(PASSES), raise: () => [failing], finish: () => [] };
+  return { names: Object.keys(PASSES), raise: () => [failing], finish: () => [], executable: () => [] };
 }
 
 describe("exit code 1: bugs", () => {

@@ -6,7 +6,7 @@ import { GraphBuilder, typed } from "../../src/ir/builder.js";
 import { type Model, makeNode } from "../../src/ir/graph.js";
 import { f32Tensor } from "../../src/ir/tensor.js";
 import { formatModel } from "../../src/ir/text.js";
-import { scanNode } from "../../src/rewrite/semantic.js";
+import { FLOAT_STATE, scanNode } from "../../src/rewrite/semantic.js";
 import { modelAround, normalWeight } from "../support/mamba-graphs/decoys.js";
 import { arbitraryCase, type MambaCase, mambaModel, randomFeeds, smallModel } from "../support/mamba-graphs.js";
 import {
@@ -52,7 +52,7 @@ function frozen(): Model {
         dtMax: Number.POSITIVE_INFINITY,
         stateLayout: "PN",
         error: 0,
-        state: { format: "f32", scale: "dsq", requantize: "call" },
+        state: FLOAT_STATE,
       },
       [
         part("x", 4, [2, 3, 2, 2]),

@@ -8,7 +8,7 @@ import type { Model } from "../../src/ir/graph.js";
 import { i64Tensor } from "../../src/ir/tensor.js";
 import { type Family, opName } from "../../src/ops/names.js";
 import { step } from "../../src/rewrite/pipeline.js";
-import { attentionNode, type StateChoice } from "../../src/rewrite/semantic.js";
+import { attentionNode, FLOAT_STATE, type StateChoice } from "../../src/rewrite/semantic.js";
 import { modelAround, normalWeight } from "../support/mamba-graphs/decoys.js";
 import { arbitraryCase, DEFAULT_SIZES, DEFAULT_SPELLING, type Spelling, smallModel } from "../support/mamba-graphs.js";
 import {
@@ -25,14 +25,12 @@ import {
   sampleOf,
 } from "../support/pass-runs.js";
 
-const F32: StateChoice = { format: "f32", scale: "dsq", requantize: "call" };
-
-async function ready(source: Model, state: StateChoice = F32): Promise<Model> {
+async function ready(source: Model, state: StateChoice = FLOAT_STATE): Promise<Model> {
   const steps = [...raiseRecipe(), step(completeStates, { names: new Map() }), step(quantizeState, state)];
   return (await runAll(source, steps)).model;
 }
 
-async function small(changes: Partial<Spelling>, state: StateChoice = F32): Promise<Model> {
+async function small(changes: Partial<Spelling>, state: StateChoice = FLOAT_STATE): Promise<Model> {
   const sizes = { layers: 1, vocabulary: 5, dModel: 4 };
   return ready(smallModel({ form: "loop", length: null, decay: "folded", ...changes }, 2, sizes), state);
 }
@@ -129,7 +127,7 @@ describe("lower", () => {
   test("each format has its operator, and the file carries its function", async () => {
     for (const family of ["mamba1", "mamba2"] satisfies Family[]) {
       for (const state of [
-        F32,
+        FLOAT_STATE,
         { format: "f16", scale: "dsq", requantize: "token" },
         { format: "h8", scale: "dsq", requantize: "call" },
         { format: "h4", scale: "dsq-max", requantize: "token" },
@@ -161,7 +159,7 @@ describe("lower", () => {
     const refusal = { code: "lower/linear-attention", exitCode: 4 };
     const options = { target: "linear-attention" } as const;
     await expect(runPass(lower, await small({ family: "mamba1" }), options)).rejects.toMatchObject(refusal);
-    const packed = await small({ family: "mamba2" }, { ...F32, format: "h8" });
+    const packed = await small({ family: "mamba2" }, { ...FLOAT_STATE, format: "h8" });
     await expect(runPass(lower, packed, options)).rejects.toMatchObject(refusal);
   });
 

@@ -8,9 +8,10 @@ import { f32Tensor, i64Tensor, type Tensor, toNumbers } from "../../src/ir/tenso
 import { verifyModel } from "../../src/ir/verify.js";
 import { writeModel } from "../../src/onnx/write.js";
 import { inlineDecidedBranches, splitBranches } from "../../src/rewrite/branches.js";
+import { FLOAT_STATE } from "../../src/rewrite/semantic.js";
 import { openSession } from "../../src/run/session.js";
 import { loadPackage } from "../../src/run/stateful.js";
-import { compileWith, F32, relative } from "../support/fixture-row.js";
+import { compileWith, relative } from "../support/fixture-row.js";
 import { modelAround } from "../support/mamba-graphs/decoys.js";
 import { DEFAULT_SIZES, type Spelling, smallModel } from "../support/mamba-graphs.js";
 
@@ -99,14 +100,20 @@ describe("a file whose layers choose becomes one graph with states", () => {
     for (const label of ["D", "dt_bias", "conv_bias"]) {
       const path = join(folder, "different.onnx");
       await writeModel(withOtherWeight(source, label), path);
-      await expect(compileWith([path], null, F32)).rejects.toMatchObject({ code: "merge-pair/different", exitCode: 4 });
+      await expect(compileWith([path], null, FLOAT_STATE)).rejects.toMatchObject({
+        code: "merge-pair/different",
+        exitCode: 4,
+      });
     }
   });
 
   test("a branch that is no scan is refused", async () => {
     const path = join(folder, "wrong.onnx");
     await writeModel(smallModel({ ...SPELLING, family: "mamba2", branchLong: "loop", sabotage: "decay-twice" }), path);
-    await expect(compileWith([path], null, F32)).rejects.toMatchObject({ code: "compile/no-scan", exitCode: 4 });
+    await expect(compileWith([path], null, FLOAT_STATE)).rejects.toMatchObject({
+      code: "compile/no-scan",
+      exitCode: 4,
+    });
   });
 });
 
@@ -146,7 +153,7 @@ function withOtherWeight(model: Model, label: string): Model {
 async function expectSameGeneration(source: Model, layers: number): Promise<void> {
   const [path, output] = [join(folder, "source.onnx"), join(folder, "out.onnx")];
   await writeModel(source, path);
-  const report = await compileWith([path], output, F32);
+  const report = await compileWith([path], output, FLOAT_STATE);
   expect(report.rows.filter(({ kind }) => kind === "scan").length).toBe(layers);
   expect(report.rows.filter(({ kind }) => kind === "conv").length).toBe(layers);
   expect(report.remarks.filter(({ kind }) => kind === "missed")).toEqual([]);

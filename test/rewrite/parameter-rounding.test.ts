@@ -1,5 +1,5 @@
 import { describe, expect, test } from "vitest";
-import { executableRecipe, raiseRecipe } from "../../passes/index.js";
+import { executableRecipe, raiseRecipe } from "../../passes/recipes.js";
 import { prepare } from "../../src/compile.js";
 import type { Model } from "../../src/ir/graph.js";
 import { f32Tensor } from "../../src/ir/tensor.js";

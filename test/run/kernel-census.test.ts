@@ -2,7 +2,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, expect, test } from "vitest";
-import { finishRecipe, presetNamed, raiseRecipe } from "../../passes/index.js";
+import { passesFor, presetNamed } from "../../passes/index.js";
 import { compile } from "../../src/compile.js";
 import { kernelCensus } from "../../src/run/kernel-census.js";
 import { DEMO } from "../support/state-quality.js";
@@ -21,13 +21,7 @@ test.each([
     const output = join(folder, `${name}.onnx`);
     const recipe = presetNamed(name);
     const { state } = recipe;
-    await compile(
-      { inputs: [join(DEMO, "prefill.onnx")], output, state, recipe },
-      {
-        raise: raiseRecipe,
-        finish: (pair) => finishRecipe({ pair, trust: null, quant: recipe, state, stateNames: null, target: "mambac" }),
-      },
-    );
+    await compile({ inputs: [join(DEMO, "prefill.onnx")], output, state, recipe }, passesFor({ state, quant: recipe }));
     const census = await kernelCensus(output);
     expect(census).toMatchObject({ quantized, projections: 9, roundsActivations: rounding });
     expect(census.float.length).toBe(9 - quantized);

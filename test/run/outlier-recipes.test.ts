@@ -2,11 +2,11 @@ import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, expect, test } from "vitest";
-import { executableRecipe, finishRecipe, presetNamed, raiseRecipe } from "../../passes/index.js";
+import { passesFor, presetNamed } from "../../passes/index.js";
 import { compile } from "../../src/compile.js";
+import { FLOAT_STATE } from "../../src/rewrite/semantic.js";
 import { evaluate } from "../../src/run/evaluate.js";
 import { loadPackage } from "../../src/run/stateful.js";
-import { F32 } from "../support/fixture-row.js";
 import { withOutliers } from "../support/outliers.js";
 import { DEMO } from "../support/state-quality.js";
 
@@ -19,22 +19,16 @@ const BATCH = 4;
 async function compiled(name: string): Promise<string> {
   const output = join(folder, `${name}.onnx`);
   const recipe = presetNamed(name);
+  const passes = passesFor({ state: FLOAT_STATE, quant: recipe });
   await compile(
     {
       inputs: [join(DEMO, "prefill.onnx")],
       output,
-      state: F32,
+      state: FLOAT_STATE,
       recipe,
       calibration: { paths: [join(DEMO, "wordnet.txt")], samples: 8, sequenceLength: 256, seed: 0 },
     },
-    {
-      raise: raiseRecipe,
-      executable: executableRecipe,
-      finish: (pair) =>
-        withOutliers(
-          finishRecipe({ pair, trust: null, quant: recipe, state: F32, stateNames: null, target: "mambac" }),
-        ),
-    },
+    { ...passes, finish: (pair) => withOutliers(passes.finish(pair)) },
   );
   return output;
 }

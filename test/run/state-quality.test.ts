@@ -2,9 +2,9 @@ import { existsSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import type { StateChoice } from "../../src/rewrite/semantic.js";
+import { FLOAT_STATE, type StateChoice } from "../../src/rewrite/semantic.js";
 import { type LoadedPackage, loadPackage } from "../../src/run/stateful.js";
-import { compileWith, F32 } from "../support/fixture-row.js";
+import { compileWith } from "../support/fixture-row.js";
 import {
   DEMO,
   losses,
@@ -46,8 +46,8 @@ describe("quantized states of the demo model", () => {
   };
 
   beforeAll(async () => {
-    reference = await open(F32, SHORT.windows);
-    model = await open(F32, SHORT.windows);
+    reference = await open(FLOAT_STATE, SHORT.windows);
+    model = await open(FLOAT_STATE, SHORT.windows);
     dsq = await simulated("dsq", 4);
   }, 120_000);
 
@@ -120,9 +120,9 @@ describe("quantized states of the demo model", () => {
   });
 
   test("without the square root the mean norm fails", async () => {
-    const float = await open(F32, 1);
+    const float = await open(FLOAT_STATE, 1);
     const protocol = { windows: 1, window: 512 };
-    const plain = await textScores(float, await open(F32, 1), protocol);
+    const plain = await textScores(float, await open(FLOAT_STATE, 1), protocol);
     const { bits } = await textScores(
       new RoundedState(float, SCHEMES.noRoot.scheme(4), 1),
       opened.at(-1) ?? float,

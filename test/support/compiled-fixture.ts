@@ -1,9 +1,10 @@
 /** Fixture models compiled once with f32 states, for tests that run them. */
 
 import type { Model } from "../../src/ir/graph.js";
+import { FLOAT_STATE } from "../../src/rewrite/semantic.js";
 import { readSignature } from "../../src/run/signature.js";
 import { fixture } from "./fixture-models.js";
-import { compileWith, F32 } from "./fixture-row.js";
+import { compileWith } from "./fixture-row.js";
 
 const compiled = new Map<string, Promise<Model>>();
 
@@ -12,7 +13,7 @@ export function compiledFixture(name: string): Promise<Model> {
   let model = compiled.get(name);
   if (model === undefined) {
     const files = ["prefill", "decode"].map((role) => fixture(`hf/${name}/${role}.onnx`));
-    model = compileWith(files, null, F32).then((report) => report.model);
+    model = compileWith(files, null, FLOAT_STATE).then((report) => report.model);
     compiled.set(name, model);
   }
   return model;

@@ -3,12 +3,12 @@
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { executableRecipe, finishRecipe, raiseRecipe } from "../../passes/index.js";
+import { passesFor } from "../../passes/index.js";
 import { type CompileReport, compile } from "../../src/compile.js";
 import type { Model } from "../../src/ir/graph.js";
 import type { Step } from "../../src/rewrite/pipeline.js";
+import { FLOAT_STATE } from "../../src/rewrite/semantic.js";
 import { loadPackage } from "../../src/run/stateful.js";
-import { F32 } from "./fixture-row.js";
 
 export interface Compiled {
   readonly report: CompileReport;
@@ -26,19 +26,19 @@ export async function compiledLogits(
   const folder = mkdtempSync(join(tmpdir(), "mambac-test-"));
   try {
     const output = join(folder, "out.onnx");
+    const passes = passesFor({ state: FLOAT_STATE });
     const report = await compile(
       {
         inputs: [input],
         output,
-        state: F32,
+        state: FLOAT_STATE,
         afterPass: inspect,
         calibration: { paths: ["random"], samples: 4, sequenceLength: 24 },
       },
       {
-        raise: raiseRecipe,
-        executable: executableRecipe,
+        ...passes,
         finish: (pair) => {
-          const steps = finishRecipe({ pair, trust: null, state: F32, stateNames: null, target: "mambac" });
+          const steps = passes.finish(pair);
           const at = steps.findIndex(({ name }) => name === "quantize-state");
           return [...steps.slice(0, at), ...extra, ...steps.slice(at)];
         },

@@ -1,10 +1,10 @@
 /** Compiles one fixture and measures it against its PyTorch outputs. */
 
 import { join } from "node:path";
-import { finishRecipe, raiseRecipe } from "../../passes/index.js";
+import { passesFor } from "../../passes/index.js";
 import { type CompileReport, compile } from "../../src/compile.js";
 import { toNumbers } from "../../src/ir/tensor.js";
-import type { StateChoice } from "../../src/rewrite/semantic.js";
+import { FLOAT_STATE, type StateChoice } from "../../src/rewrite/semantic.js";
 import { loadPackage } from "../../src/run/stateful.js";
 import { MambacError } from "../../src/support/errors.js";
 import { readNpz } from "./npz.js";
@@ -74,7 +74,6 @@ export function readExpected(io: string): ExpectedLogits {
   };
 }
 
-export const F32: StateChoice = { format: "f32", scale: "dsq", requantize: "call" };
 const TOLERANCE = 1e-4;
 
 /** Compiles with the shipped recipes. */
@@ -84,13 +83,7 @@ export function compileWith(
   state: StateChoice,
   trust: "prefill" | "decode" | null = null,
 ): Promise<CompileReport> {
-  return compile(
-    { inputs, output, state },
-    {
-      raise: raiseRecipe,
-      finish: (pair) => finishRecipe({ pair, trust, state, stateNames: null, target: "mambac" }),
-    },
-  );
+  return compile({ inputs, output, state }, passesFor({ state, trust }));
 }
 
 /** The rows of a fixture; a pair that disagrees gives one for the refusal and one with the prefill trusted. */
@@ -145,7 +138,7 @@ function emptyRow(name: string, expected: number): FixtureRow {
 
 async function refusalOf(files: readonly string[]): Promise<string | null> {
   try {
-    await compileWith(files, null, F32);
+    await compileWith(files, null, FLOAT_STATE);
     return null;
   } catch (cause) {
     return cause instanceof MambacError && cause.code === "merge-pair/disagree" && cause.exitCode === 4
@@ -167,7 +160,7 @@ async function measuredRow(
   trust: "prefill" | null,
 ): Promise<FixtureRow> {
   const output = join(folder, "out.onnx");
-  const report = await compileWith(files, output, F32, trust);
+  const report = await compileWith(files, output, FLOAT_STATE, trust);
   const scans = report.rows.filter((row) => row.kind === "scan");
   const { batch, length, tokens, width } = wanted;
   const expectedLogits = wanted.logits;

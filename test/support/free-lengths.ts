@@ -4,11 +4,12 @@ import { existsSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import { readModel } from "../../src/onnx/read.js";
 import { declaredBatch, dimNumber } from "../../src/rewrite/axes.js";
+import { FLOAT_STATE } from "../../src/rewrite/semantic.js";
 import { compareLogits, everyCut, feedInParts } from "../../src/run/parity.js";
 import { loadPackage } from "../../src/run/stateful.js";
 import { Random } from "../../src/support/random.js";
 import { fixture } from "./fixture-models.js";
-import { compileWith, F32 } from "./fixture-row.js";
+import { compileWith } from "./fixture-row.js";
 
 export const LENGTHS = [1, 5, 24, 100] as const;
 export const LENGTH_LIMIT = 1e-4;
@@ -37,7 +38,7 @@ export async function lengthRow(name: string, folder: string): Promise<LengthRow
   const source = fixture(name);
   const decode = source.replace("prefill.onnx", "decode.onnx");
   const output = join(folder, "free.onnx");
-  await compileWith(decode !== source && existsSync(decode) ? [source, decode] : [source], output, F32);
+  await compileWith(decode !== source && existsSync(decode) ? [source, decode] : [source], output, FLOAT_STATE);
   const { graph } = readModel(source).model;
   const shape = graph.inputs.find((input) => input.name === "input_ids")?.type;
   const dims = shape?.kind === "tensor" ? (shape.shape ?? []) : [];

@@ -2,15 +2,16 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, test } from "vitest";
-import { finishRecipe, raiseRecipe } from "../../passes/index.js";
+import { passesFor } from "../../passes/index.js";
 import { rotateOutput } from "../../passes/rotate-output.js";
 import { compile } from "../../src/compile.js";
 import { type Model, makeValue } from "../../src/ir/graph.js";
 import { tensorType } from "../../src/ir/types.js";
+import { FLOAT_STATE } from "../../src/rewrite/semantic.js";
 import { sitesOf } from "../../src/rewrite/sites.js";
 import { type LoadedPackage, loadPackage } from "../../src/run/stateful.js";
 import { fixture } from "./fixture-models.js";
-import { F32, relative } from "./fixture-row.js";
+import { relative } from "./fixture-row.js";
 import { aligned, fold, foldSample, spoiled, valuesOf } from "./fold-runs.js";
 import { injectOutliers, OUTLIERS, outlierFactors, withOutliers } from "./outliers.js";
 import { expectSame, expectTold, forMost, outputsOf, runPass, type Sample } from "./pass-runs.js";
@@ -23,15 +24,10 @@ afterAll(() => rmSync(folder, { recursive: true, force: true }));
 /** Compiles in f32, with outliers or without, and loads the result for one sequence. */
 async function load(source: string, outliers: boolean): Promise<LoadedPackage> {
   const output = join(folder, outliers ? "outliers.onnx" : "plain.onnx");
+  const passes = passesFor({ state: FLOAT_STATE });
   await compile(
-    { inputs: [source], output, state: F32 },
-    {
-      raise: raiseRecipe,
-      finish: (pair) => {
-        const steps = finishRecipe({ pair, trust: null, state: F32, stateNames: null, target: "mambac" });
-        return outliers ? withOutliers(steps) : steps;
-      },
-    },
+    { inputs: [source], output, state: FLOAT_STATE },
+    outliers ? { ...passes, finish: (pair) => withOutliers(passes.finish(pair)) } : passes,
   );
   return loadPackage(output, { library: "none" });
 }

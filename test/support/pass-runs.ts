@@ -3,7 +3,7 @@
 import fc from "fast-check";
 import { completeStates } from "../../passes/complete-states.js";
 import { executableRecipe } from "../../passes/recipes.js";
-import { executor } from "../../src/compile.js";
+import { executor } from "../../src/executable.js";
 import type { Model } from "../../src/ir/graph.js";
 import { f32Tensor, i64Tensor, type Tensor, toNumbers } from "../../src/ir/tensor.js";
 import { formatModel } from "../../src/ir/text.js";

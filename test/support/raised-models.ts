@@ -7,7 +7,7 @@ import { GraphBuilder } from "../../src/ir/builder.js";
 import { attr, type Graph, type Model, makeValue } from "../../src/ir/graph.js";
 import { f32Tensor } from "../../src/ir/tensor.js";
 import { elementCount, tensorType } from "../../src/ir/types.js";
-import { convNode, SEMANTIC_DOMAIN, scanNode } from "../../src/rewrite/semantic.js";
+import { convNode, FLOAT_STATE, SEMANTIC_DOMAIN, scanNode } from "../../src/rewrite/semantic.js";
 import { Random } from "../../src/support/random.js";
 import type { RaisedSpelling } from "./raised-spelling.js";
 
@@ -248,7 +248,7 @@ class RaisedWriter {
           dtMax: Number.POSITIVE_INFINITY,
           stateLayout: "PN",
           error: 0,
-          state: { format: "f32", scale: "dsq", requantize: "call" },
+          state: FLOAT_STATE,
         },
         inputs,
         [y, ""],
