@@ -78,16 +78,10 @@ export function nodeRunner(session: Session): Runner {
 /** Memory filled with integers. Throws `run/dtype` for element types other than i64, i32 and bool. */
 export function integerMemory(dtype: Memory["dtype"], shape: readonly number[], values: readonly number[]): Memory {
   switch (dtype) {
-    case "i64": {
-      const bytes = allocate(values.length * 8);
-      new BigInt64Array(bytes.buffer, bytes.byteOffset, values.length).set(values.map(BigInt));
-      return { dtype, shape, bytes };
-    }
-    case "i32": {
-      const bytes = allocate(values.length * 4);
-      new Int32Array(bytes.buffer, bytes.byteOffset, values.length).set(values);
-      return { dtype, shape, bytes };
-    }
+    case "i64":
+      return { dtype, shape, bytes: new Uint8Array(BigInt64Array.from(values, BigInt).buffer) };
+    case "i32":
+      return { dtype, shape, bytes: new Uint8Array(Int32Array.from(values).buffer) };
     case "bool":
       return { dtype, shape, bytes: Uint8Array.from(values) };
     default:
