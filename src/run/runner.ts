@@ -2,7 +2,7 @@
 
 import { type Tensor, tensorFromBytes } from "../ir/tensor.js";
 import { MambacError } from "../support/errors.js";
-import { allocate, type Memory, type NativeBinding, type NativeSession } from "./native-session.js";
+import { type Memory, type NativeBinding, type NativeSession } from "./native-session.js";
 import type { Session } from "./session.js";
 
 /** Inputs and outputs of a call by name. An output without memory has a shape that only the run will tell. */
