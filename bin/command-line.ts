@@ -172,13 +172,17 @@ function addCompile(program: Command, terminal: Terminal, outcome: Outcome, argv
       const given = (flag: keyof StateFlags): boolean => command.getOptionValueSource(flag) === "cli";
       const state = named === null || given("state") ? stateChoice(flags) : recipeState(named.state, flags, given);
       const recipe = named === null ? null : { ...named, state };
+      let decided: QuantRecipe | null = null;
       outcome.code = await compileCommand(
         {
           inputs,
           output: flags.output ?? null,
           state,
           recipe,
-          recipeText: recipe === null ? null : recipeDocument(recipe, auto?.text ?? null),
+          decided: () => {
+            const taken = decided ?? recipe;
+            return taken === null ? null : { recipe: taken, text: recipeDocument(taken, auto?.text ?? null) };
+          },
           choice: auto,
           ...(calibration === undefined ? {} : { calibration }),
           externalData: flags.externalData,
@@ -191,7 +195,9 @@ function addCompile(program: Command, terminal: Terminal, outcome: Outcome, argv
           repro: flags.repro ?? null,
           commandLine: argv,
         },
-        passLibrary(flags, state, recipe),
+        passLibrary(flags, state, recipe, (taken) => {
+          decided = taken;
+        }),
         terminal,
       );
     });
@@ -381,10 +387,11 @@ function passLibrary(
   flags: RecipeFlags,
   state: StateChoice = stateChoice(flags),
   quant: QuantRecipe | null = null,
+  decided: (recipe: QuantRecipe) => void = () => undefined,
 ): PassLibrary {
   const { trust = null, stateNames = null, scan: target = "mambac" } = flags;
   return {
     names: Object.keys(PASSES),
-    ...passesFor({ state, quant, trust, stateNames, target }),
+    ...passesFor({ state, quant, decided, trust, stateNames, target }),
   };
 }

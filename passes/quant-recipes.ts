@@ -6,6 +6,7 @@
 import { FLOAT_STATE, type StateChoice } from "../src/rewrite/semantic.js";
 import type { LinearRole } from "../src/rewrite/sites.js";
 import { MambacError } from "../src/support/errors.js";
+import type { SearchBudget } from "./search-precision.js";
 
 export const ROUNDING_METHODS = ["nearest", "clipped", "gptq", "tanh"] as const;
 export type RoundingMethod = (typeof ROUNDING_METHODS)[number];
@@ -49,6 +50,32 @@ export interface ScanInputRule {
   readonly clusters: boolean;
 }
 
+/** What the search of precisions may give a projection. */
+export interface PrecisionRule {
+  /** What reports call it; one word. */
+  readonly name: string;
+  readonly scheme: string | null;
+  readonly method: RoundingMethod;
+  readonly timing: ActivationTiming;
+  readonly share: number;
+}
+
+export const SEARCH_PARTS = ["projection", "layer"] as const;
+
+/** Exactly one of them; what they mean is said where they are searched under. */
+export type SearchBudgetRule = { readonly [Kind in SearchBudget["kind"]]?: number };
+
+/** A search of the precision of each projection, or of each layer, from what it costs on calibration data. */
+export interface SearchRule {
+  readonly roles: readonly LinearRole[];
+  readonly each: (typeof SEARCH_PARTS)[number];
+  /** Two or more, the first being the one without need. */
+  readonly precisions: readonly PrecisionRule[];
+  readonly budget: SearchBudgetRule;
+  /** Sequences of calibration data to measure on. */
+  readonly sequences: number;
+}
+
 export const RESIDUAL_ROTATIONS = ["none", "hadamard", "klt"] as const;
 export type ResidualRotation = (typeof RESIDUAL_ROTATIONS)[number];
 export const DT_ROTATIONS = ["none", "hadamard", "klt"] as const;
@@ -77,6 +104,8 @@ export interface QuantRecipe {
   /** The input of recurrences; null keeps float. */
   readonly scanInput: ScanInputRule | null;
   readonly state: StateChoice;
+  /** Decides weights and activations of some projections; its rules come after the others. */
+  readonly search?: SearchRule;
 }
 
 const H8: StateChoice = { format: "h8", scale: "dsq", requantize: "call" };
@@ -217,6 +246,25 @@ export const PRESETS: readonly QuantRecipe[] = Object.freeze([
     embedding: "i4",
     state: H8,
   }),
+  recipe(
+    "quamba2-w4ax",
+    "Quamba2: 4 or 8 bits for each projection, by what it loses, at 5.25 bits a weight; 8-bit state",
+    {
+      smooth: { alpha: 0.5, roles: ["out_proj", "dt_proj"] },
+      rotate: { ...NO_ROTATION, residual: "hadamard", output: true },
+      search: {
+        roles: BLOCK,
+        each: "projection",
+        precisions: [
+          { name: "w4a8", scheme: "i4:g128:mse", method: "gptq", timing: "dynamic", share: 1 },
+          { name: "w8a8", scheme: "i8:channel", method: "nearest", timing: "static", share: 1 },
+        ],
+        budget: { bits: 5.25 },
+        sequences: 8,
+      },
+      state: H8,
+    },
+  ),
   recipe("qmamba-w8a8h8", "Q-Mamba: SmoothQuant W8A8 with an 8-bit DSQ state", {
     smooth: { alpha: 0.5, roles: BLOCK },
     weights: [nearest(BLOCK, "i8:channel")],

@@ -9,35 +9,34 @@ import { hadamardRotation } from "../src/linalg/hadamard.js";
 import { kltRotation } from "../src/linalg/klt.js";
 import { type Gemm, matrixOf } from "../src/linalg/matrix.js";
 import type { StatRequest } from "../src/quant/calibration.js";
-import { parseWeightScheme, type WeightScheme } from "../src/quant/scheme.js";
+import type { WeightScheme } from "../src/quant/scheme.js";
 import type { Statistics } from "../src/quant/statistics.js";
 import { calibratedStep, type Step, step } from "../src/rewrite/pipeline.js";
 import type { Rotation } from "../src/rewrite/rotation.js";
-import { roundedInputs } from "../src/rewrite/rounded-weight.js";
 import { type LinearRole, type LinearSite, sitesOf } from "../src/rewrite/sites.js";
 import { smoothableInputs } from "../src/rewrite/smoothing.js";
 import { Random } from "../src/support/random.js";
 import { absorbNormGain } from "./absorb-norm-gain.js";
 import { alignLinears } from "./align-linears.js";
 import { type ClipPercentileOptions, clipPercentile, clippedInputs } from "./clip-percentile.js";
-import { emitNbits } from "./emit-nbits.js";
-import { insertQdq } from "./insert-qdq.js";
-import {
-  type ActivationTiming,
-  lastRule,
-  type QuantRecipe,
-  type RoundingMethod,
-  type WeightRule,
-} from "./quant-recipes.js";
+import { decidedRecipe, possibleRecipe } from "./precision-rules.js";
+import type { QuantRecipe } from "./quant-recipes.js";
 import { rotateDt } from "./rotate-dt.js";
 import { rotateOutput } from "./rotate-output.js";
 import { rotateResidual } from "./rotate-residual.js";
 import { rotateState } from "./rotate-state.js";
-import { roundClipped } from "./round-clipped.js";
 import { roundEmbedding } from "./round-embedding.js";
-import { roundGptq } from "./round-gptq.js";
-import { roundNearest } from "./round-nearest.js";
-import { roundTanh } from "./round-tanh.js";
+import {
+  activationSteps,
+  lowBitSteps,
+  type RulesInPlay,
+  rangeOf,
+  rangeRequest,
+  roundingSteps,
+  schemeOf,
+  secondMoment,
+} from "./rounding-steps.js";
+import { searchStep } from "./search-step.js";
 import { smoothAwq } from "./smooth-awq.js";
 import { smoothQuant } from "./smooth-quant.js";
 import { sortCluster, sortedInputs } from "./sort-cluster.js";
@@ -45,27 +44,40 @@ import { tidy } from "./tidy.js";
 
 const channelAbsMax = (value: string): StatRequest => ({ value, kind: "absmax", perChannel: true });
 const channelMeanAbs = (value: string): StatRequest => ({ value, kind: "meanabs", perChannel: true });
-const secondMoment = (value: string): StatRequest => ({ value, kind: "second-moment", perChannel: true });
 
 /** What a search of alpha tries beside no smoothing. */
 const SEARCHED_ALPHAS: readonly number[] = [0.3, 0.4, 0.5, 0.6, 0.7, 0.8];
 
-/** Everything between complete states and the choice of the state format. */
-export function quantSteps(recipe: QuantRecipe): Step[] {
-  if (isFloat(recipe)) return [];
+/**
+ * Everything between complete states and the choice of the state format. `decided` gets the recipe once its search, if it
+ * has one, is over.
+ */
+export function quantSteps(recipe: QuantRecipe, decided: (recipe: QuantRecipe) => void = () => undefined): Step[] {
+  const possible = possibleRecipe(recipe);
+  if (isFloat(possible)) return [];
+  let now = possible;
+  const rules: RulesInPlay = { now: () => now, possible };
   return [
     step(alignLinears, {}),
     step(tidy, {}),
     ...sortSteps(recipe),
     ...residualSteps(recipe),
-    ...smoothSteps(recipe),
+    ...smoothSteps(possible),
     ...(recipe.rotate.output ? [step(rotateOutput, {})] : []),
     ...dtSteps(recipe),
     ...(recipe.rotate.state ? [step(rotateState, {})] : []),
-    ...roundingSteps(recipe),
+    ...(recipe.search === undefined
+      ? []
+      : [
+          searchStep(recipe.search, (choices) => {
+            now = decidedRecipe(recipe, choices);
+            decided(now);
+          }),
+        ]),
+    ...roundingSteps(rules),
     ...scanInputSteps(recipe),
-    ...activationSteps(recipe),
-    ...lowBitSteps(recipe),
+    ...activationSteps(rules),
+    ...lowBitSteps(rules),
     ...(recipe.embedding === null ? [] : [step(roundEmbedding, { bits: recipe.embedding === "i4" ? 4 : 8 })]),
   ];
 }
@@ -193,16 +205,6 @@ function scanInputSteps({ scanInput }: QuantRecipe): Step[] {
   ];
 }
 
-const rangeRequest = (value: string, share: number): StatRequest => ({
-  value,
-  kind: share === 1 ? "absmax" : "percentile",
-  perChannel: false,
-});
-
-function rangeOf(statistics: Statistics, value: string, share: number): number {
-  return share === 1 ? statistics.absMax(value) : statistics.percentile(value, share);
-}
-
 function dtSteps({ rotate }: QuantRecipe): Step[] {
   if (rotate.dt === "none") return [];
   if (rotate.dt === "hadamard") return [step(rotateDt, { rotationFor: null })];
@@ -224,92 +226,4 @@ function dtSteps({ rotate }: QuantRecipe): Step[] {
       },
     ),
   ];
-}
-
-/** How a projection is rounded by a method, or by any of them (null). */
-function schemeOf(recipe: QuantRecipe, site: LinearSite, method: RoundingMethod | null): WeightScheme | null {
-  const rule = lastRule(recipe.weights, site);
-  if (rule === undefined || rule.scheme === null || (method !== null && rule.method !== method)) return null;
-  const scheme = parseWeightScheme(rule.scheme);
-  // A projection with fewer inputs than a group has is one group: one scale an output channel.
-  const { granularity } = scheme;
-  return granularity.kind === "group" && granularity.size >= site.inFeatures
-    ? { ...scheme, granularity: { kind: "channel", axis: 1 } }
-    : scheme;
-}
-
-function roundingSteps(recipe: QuantRecipe): Step[] {
-  if (recipe.weights.length === 0) return [];
-  const uses = (method: RoundingMethod): boolean => recipe.weights.some((rule) => rule.method === method);
-  const calibrated = (pass: typeof roundGptq | typeof roundClipped, method: RoundingMethod): Step => {
-    const schemeFor = (site: LinearSite): WeightScheme | null => schemeOf(recipe, site, method);
-    return calibratedStep(
-      pass,
-      (model) => roundedInputs(model, schemeFor).map(secondMoment),
-      (statistics) => ({ schemeFor, secondMoment: (value: string) => statistics.secondMoment(value) }),
-    );
-  };
-  return [
-    ...(uses("gptq") ? [calibrated(roundGptq, "gptq")] : []),
-    ...(uses("clipped") ? [calibrated(roundClipped, "clipped")] : []),
-    step(roundNearest, { schemeFor: (site) => schemeOf(recipe, site, "nearest") }),
-    ...(uses("tanh") ? [step(roundTanh, { includes: (site) => schemeOf(recipe, site, "tanh") !== null })] : []),
-  ];
-}
-
-/** Of one activation with several readers the first reader's rule decides, as one pair of nodes serves them all. */
-function activationSteps({ activations, weights }: QuantRecipe): Step[] {
-  const roles = new Set<LinearRole>(activations.flatMap((rule) => rule.roles));
-  const uses = (timing: ActivationTiming): boolean => activations.some((rule) => rule.timing === timing);
-  const has = (site: LinearSite, timing: ActivationTiming): boolean => lastRule(activations, site)?.timing === timing;
-  const shares = new Map<string, number>();
-  return [
-    ...(uses("static")
-      ? [
-          calibratedStep(
-            insertQdq,
-            (model) => {
-              shares.clear();
-              for (const site of sitesOf(model).linears) {
-                const rule = lastRule(activations, site);
-                if (rule?.timing === "static" && !shares.has(site.input)) shares.set(site.input, rule.share);
-              }
-              return [...shares].map(([value, share]) => rangeRequest(value, share));
-            },
-            (statistics) => ({
-              roles,
-              includes: (site: LinearSite) => has(site, "static"),
-              timing: "static" as const,
-              range: (value: string) => rangeOf(statistics, value, shares.get(value) ?? 1),
-            }),
-          ),
-        ]
-      : []),
-    ...(uses("dynamic")
-      ? [
-          step(insertQdq, {
-            roles,
-            includes: (site: LinearSite) => has(site, "dynamic") && !isLowBit(weights, site),
-            timing: "dynamic" as const,
-            range: () => 0,
-          }),
-        ]
-      : []),
-  ];
-}
-
-function isLowBit(weights: readonly WeightRule[], site: LinearSite): boolean {
-  return lastRule(weights, site)?.scheme?.startsWith("i4") === true;
-}
-
-/**
- * 4-bit projections say in the file what becomes of their activations: float, or 8 bits with a scale for each block that the
- * operator measures itself.
- */
-function lowBitSteps({ weights, activations }: QuantRecipe): Step[] {
-  if (!weights.some(({ scheme }) => scheme?.startsWith("i4") === true)) return [];
-  const timing = (site: LinearSite): ActivationTiming => lastRule(activations, site)?.timing ?? "float";
-  const emit = (accuracyLevel: 1 | 4, of: ActivationTiming): Step =>
-    step(emitNbits, { accuracyLevel, includes: (site) => isLowBit(weights, site) && timing(site) === of });
-  return [emit(1, "float"), ...(activations.some((rule) => rule.timing === "dynamic") ? [emit(4, "dynamic")] : [])];
 }

@@ -29,14 +29,19 @@ import {
   type ActivationRule,
   DT_ROTATIONS,
   EMBEDDING_FORMATS,
+  type PrecisionRule,
   type QuantRecipe,
   RESIDUAL_ROTATIONS,
   ROUNDING_METHODS,
   recipeDefaults,
   type ScanInputRule,
+  SEARCH_PARTS,
+  type SearchBudgetRule,
+  type SearchRule,
   SMOOTH_METHODS,
   type WeightRule,
 } from "./quant-recipes.js";
+import { BUDGET_KINDS } from "./search-precision.js";
 
 const ROLES: Shape<readonly LinearRole[]> = list(choice(LINEAR_ROLES), { least: 1 });
 const LAYERS: Shape<readonly string[]> = list(text(), { least: 1 });
@@ -62,18 +67,25 @@ const ROTATE: Shape<QuantRecipe["rotate"]> = record<QuantRecipe["rotate"]>({
   state: preset(truth, false, "rotation of the state along d_state (Mamba-2)"),
 });
 
+const schemeField = required(
+  nullable(
+    text({
+      pattern: "^[iu][2348]:(tensor|channel|in-channel|g[1-9][0-9]{0,5})(:(span|mse|f16))*$",
+      check: (spelling) => void parseWeightScheme(spelling),
+    }),
+  ),
+  "bits and what shares a scale, such as i8:channel or i4:g128; null keeps float",
+);
+const shareField = preset(
+  quantity({ above: 0, most: 1 }),
+  1,
+  "share of magnitudes that must be representable; 1 is the largest ever seen",
+);
+
 const WEIGHT: Shape<WeightRule> = record<WeightRule>({
   roles: rolesField,
   layers: layersField,
-  scheme: required(
-    nullable(
-      text({
-        pattern: "^[iu][2348]:(tensor|channel|in-channel|g[1-9][0-9]{0,5})(:(span|mse|f16))*$",
-        check: (spelling) => void parseWeightScheme(spelling),
-      }),
-    ),
-    "bits and what shares a scale, such as i8:channel or i4:g128; null keeps float",
-  ),
+  scheme: schemeField,
   method: preset(choice(ROUNDING_METHODS), "nearest", "how values are put on the grid"),
 });
 
@@ -85,12 +97,51 @@ const ACTIVATION: Shape<ActivationRule> = record<ActivationRule>({
     "static",
     "a scale from calibration, a scale measured in every call, or float",
   ),
-  share: preset(
-    quantity({ above: 0, most: 1 }),
-    1,
-    "share of magnitudes that must be representable; 1 is the largest ever seen",
-  ),
+  share: shareField,
 });
+
+const PRECISION: Shape<PrecisionRule> = record<PrecisionRule>({
+  name: required(text({ pattern: "^\\S+$", check: requireName }), "what reports call it; no spaces"),
+  scheme: schemeField,
+  method: preset(choice(ROUNDING_METHODS), "nearest", "how values are put on the grid"),
+  timing: preset(choice(ACTIVATION_TIMINGS), "float", "what becomes of the activations it reads"),
+  share: shareField,
+});
+
+const BUDGET: Shape<SearchBudgetRule> = record<SearchBudgetRule>(
+  {
+    bits: optional(quantity({ above: 0, most: 32 }), "bits a weight at most, scales included"),
+    bytes: optional(quantity({ least: 1, whole: true }), "bytes of all these projections at most"),
+    divergence: optional(
+      quantity({ above: 0 }),
+      "divergence from float at most, bits a token, summed over what is decided",
+    ),
+    raised: optional(
+      quantity({ least: 0, most: 1 }),
+      "share of the weights that may have another precision than the first",
+    ),
+  },
+  (budget) => {
+    const given = BUDGET_KINDS.filter((kind) => budget[kind] !== undefined);
+    if (given.length === 1) return null;
+    return `a budget is exactly one of ${BUDGET_KINDS.join(", ")}; ${given.length === 0 ? "there is none" : `here are ${given.join(" and ")}`}`;
+  },
+);
+
+const SEARCH: Shape<SearchRule> = record<SearchRule>(
+  {
+    roles: rolesField,
+    each: preset(choice(SEARCH_PARTS), "projection", "what gets a precision of its own"),
+    precisions: required(list(PRECISION, { least: 2 }), "what they may get; the first is the one without need"),
+    budget: required(BUDGET, "what the mix must keep to; within it the least loss, or the fewest bytes, is taken"),
+    sequences: preset(quantity({ least: 1, whole: true }), 8, "sequences of calibration data to measure on"),
+  },
+  ({ precisions }) => {
+    const names = precisions.map(({ name }) => name);
+    const twice = names.find((name, at) => names.indexOf(name) !== at);
+    return twice === undefined ? null : `there are two precisions '${twice}'`;
+  },
+);
 
 const STATE: Shape<StateChoice> = record<StateChoice>({
   format: required(choice(STATE_FORMATS), "how the recurrent state is kept between calls"),
@@ -127,6 +178,7 @@ const RECIPE: Shape<QuantRecipe> = record<QuantRecipe>({
   embedding: preset(nullable(choice(EMBEDDING_FORMATS)), DEFAULTS.embedding, "the embedding table, one scale a row"),
   scanInput: preset(nullable(SCAN_INPUT), DEFAULTS.scanInput, "the input x of recurrences, in 8 bits"),
   state: preset(STATE, DEFAULTS.state, "the recurrent state"),
+  search: optional(SEARCH, "decides bits for each projection under a budget, by what they cost on calibration data"),
 });
 
 function requireName(name: string): void {

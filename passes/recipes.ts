@@ -30,6 +30,8 @@ interface FinishOptions {
   readonly trust: Trust | null;
   /** How to quantize weights and activations; null leaves them float. */
   readonly quant: QuantRecipe | null;
+  /** Gets the recipe once its search, if it has one, is over. */
+  readonly decided: (recipe: QuantRecipe) => void;
   readonly state: StateChoice;
   readonly stateNames: StateStyle | null;
   readonly target: ScanTarget;
@@ -47,7 +49,7 @@ function finishRecipe(options: FinishOptions): Step[] {
     ...merge,
     step(freeLength, {}),
     step(completeStates, { names }),
-    ...(options.quant === null ? [] : quantSteps(options.quant)),
+    ...(options.quant === null ? [] : quantSteps(options.quant, options.decided)),
     step(divideNorm, {}),
     step(quantizeState, options.state),
     ...(options.stateNames === null ? [] : [step(renameStates, { style: options.stateNames })]),
@@ -75,7 +77,14 @@ export interface RecipePasses {
 
 /** The passes of one compilation. Without further choices: float weights, names of the source, mambac's operators. */
 export function passesFor(choices: PassChoices): RecipePasses {
-  const options = { trust: null, quant: null, stateNames: null, target: "mambac", ...choices } as const;
+  const options = {
+    trust: null,
+    quant: null,
+    decided: () => undefined,
+    stateNames: null,
+    target: "mambac",
+    ...choices,
+  } as const;
   return {
     raise: raiseRecipe,
     finish: (pair) => finishRecipe({ ...options, pair }),

@@ -1,156 +1,240 @@
 /**
- * search-precision: rounds each layer's weights to the precision it can bear, under a budget of bytes or of loss.
+ * search-precision: decides how many bits each projection, or each layer, gets under a budget, from what rounding it costs.
  *
  * Papers: the per-block precision of Quamba2 (W4AX, there by evolutionary search); mixed precision by sensitivity (HAWQ).
- * Algebra: the sensitivity of a layer to a scheme is the loss of the model with only that layer rounded to it, less the
- * loss of the model as it is. Sensitivities add up; the best sum under the budget is found exactly
- * (`src/quant/precision-mix.ts`). Rounding is to nearest. What measures the loss is given from outside, so the pass itself
- * runs nothing; it is asked once for the model and once for every layer and scheme. Layers that no projection has a scheme
- * for stay float.
- * Refuses: budgets that no mix meets (exit 3), and losses that are not finite (exit 5).
+ * Algebra: the sensitivity of a part to a precision is the divergence of the model with only that part quantized from the
+ * model as it is. Sensitivities are taken to add up; the best sum under the budget is found exactly
+ * (`src/quant/precision-mix.ts`). What quantizes a part is given from outside, and is what will quantize it for good; the
+ * pass itself changes nothing and hands the decision on. It measures once for every part and precision, and the mix once.
+ * Projections that no precision rounds stay as they are.
+ * Refuses: budgets that no mix meets (exit 3), and divergences that are not finite (exit 5).
  *
- *     before   layers.0: W; layers.1: W
- *     after    layers.0: DequantizeLinear(i8); layers.1: DequantizeLinear(i4)
+ *     before   layers.0 in_proj: W; layers.0 out_proj: W
+ *     after    the same; decided: layers.0 in_proj w8, layers.0 out_proj w4
  */
 
 import type { Model } from "../src/ir/graph.js";
 import { elementCount } from "../src/ir/types.js";
 import { storedBits } from "../src/quant/packing.js";
-import { choosePrecisions, type PrecisionBudget, type PrecisionCost } from "../src/quant/precision-mix.js";
-import { roundToNearest } from "../src/quant/round-nearest.js";
+import { choosePrecisions, type PrecisionCost } from "../src/quant/precision-mix.js";
 import { scaleLayout } from "../src/quant/scale-layout.js";
 import type { WeightScheme } from "../src/quant/scheme.js";
-import { GraphEdit } from "../src/rewrite/edit.js";
-import { definePass, type Pass } from "../src/rewrite/pass.js";
-import { replaceWeight } from "../src/rewrite/rounded-weight.js";
-import type { Sites } from "../src/rewrite/sites.js";
-import { type LinearSite, sitesOf } from "../src/rewrite/sites.js";
-import { weightValues } from "../src/rewrite/weights.js";
-import { EXIT, MambacError } from "../src/support/errors.js";
+import { definePass, type Pass, type PassContext } from "../src/rewrite/pass.js";
+import { type LinearRole, type LinearSite, type Sites, sitesOf } from "../src/rewrite/sites.js";
+import { EXIT, invariant, MambacError } from "../src/support/errors.js";
 
-/** One precision for whole layers. */
-export interface PrecisionCandidate {
-  /** What remarks call it. */
+/** What a projection may get. */
+export interface Precision {
+  /** What remarks and decisions call it. */
   readonly name: string;
   /** The scheme of a projection, or null to leave it float. */
   readonly schemeFor: (site: LinearSite) => WeightScheme | null;
 }
 
+/** The decision about the projections of one role in one layer. */
+export interface PrecisionChoice {
+  readonly role: LinearRole;
+  readonly layer: string;
+  /** Name of a precision. */
+  readonly precision: string;
+}
+
+export const BUDGET_KINDS = ["bits", "bytes", "divergence", "raised"] as const;
+
+/**
+ * Least divergence within so many `bits` a weight (scales included) or `bytes` of all projections, or with at most a share
+ * of the weights `raised` above the first precision; or fewest bytes within a sum of `divergence`.
+ */
+export interface SearchBudget {
+  readonly kind: (typeof BUDGET_KINDS)[number];
+  readonly most: number;
+}
+
 export interface SearchPrecisionOptions {
-  readonly candidates: readonly PrecisionCandidate[];
-  /** Bytes of the projections of all layers together, or loss above that of the model as it is. */
-  readonly budget: PrecisionBudget;
-  /** The loss of a model, such as bits per byte on held-out text. */
-  readonly measure: (model: Model) => Promise<number>;
+  readonly precisions: readonly Precision[];
+  /** Which projections are searched. */
+  readonly includes: (site: LinearSite) => boolean;
+  /** What is decided about at a time. */
+  readonly each: "projection" | "layer";
+  readonly budget: SearchBudget;
+  /** Sequences of calibration data to measure on. */
+  readonly sequences: number;
+  /** The model with the projections of these choices quantized, and no others. */
+  readonly quantize: (
+    model: Model,
+    choices: readonly PrecisionChoice[],
+    tools: Pick<PassContext, "execute" | "gemm">,
+  ) => Promise<Model>;
+  /** Takes the decision. */
+  readonly decide: (choices: readonly PrecisionChoice[]) => void;
+}
+
+/** Projections that get one precision. */
+interface Part {
+  readonly label: string;
+  readonly members: readonly LinearSite[];
+}
+
+interface Trial {
+  readonly precision: Precision;
+  readonly choices: readonly PrecisionChoice[];
+  readonly bytes: number;
+  readonly divergence: number;
 }
 
 export const searchPrecision: Pass<SearchPrecisionOptions> = definePass({
   name: "search-precision",
-  summary: "round each layer to the precision it can bear, under a budget of bytes or loss",
-  exactness: "lossy",
+  summary: "decide the precision of each projection under a budget, from measured sensitivities",
+  exactness: "bitwise",
   requires: ["linears-aligned"],
-  establishes: ["weights-rounded"],
+  establishes: [],
   invalidates: [],
-  async run(model, { candidates, budget, measure }, context) {
-    const sites = sitesOf(model);
-    const layers = layersOf(sites, candidates);
-    const base = await finiteLoss(measure, model, "the model before rounding");
-    const costs: PrecisionCost[][] = [];
-    for (const [layer, members] of layers) {
-      const row: PrecisionCost[] = [];
-      for (const { name, schemeFor } of candidates) {
-        const schemes = schemesOf(members, schemeFor);
-        const loss =
-          schemes.size === 0
-            ? 0
-            : (await finiteLoss(measure, rounded(model, sites, schemes), `${layer} as ${name}`)) - base;
-        row.push({ bytes: bytesOf(members, schemes), loss });
-      }
-      costs.push(row);
+  async run(model, options, context) {
+    const parts = partsOf(sitesOf(model), options);
+    if (parts.length === 0) return { model, changed: 0 };
+    const measure = await measurement(model, options, context, parts.length * options.precisions.length + 1);
+    const trials: Trial[][] = [];
+    for (const part of parts) {
+      const row: Trial[] = [];
+      for (const precision of options.precisions) row.push(await tried(part, precision, measure));
+      trials.push(row);
     }
-    const chosen = choosePrecisions(costs, budget);
-    if (chosen === null) throw beyondBudget(costs, budget);
-    const schemes = new Map<LinearSite, WeightScheme>();
-    [...layers].forEach(([layer, members], at) => {
-      const candidate = candidates[chosen[at] ?? 0];
-      const cost = costs[at]?.[chosen[at] ?? 0];
-      if (candidate === undefined || cost === undefined) return;
-      for (const [site, scheme] of schemesOf(members, candidate.schemeFor)) schemes.set(site, scheme);
-      context.report({
-        kind: "applied",
-        code: "search-precision/choice",
-        where: layer,
-        message: `${candidate.name}: ${cost.bytes} bytes, loss ${cost.loss.toPrecision(3)}`,
-      });
+    const costs = parts.map(({ members }, at) =>
+      (trials[at] ?? []).map((trial, precision) => costOf(options.budget, members, trial, precision)),
+    );
+    const { kind, most } = limitOf(options.budget, parts);
+    const chosen = choosePrecisions(costs, { kind, most });
+    if (chosen === null) throw beyondBudget(costs, options.budget, kind, most);
+    const taken = parts.map((part, at) => {
+      const trial = trials[at]?.[chosen[at] ?? 0];
+      invariant(trial !== undefined, `no precision for ${part.label}`);
+      return { part, trial };
     });
-    return { model: schemes.size === 0 ? model : rounded(model, sites, schemes), changed: schemes.size };
+    const choices = taken.flatMap(({ trial }) => trial.choices);
+    const whole = await measure(choices, "the mix");
+    for (const { part, trial } of taken) context.report(choiceRemark(part, trial));
+    context.report({
+      kind: "applied",
+      code: "search-precision/mix",
+      where: "model",
+      message: mixText(taken, whole),
+    });
+    options.decide(choices);
+    return { model, changed: choices.length };
   },
 });
 
-/** Projections by layer, those outside layers by role; only what some candidate rounds. */
-function layersOf(sites: Sites, candidates: readonly PrecisionCandidate[]): Map<string, LinearSite[]> {
-  const layers = new Map<string, LinearSite[]>();
-  for (const site of sites.linears) {
-    if (!sites.graph.initializers.has(site.weight)) continue;
-    if (candidates.every(({ schemeFor }) => schemeFor(site) === null)) continue;
-    const label = site.layer === "" ? site.role : site.layer;
-    layers.set(label, [...(layers.get(label) ?? []), site]);
-  }
-  return layers;
-}
+type Measure = (choices: readonly PrecisionChoice[], label: string) => Promise<number>;
 
-function schemesOf(
-  members: readonly LinearSite[],
-  schemeFor: PrecisionCandidate["schemeFor"],
-): Map<LinearSite, WeightScheme> {
-  return new Map(
-    members.flatMap((site) => {
-      const scheme = schemeFor(site);
-      return scheme === null ? [] : [[site, scheme] as const];
-    }),
-  );
-}
-
-/** Bytes of codes, scales and zero points, and of what stays float32. */
-function bytesOf(members: readonly LinearSite[], schemes: ReadonlyMap<LinearSite, WeightScheme>): number {
-  return members.reduce((sum, site) => {
-    const shape = [site.inFeatures, site.outFeatures];
-    const scheme = schemes.get(site);
-    if (scheme === undefined) return sum + 4 * elementCount(shape);
-    const bits = storedBits(scheme.bits);
-    const { count } = scaleLayout(shape, scheme.granularity);
-    const zeros = scheme.zero.kind === "asymmetric" ? Math.ceil((count * bits) / 8) : 0;
-    return sum + Math.ceil((elementCount(shape) * bits) / 8) + count * (scheme.scaleType === "f16" ? 2 : 4) + zeros;
-  }, 0);
-}
-
-function rounded(model: Model, sites: Sites, schemes: ReadonlyMap<LinearSite, WeightScheme>): Model {
-  const edit = new GraphEdit(model.graph);
-  for (const [site, scheme] of schemes) {
-    const tensor = sites.graph.initializers.get(site.weight);
-    if (tensor === undefined) continue;
-    replaceWeight(edit, site, scheme, () =>
-      roundToNearest({ label: site.weight, shape: tensor.shape, data: weightValues(tensor) }, scheme),
+/** Measures quantized models against the model as it is; counts for people. */
+async function measurement(
+  model: Model,
+  options: SearchPrecisionOptions,
+  context: PassContext,
+  runs: number,
+): Promise<Measure> {
+  const from = await context.divergence(model, options.sequences);
+  let run = 0;
+  return async (choices, label) => {
+    run += 1;
+    const found = await from(await options.quantize(model, choices, context), `${label} (${run} of ${runs})`);
+    if (Number.isFinite(found)) return found;
+    throw new MambacError(
+      "search-precision/divergence",
+      `the divergence of the model with ${label} quantized is ${found}: the model or the data to measure it on are broken`,
+      EXIT.calibration,
     );
-  }
-  return { ...model, graph: edit.commit() };
+  };
 }
 
-async function finiteLoss(measure: SearchPrecisionOptions["measure"], model: Model, what: string): Promise<number> {
-  const loss = await measure(model);
-  if (Number.isFinite(loss)) return loss;
-  throw new MambacError(
-    "search-precision/loss",
-    `the loss of ${what} is ${loss}: the model or the data to measure it on are broken`,
-    EXIT.calibration,
+async function tried(part: Part, precision: Precision, measure: Measure): Promise<Trial> {
+  const choices = part.members.map(({ role, layer }) => ({ role, layer, precision: precision.name }));
+  const bytes = part.members.reduce((sum, site) => sum + bytesOf(site, precision.schemeFor(site)), 0);
+  const divergence = part.members.every((site) => precision.schemeFor(site) === null)
+    ? 0
+    : await measure(choices, `${part.label} as ${precision.name}`);
+  return { precision, choices, bytes, divergence };
+}
+
+/** Projections by layer and role, or by layer; only what some precision rounds. */
+function partsOf(sites: Sites, { precisions, includes, each }: SearchPrecisionOptions): Part[] {
+  const parts = new Map<string, LinearSite[]>();
+  for (const site of sites.linears) {
+    if (!sites.graph.initializers.has(site.weight) || !includes(site)) continue;
+    if (precisions.every(({ schemeFor }) => schemeFor(site) === null)) continue;
+    const label = site.layer === "" ? site.role : each === "layer" ? site.layer : `${site.layer} ${site.role}`;
+    parts.set(label, [...(parts.get(label) ?? []), site]);
+  }
+  return [...parts].map(([label, members]) => ({ label, members }));
+}
+
+const weightsOf = (members: readonly LinearSite[]): number =>
+  members.reduce((sum, { inFeatures, outFeatures }) => sum + inFeatures * outFeatures, 0);
+
+/** What the budget counts of a precision, as the `bytes` of a mix. */
+function costOf(budget: SearchBudget, members: readonly LinearSite[], trial: Trial, precision: number): PrecisionCost {
+  const bytes = budget.kind === "raised" ? (precision === 0 ? 0 : weightsOf(members)) : trial.bytes;
+  return { bytes, loss: trial.divergence };
+}
+
+function limitOf(
+  { kind, most }: SearchBudget,
+  parts: readonly Part[],
+): { readonly kind: "bytes" | "loss"; readonly most: number } {
+  const weights = parts.reduce((sum, { members }) => sum + weightsOf(members), 0);
+  switch (kind) {
+    case "bits":
+      return { kind: "bytes", most: (most * weights) / 8 };
+    case "raised":
+      return { kind: "bytes", most: most * weights };
+    case "divergence":
+      return { kind: "loss", most };
+    default:
+      return { kind: "bytes", most };
+  }
+}
+
+/** Bytes of codes, scales and zero points, or of what stays float32. */
+function bytesOf({ inFeatures, outFeatures }: LinearSite, scheme: WeightScheme | null): number {
+  const shape = [inFeatures, outFeatures];
+  if (scheme === null) return 4 * elementCount(shape);
+  const bits = storedBits(scheme.bits);
+  const { count } = scaleLayout(shape, scheme.granularity);
+  const zeros = scheme.zero.kind === "asymmetric" ? Math.ceil((count * bits) / 8) : 0;
+  return Math.ceil((elementCount(shape) * bits) / 8) + count * (scheme.scaleType === "f16" ? 2 : 4) + zeros;
+}
+
+function choiceRemark({ label }: Part, { precision, bytes, divergence }: Trial): Parameters<PassContext["report"]>[0] {
+  return {
+    kind: "applied",
+    code: "search-precision/choice",
+    where: label,
+    message: `${precision.name}: ${bytes} bytes, divergence ${divergence.toExponential(2)} bits`,
+  };
+}
+
+function mixText(taken: readonly { readonly part: Part; readonly trial: Trial }[], whole: number): string {
+  const weights = taken.reduce((sum, { part }) => sum + weightsOf(part.members), 0);
+  const bytes = taken.reduce((sum, { trial }) => sum + trial.bytes, 0);
+  const sum = taken.reduce((total, { trial }) => total + trial.divergence, 0);
+  return (
+    `${((8 * bytes) / weights).toFixed(2)} bits a weight, ${bytes} bytes; ` +
+    `divergence ${whole.toExponential(2)} bits, ${sum.toExponential(2)} as the sum of its parts`
   );
 }
 
-function beyondBudget(costs: readonly (readonly PrecisionCost[])[], { kind, most }: PrecisionBudget): MambacError {
+function beyondBudget(
+  costs: readonly (readonly PrecisionCost[])[],
+  budget: SearchBudget,
+  kind: "bytes" | "loss",
+  most: number,
+): MambacError {
   const least = costs.reduce((sum, row) => sum + Math.min(...row.map((cost) => cost[kind])), 0);
+  // In the budget's own unit.
+  const best = kind === "loss" ? least : (least * budget.most) / most;
   return new MambacError(
     "search-precision/budget",
-    `no mix of the given precisions keeps to ${most} ${kind === "bytes" ? "bytes" : "of loss"}: the least is ${least}; ` +
+    `no mix of the given precisions keeps to ${budget.kind} ${budget.most}: the least is ${Number(best.toPrecision(6))}; ` +
       `raise the budget or offer ${kind === "bytes" ? "fewer" : "more"} bits`,
     EXIT.belowGate,
   );

@@ -3,26 +3,26 @@
  * particular set of them.
  */
 
-import { executableModel, executor, withStateNames } from "./executable.js";
+import { type CalibrationData, calibrationHooks, vocabularyOf } from "./calibration.js";
+import { executor, withStateNames } from "./executable.js";
+
 import type { Model } from "./ir/graph.js";
 import { formatType } from "./ir/types.js";
 import { readModel } from "./onnx/read.js";
 import { type Written, writeModel } from "./onnx/write.js";
 import { DEFAULT_REPLAY_LENGTH } from "./ops/names.js";
-import type { StatRequest } from "./quant/calibration.js";
-import type { ObservedStatistics } from "./quant/observed-statistics.js";
-import { tokenInput, viewGraph } from "./rewrite/axes.js";
+
+import { viewGraph } from "./rewrite/axes.js";
+
 import { splitBranches } from "./rewrite/branches.js";
 import type { Fact, Remark } from "./rewrite/pass.js";
 import { nothingFound, type PipelineHooks, runSteps, type Step } from "./rewrite/pipeline.js";
 import { type SemanticOp, type StateChoice, semanticOps } from "./rewrite/semantic.js";
 import { slotType, stateBytes, stateSlots } from "./rewrite/states.js";
 import { mainOpset } from "./rewrite/trials.js";
-import { type Dataset, type DatasetOptions, openDataset } from "./run/dataset.js";
 import { openOrtGemm } from "./run/ort-gemm.js";
 import { pairDisagreement } from "./run/pair-agreement.js";
-import { collectStatistics } from "./run/statistics.js";
-import { tokenizerBeside } from "./run/tokenizer.js";
+
 import { identifySource, type Source, sourceFiles } from "./sources.js";
 import { MambacError } from "./support/errors.js";
 
@@ -42,6 +42,12 @@ export interface CompilerPasses {
   readonly executable: () => Step[];
 }
 
+/** A recipe with nothing left to decide, as data and as YAML. */
+export interface DecidedRecipe {
+  readonly recipe: { readonly name: string };
+  readonly text: string;
+}
+
 export interface CompileOptions {
   /** One file, a prefill and a decode file in any order, or one folder that holds them. */
   readonly inputs: readonly string[];
@@ -51,12 +57,12 @@ export interface CompileOptions {
   readonly externalData?: "auto" | "always" | "never";
   readonly stopAfter?: string;
   readonly threads?: number;
-  /** The quantization recipe as it was resolved, for the metadata. */
+  /** The quantization recipe, for the metadata. */
   readonly recipe?: { readonly name: string } | null;
-  /** The same as YAML, to be written beside the model as `<output>.recipe.yaml`. */
-  readonly recipeText?: string | null;
-  /** Data for passes that need statistics of activations. Text is read with the tokenizer given, or the one beside the source. */
-  readonly calibration?: Omit<DatasetOptions, "vocabulary">;
+  /** The same as passes have decided it, for `<output>.recipe.yaml` and the metadata. Asked once they have run. */
+  readonly decided?: () => DecidedRecipe | null;
+  /** Data for passes that need statistics of activations. */
+  readonly calibration?: CalibrationData;
   readonly onRemark?: (remark: Remark) => void;
   readonly onProgress?: (message: string) => void;
   readonly afterPass?: (name: string, model: Model, changed: number, milliseconds: number) => void;
@@ -110,7 +116,7 @@ export interface Prepared {
   readonly measure: (report: (remark: Remark) => void) => Promise<number | null>;
 }
 
-type PrepareOptions = Omit<CompileOptions, "output" | "state" | "recipe" | "recipeText" | "calibration">;
+type PrepareOptions = Omit<CompileOptions, "output" | "state" | "recipe" | "decided" | "calibration">;
 
 /** Compiles; see `CompileOptions`. Throws `MambacError` for whatever the user can mend; nothing is written then. */
 export async function compile(options: CompileOptions, passes: CompilerPasses): Promise<CompileReport> {
@@ -182,7 +188,13 @@ export async function compilePrepared(
     gemm: products.gemm,
     ...(options.calibration === undefined
       ? {}
-      : { collect: collector(options, options.calibration, passes.executable) }),
+      : calibrationHooks({
+          calibration: options.calibration,
+          inputs: options.inputs,
+          executable: passes.executable,
+          threads: options.threads ?? 1,
+          ...(options.onProgress === undefined ? {} : { onProgress: options.onProgress }),
+        })),
   };
   let before: readonly SemanticOp[] = [];
   const pair = decode === null ? null : { decode, measure: () => prepared.measure(hooks.report) };
@@ -206,10 +218,11 @@ export async function compilePrepared(
   let written: Written | null = null;
   if (options.output !== null && !finished.stopped) {
     options.onProgress?.(`writing ${options.output}`);
-    const { output, recipeText = null } = options;
+    const { output } = options;
+    const text = options.decided?.()?.text ?? null;
     written = await writeModel(model, output, {
       externalData: options.externalData ?? "auto",
-      companions: recipeText === null ? [] : [{ path: `${output}.recipe.yaml`, text: recipeText }],
+      companions: text === null ? [] : [{ path: `${output}.recipe.yaml`, text }],
     });
   }
   return report({ ...options, state }, prepared, model, before, remarks, written);
@@ -227,37 +240,6 @@ function pipelineHooks(options: PrepareOptions, remarks: Remark[]): PipelineHook
     ...(options.onFailure === undefined ? {} : { onFailure: options.onFailure }),
     ...(options.stopAfter === undefined ? {} : { stopAfter: options.stopAfter }),
   };
-}
-
-/** Statistics of a model between two passes: made executable, then run over the data. */
-export function collector(
-  options: Pick<CompileOptions, "inputs" | "threads" | "onProgress">,
-  calibration: NonNullable<CompileOptions["calibration"]>,
-  executable: () => Step[],
-): (model: Model, requests: readonly StatRequest[]) => Promise<ObservedStatistics & Disposable> {
-  return async (model, requests) => {
-    const ready = await executableModel(model, executable(), options.threads ?? 1);
-    const dataset = await openCalibration(calibration, model, options.inputs);
-    try {
-      return await collectStatistics(ready, requests, dataset, {
-        threads: options.threads ?? 1,
-        ...(options.onProgress === undefined ? {} : { onProgress: options.onProgress }),
-      });
-    } finally {
-      dataset.close();
-    }
-  };
-}
-
-/** The calibration data of a model, with its tokenizer. Throws `dataset/...` (exit code 5). */
-export function openCalibration(
-  calibration: NonNullable<CompileOptions["calibration"]>,
-  model: Model,
-  inputs: readonly string[],
-): Promise<Dataset> {
-  const vocabulary = vocabularyOf(model);
-  const tokenizer = calibration.tokenizer ?? tokenizerBeside(inputs[0] ?? ".", vocabulary);
-  return openDataset({ ...calibration, vocabulary, ...(tokenizer === null ? {} : { tokenizer }) });
 }
 
 /** Pairs above this size are compared by their parameters only. */
@@ -305,26 +287,20 @@ function totalBytes(model: Model): number {
   return bytes;
 }
 
-/** Rows of the table the token ids index. */
-function vocabularyOf(model: Model): number {
-  const token = tokenInput(model.graph)?.name;
-  const lookup = model.graph.nodes.find((node) => node.op === "Gather" && node.inputs[1] === token);
-  return model.graph.initializers.get(lookup?.inputs[0] ?? "")?.shape[0] ?? 16;
-}
-
 /** The model with what mambac says about itself in the metadata; no dates, hosts or paths. */
 function described(
   model: Model,
   ops: readonly SemanticOp[],
   sources: readonly Source[],
-  { state, recipe }: CompileOptions,
+  { state, ...options }: CompileOptions,
 ): Model {
   const named = withStateNames(model, ops);
   const metadata = new Map(named.metadata);
   metadata.set("mambac.version", VERSION);
   metadata.set("mambac.source_sha256", sources.map((source) => source.sha256).join(" "));
   metadata.set("mambac.state", stateText(state));
-  if (recipe != null) metadata.set("mambac.recipe", JSON.stringify(recipe));
+  const recipe = options.decided?.()?.recipe ?? options.recipe ?? null;
+  if (recipe !== null) metadata.set("mambac.recipe", JSON.stringify(recipe));
   return { ...named, producerName: "mambac", producerVersion: VERSION, metadata };
 }
 

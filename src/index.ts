@@ -30,6 +30,7 @@ export {
   type CompileReport,
   type CompilerPasses,
   compile,
+  type DecidedRecipe,
   type LayerRow,
   prepare,
   type RaisedPair,

@@ -1,7 +1,8 @@
 /** How uneven the activations in front of projections are, as a model is and after transforms that keep its function. */
 
+import { statisticsOf } from "./calibration.js";
 import type { Candidate } from "./compare.js";
-import { type CompileOptions, collector, compilePrepared, type Prepared } from "./compile.js";
+import { type CompileOptions, compilePrepared, type Prepared } from "./compile.js";
 import type { Model } from "./ir/graph.js";
 import type { StatRequest } from "./quant/calibration.js";
 import { semanticOps } from "./rewrite/semantic.js";
@@ -71,8 +72,8 @@ async function rowsOf(options: Parameters<typeof outlierRows>[0], transform: Can
     { value, kind: "percentile", perChannel: false },
     { value, kind: "second-moment", perChannel: true },
   ]);
-  const collect = collector({ inputs, threads }, calibration, transform.passes.executable);
-  using statistics = await collect(model, requests);
+  const runs = { calibration, inputs, threads, executable: transform.passes.executable };
+  using statistics = await statisticsOf(runs, model, requests);
   return [...sites].map(([value, site]) => {
     const peaks = statistics.channelAbsMax(value);
     const { size, matrix } = statistics.secondMoment(value);

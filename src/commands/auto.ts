@@ -1,8 +1,9 @@
 /** `--recipe auto`: measures recipes on text that was held out of calibration, and takes one. */
 
+import { openCalibration } from "../calibration.js";
 import { type Budget, bytesOf, choose } from "../choose.js";
 import { type Candidate, type ComparedRow, compareCandidates } from "../compare.js";
-import { type CompileOptions, openCalibration, prepare } from "../compile.js";
+import { type CompileOptions, prepare } from "../compile.js";
 import type { LibraryChoice } from "../run/locate.js";
 import { EXIT, MambacError } from "../support/errors.js";
 import { comparedDocument, comparedTable, formatLoss } from "./compare-table.js";

@@ -6,6 +6,7 @@ import {
   type CompileReport,
   type CompilerPasses,
   compile,
+  type DecidedRecipe,
   stateText,
   VERSION,
 } from "../compile.js";
@@ -31,10 +32,10 @@ export interface CompileCommandOptions {
   /** Null: beside the source, as `<name>.mambac.onnx`. */
   readonly output: string | null;
   readonly state: StateChoice;
-  /** The quantization recipe, resolved; null leaves weights and activations float. */
+  /** The quantization recipe; null leaves weights and activations float. */
   readonly recipe?: { readonly name: string } | null;
-  /** The same as YAML, written beside the result. */
-  readonly recipeText?: string | null;
+  /** The same as passes have decided it, as it is written beside the result. */
+  readonly decided?: () => DecidedRecipe | null;
   /** Why this recipe, where mambac chose it. */
   readonly choice?: { readonly text: string; readonly document: object } | null;
   readonly calibration?: NonNullable<CompileOptions["calibration"]>;
@@ -87,7 +88,7 @@ export async function compileCommand(
         externalData: options.externalData,
         threads: options.threads,
         recipe: options.recipe ?? null,
-        recipeText: options.recipeText ?? null,
+        ...(options.decided === undefined ? {} : { decided: options.decided }),
         ...(options.calibration === undefined ? {} : { calibration: options.calibration }),
         ...(options.stopAfter === null ? {} : { stopAfter: options.stopAfter }),
         onProgress: (message) => progress.say(message),
@@ -161,14 +162,12 @@ interface Files {
 function filesOf(report: CompileReport, output: string, options: CompileCommandOptions): Files | null {
   if (report.written !== null) return report.written;
   if (options.stopAfter !== null) return null;
+  const text = options.decided?.()?.text ?? null;
   const { model, data } = writtenSizes(report.model, output, { externalData: options.externalData });
   return {
     model: { path: output, bytes: model },
     data: data === null ? null : { path: `${output}.data`, bytes: data },
-    companions:
-      options.recipeText == null
-        ? []
-        : [{ path: `${output}.recipe.yaml`, bytes: Buffer.byteLength(options.recipeText) }],
+    companions: text === null ? [] : [{ path: `${output}.recipe.yaml`, bytes: Buffer.byteLength(text) }],
   };
 }
 
@@ -196,7 +195,7 @@ function documentOf(
     dryRun: options.dryRun,
     files: filesOf(report, output, options),
     state: report.state,
-    recipe: options.recipe ?? null,
+    recipe: options.decided?.()?.recipe ?? options.recipe ?? null,
     ...(options.choice == null ? {} : { auto: options.choice.document }),
     ...(census === null ? {} : { kernels: { ...census, kernels: Object.fromEntries(census.kernels) } }),
     layers: report.rows.map(layerDocument),

@@ -7,6 +7,12 @@ import type { Gemm } from "../linalg/matrix.js";
 /** Runs a small model on given inputs. Injected, so that passes never import a runtime. */
 export type Execute = (model: Model, feeds: ReadonlyMap<string, Tensor>) => Promise<Map<string, Tensor>>;
 
+/**
+ * How far a model is from a reference on calibration data: the mean Kullback-Leibler divergence of the next token, in bits.
+ * `label` tells people what is measured.
+ */
+export type DivergenceFrom = (model: Model, label: string) => Promise<number>;
+
 /** How close a pass keeps the model to what it was. */
 export type Exactness =
   /** The same bits. */
@@ -46,6 +52,8 @@ export interface PassContext {
   readonly execute: Execute;
   /** Matrix products at the speed of a runtime. */
   readonly gemm: Gemm;
+  /** Measures against a model, on so many sequences of the calibration data. */
+  readonly divergence: (reference: Model, sequences: number) => Promise<DivergenceFrom>;
   report(remark: Omit<Remark, "pass">): void;
 }
 

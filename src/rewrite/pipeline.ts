@@ -19,7 +19,7 @@ export interface Step {
   requests?(model: Model): readonly StatRequest[];
   run(
     model: Model,
-    tools: Pick<PassContext, "execute" | "gemm">,
+    tools: Omit<PassContext, "report">,
     report: (remark: Remark) => void,
     statistics: Statistics | null,
   ): Promise<{ readonly model: Model; readonly changed: number }>;
@@ -68,6 +68,8 @@ export interface PipelineHooks {
   readonly gemm?: Gemm;
   /** Collects statistics over calibration data; absent when no data were given. */
   readonly collect?: (model: Model, requests: readonly StatRequest[]) => Promise<Statistics>;
+  /** Measures on calibration data; absent when no data were given. */
+  readonly divergence?: PassContext["divergence"];
   /** Called after each pass with the model it made. */
   readonly afterPass?: (name: string, model: Model, changed: number, milliseconds: number) => void;
   /** Called with the model before the pass that failed. */
@@ -117,7 +119,11 @@ export async function runSteps(
       const statistics = await gather(next, current, hooks);
       result = await next.run(
         current,
-        { execute: hooks.execute, gemm: hooks.gemm ?? loopGemm },
+        {
+          execute: hooks.execute,
+          gemm: hooks.gemm ?? loopGemm,
+          divergence: hooks.divergence ?? (() => Promise.reject(noData(name))),
+        },
         hooks.report,
         statistics,
       );
@@ -141,13 +147,17 @@ async function gather(step: Step, model: Model, hooks: PipelineHooks): Promise<S
   const wanted = step.requests?.(model) ?? null;
   if (wanted === null) return null;
   if (hooks.collect === undefined) {
-    throw new MambacError(
-      "pipeline/no-data",
-      `pass ${name} needs calibration data: give --calib FILE, or a recipe without it`,
-      EXIT.calibration,
-    );
+    throw noData(name);
   }
   return hooks.collect(model, wanted);
+}
+
+function noData(pass: string): MambacError {
+  return new MambacError(
+    "pipeline/no-data",
+    `pass ${pass} needs calibration data: give --calib FILE, or a recipe without it`,
+    EXIT.calibration,
+  );
 }
 
 function assertSound(name: string, model: Model): void {

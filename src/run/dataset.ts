@@ -141,6 +141,22 @@ export async function openDataset(options: DatasetOptions): Promise<Dataset> {
   }
 }
 
+/** The first sequences of a dataset. */
+export function firstSequences(dataset: Dataset, most: number): Dataset {
+  return {
+    ...dataset,
+    count: Math.min(dataset.count, most),
+    async *sequences() {
+      let left = most;
+      for await (const sequence of dataset.sequences()) {
+        if (left <= 0) return;
+        left -= 1;
+        yield sequence;
+      }
+    },
+  };
+}
+
 function requireCounts(length: number, samples: number | null, seed: number, shard: Shard): void {
   const whole = (value: number): boolean => Number.isSafeInteger(value) && value >= 1;
   if (!whole(length)) throw dataError("length", `a sequence cannot have ${length} tokens`);

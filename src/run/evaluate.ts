@@ -8,7 +8,7 @@
  */
 
 import { MambacError } from "../support/errors.js";
-import { summarise } from "./logits.js";
+import { klBits, summarise } from "./logits.js";
 import { type EvaluateMode, logitsSource, possibleMode } from "./logits-source.js";
 import type { LoadedPackage } from "./stateful-model.js";
 import { byteTokenizer, type Tokenizer } from "./tokenizer.js";
@@ -221,14 +221,9 @@ class Score {
     const other = summarise(reference);
     this.#referenceBits += (other.logSum - reference[target]!) / Math.LN2;
     if (own.best === other.best) this.#agreements += 1;
-    let kl = 0;
-    for (let i = 0; i < logits.length; i++) {
-      const logP = reference[i]! - other.logSum;
-      const p = Math.exp(logP);
-      if (p > 0) kl += p * (logP - (logits[i]! - own.logSum));
-    }
-    this.#kl.push(kl / Math.LN2);
-    this.#positionKl[position]! += kl / Math.LN2;
+    const kl = klBits(reference, other.logSum, logits, own.logSum);
+    this.#kl.push(kl);
+    this.#positionKl[position]! += kl;
   }
 
   result(bytes: number | null, compared: boolean): Omit<Evaluation, "mode" | "window" | "windows"> {

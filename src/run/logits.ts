@@ -37,6 +37,24 @@ export function summarise(row: Float32Array): {
   return { logSum: top + Math.log(sum), best, finite };
 }
 
+/** Kullback-Leibler divergence of the distribution of `actual` from that of `expected`, in bits, from what `summarise` says of both. */
+export function klBits(
+  expected: Float32Array,
+  expectedLogSum: number,
+  actual: Float32Array,
+  actualLogSum: number,
+): number {
+  let kl = 0;
+  let at = 0;
+  for (const score of expected) {
+    const logP = score - expectedLogSum;
+    const p = Math.exp(logP);
+    if (p > 0) kl += p * (logP - ((actual[at] ?? Number.NaN) - actualLogSum));
+    at += 1;
+  }
+  return kl / Math.LN2;
+}
+
 /** Elements of a float tensor as float32. */
 export function toFloats(tensor: Tensor): Float32Array {
   if (tensor.dtype === "f32") return new Float32Array(tensor.bytes().slice().buffer);

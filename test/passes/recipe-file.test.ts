@@ -10,8 +10,10 @@ import {
   lastRule,
   RESIDUAL_ROTATIONS,
   ROUNDING_METHODS,
+  SEARCH_PARTS,
   SMOOTH_METHODS,
 } from "../../passes/quant-recipes.js";
+import { BUDGET_KINDS } from "../../passes/search-precision.js";
 import { MAX_REPLAY_LENGTH, REQUANTIZE_MODES, STATE_FORMATS, STATE_SCALES } from "../../src/ops/names.js";
 import { formatWeightScheme, parseWeightScheme } from "../../src/quant/scheme.js";
 import { LINEAR_ROLES } from "../../src/rewrite/sites.js";
@@ -37,7 +39,26 @@ const scheme = fc
     fc.constantFrom("", ":mse", ":f16", ":mse:f16"),
   )
   .map((parts) => `${parts[0]}:${parts[1]}${parts[2]}`);
-const recipes: fc.Arbitrary<QuantRecipe> = fc.record({
+const precision = fc.record({
+  name: fc.stringMatching(/^\S{1,6}$/),
+  scheme: fc.option(scheme),
+  method: fc.constantFrom(...ROUNDING_METHODS),
+  timing: fc.constantFrom(...ACTIVATION_TIMINGS),
+  share: fc.double({ min: 0.5, max: 1, noNaN: true }),
+});
+const search: fc.Arbitrary<NonNullable<QuantRecipe["search"]>> = fc.record({
+  roles,
+  each: fc.constantFrom(...SEARCH_PARTS),
+  precisions: fc.uniqueArray(precision, { minLength: 2, maxLength: 3, selector: ({ name }) => name }),
+  budget: fc.oneof(
+    fc.record({ bits: fc.double({ min: 0.5, max: 32, noNaN: true }) }),
+    fc.record({ bytes: fc.integer({ min: 1, max: 2 ** 40 }) }),
+    fc.record({ divergence: fc.double({ min: 1e-6, max: 1, noNaN: true }) }),
+    fc.record({ raised: fc.double({ min: 0, max: 1, noNaN: true }).map(Math.abs) }),
+  ),
+  sequences: fc.integer({ min: 1, max: 999 }),
+});
+const plainRecipes: fc.Arbitrary<QuantRecipe> = fc.record({
   name: fc.stringMatching(/^\S{1,12}$/),
   summary: fc.string({ maxLength: 40 }),
   smooth: fc.option(
@@ -79,6 +100,23 @@ const recipes: fc.Arbitrary<QuantRecipe> = fc.record({
     replayLength: fc.integer({ min: 1, max: MAX_REPLAY_LENGTH }),
   }),
 });
+const recipes: fc.Arbitrary<QuantRecipe> = fc
+  .tuple(plainRecipes, fc.option(search))
+  .map(([recipe, found]) => (found === null ? recipe : { ...recipe, search: found }));
+
+/** A recipe with a search; `line` is its sixth line. */
+function searching(line: string): string {
+  return [
+    "name: a",
+    "search:",
+    "  roles: [in_proj]",
+    "  precisions: [{name: w4, scheme: 'i4:g128'}, {name: w8, scheme: 'i8:channel'}]",
+    "  # what it must keep to",
+    `  ${line}`,
+    ...(/budget|4/.test(line) ? [] : ["  budget: {bits: 5}"]),
+    "",
+  ].join("\n");
+}
 
 describe("recipe files", () => {
   test.each(PRESETS)("$name reads back as it was written", (recipe) => {
@@ -117,6 +155,20 @@ describe("recipe files", () => {
     ["name: a\nrotate: {residual: hadamrad}\n", "r:2:20: 'hadamrad' is not known here; did you mean 'hadamard'?"],
     ["name: a\nsmooth: {alpha: 2, roles: [in_proj]}\n", "r:2:17: 2 where a number from 0 up to 1 was expected"],
     ["name: a\nactivations: {roles: [in_proj]}\n", "r:2:14: a map where a list was expected"],
+    [
+      searching("budget: {bits: 5, bytes: 9}"),
+      "r:6:11: a budget is exactly one of bits, bytes, divergence, raised; here are bits and bytes",
+    ],
+    [searching("budget: {}"), "r:6:11: a budget is exactly one of bits, bytes, divergence, raised; there is none"],
+    [searching("budget: {bits: 0}"), "r:6:18: 0 where a number above 0 up to 32 was expected"],
+    [searching("budget: {bist: 5}"), "r:6:12: there is no key 'bist' here; did you mean 'bits'?"],
+    [searching("budget: {raised: 2}"), "r:6:20: 2 where a number from 0 up to 1 was expected"],
+    [searching("each: model"), "r:6:9: 'model' is not known here; known: projection, layer"],
+    [searching("sequences: 0"), "r:6:14: 0 where an integer from 1 was expected"],
+    [searching("sequences: 4"), "r:3:3: the key 'budget' is missing"],
+    [searching("budget: {bits: 5}").replace("name: w8", "name: w4"), "r:3:3: there are two precisions 'w4'"],
+    [searching("budget: {bits: 5}").replace(/, \{name: w8.*\}\]/, "]"), "r:4:15: the list needs 2 or more entries"],
+    [searching("budget: {bits: 5}").replace("i8:channel", "i9:channel"), "r:4:66: weight scheme 'i9:channel'"],
   ])("%j is refused with its place", (source, message) => {
     let text = "";
     try {
@@ -142,12 +194,14 @@ describe("the schema file", () => {
     expect(rule("activations", "roles", "items", "enum")).toEqual(LINEAR_ROLES);
     expect(rule("weights", "method", "enum")).toEqual(ROUNDING_METHODS);
     expect(rule("activations", "timing", "enum")).toEqual(ACTIVATION_TIMINGS);
+    expect(properties("search", "properties", "each", "enum")).toEqual(SEARCH_PARTS);
+    expect(Object.keys(properties("search", "properties", "budget", "properties") as object)).toEqual(BUDGET_KINDS);
     expect(properties("rotate", "properties", "residual", "enum")).toEqual(RESIDUAL_ROTATIONS);
     expect(properties("rotate", "properties", "dt", "enum")).toEqual(DT_ROTATIONS);
     expect(properties("state", "properties", "format", "enum")).toEqual(STATE_FORMATS);
     expect(properties("state", "properties", "scale", "enum")).toEqual(STATE_SCALES);
     expect(properties("state", "properties", "requantize", "enum")).toEqual(REQUANTIZE_MODES);
-    expect(Object.keys(properties() as object)).toEqual(Object.keys(PRESETS[0] ?? {}));
+    expect(Object.keys(properties() as object)).toEqual([...Object.keys(PRESETS[0] ?? {}), "search"]);
   });
 
   test("has a pattern for weight schemes that agrees with their parser", () => {

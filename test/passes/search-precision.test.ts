@@ -1,125 +1,244 @@
 import { describe, expect, test } from "vitest";
 import { roundNearest } from "../../passes/round-nearest.js";
 import {
-  type PrecisionCandidate,
+  type Precision,
+  type PrecisionChoice,
   type SearchPrecisionOptions,
   searchPrecision,
 } from "../../passes/search-precision.js";
 import type { Model } from "../../src/ir/graph.js";
 import { encodeModel } from "../../src/onnx/write.js";
 import { parseWeightScheme } from "../../src/quant/scheme.js";
-import { linearsOf } from "../support/exact-steps.js";
+import type { PassContext } from "../../src/rewrite/pass.js";
 import { aligned, foldSample } from "../support/fold-runs.js";
-import { difference, golden, outputsOf, runPass, type Sample } from "../support/pass-runs.js";
+import { difference, golden, type Outcome, outputsOf, runPass, type Sample } from "../support/pass-runs.js";
 import { PLAIN, type RaisedSpelling } from "../support/raised-spelling.js";
 
 const SPELLING: RaisedSpelling = { ...PLAIN, layers: 2, dModel: 24, heads: 6 };
 
-const uniform = (spelling: string): PrecisionCandidate => ({
-  name: spelling,
-  schemeFor: ({ role }) => (role === "lm_head" ? null : parseWeightScheme(spelling)),
-});
-const CANDIDATES = [uniform("i8:channel"), uniform("i4:channel"), uniform("i2:channel")];
+type Divergence = PassContext["divergence"];
 
-/** Bytes of the codes and scales of a candidate in one layer: in_proj [24, 46] and out_proj [18, 24]. */
-async function bytesAt(model: Model, candidate: PrecisionCandidate): Promise<number> {
-  const { model: after } = await runPass(roundNearest, model, { schemeFor: candidate.schemeFor });
-  let bytes = 0;
-  for (const node of after.graph.nodes) {
-    if (node.op !== "DequantizeLinear") continue;
-    for (const input of node.inputs) bytes += after.graph.initializers.get(input)?.byteLength ?? 0;
-  }
-  return bytes / 2;
+const uniform = (spelling: string): Precision => ({ name: spelling, schemeFor: () => parseWeightScheme(spelling) });
+const PRECISIONS = ["i2:channel", "i4:channel", "i8:channel"].map(uniform);
+const FLOAT: Precision = { name: "float", schemeFor: () => null };
+
+/** Rounds what the choices name, to nearest. */
+const quantizeBy =
+  (precisions: readonly Precision[]): SearchPrecisionOptions["quantize"] =>
+  async (model, choices) => {
+    const schemeFor: Precision["schemeFor"] = (site) => {
+      const choice = choices.find(({ role, layer }) => role === site.role && layer === site.layer);
+      return precisions.find(({ name }) => name === choice?.precision)?.schemeFor(site) ?? null;
+    };
+    return (await runPass(roundNearest, model, { schemeFor })).model;
+  };
+
+interface Search extends Outcome {
+  /** `layer role` -> precision. */
+  readonly decided: ReadonlyMap<string, string>;
 }
 
-/** Loss: how far outputs are from the float model's. */
-const lossOf = (sample: Sample): SearchPrecisionOptions["measure"] => {
-  return async (model) => difference(await outputsOf(model, sample.feeds, sample.batch), sample.expected);
+async function search(
+  model: Model,
+  divergence: Divergence,
+  options: Partial<SearchPrecisionOptions> & Pick<SearchPrecisionOptions, "budget">,
+): Promise<Search> {
+  const precisions = options.precisions ?? PRECISIONS;
+  let decided: readonly PrecisionChoice[] = [];
+  const outcome = await runPass(
+    searchPrecision,
+    model,
+    {
+      precisions,
+      includes: ({ role }) => role !== "lm_head",
+      each: "projection",
+      sequences: 3,
+      quantize: quantizeBy(precisions),
+      decide: (choices) => {
+        decided = choices;
+      },
+      ...options,
+    },
+    divergence,
+  );
+  return {
+    ...outcome,
+    decided: new Map(decided.map(({ layer, role, precision }) => [`${layer} ${role}`, precision])),
+  };
+}
+
+/** Bytes of codes and scales of the rounded projections. */
+async function bytesOf(model: Model): Promise<number> {
+  let bytes = 0;
+  for (const node of model.graph.nodes) {
+    if (node.op !== "DequantizeLinear") continue;
+    for (const input of node.inputs) bytes += model.graph.initializers.get(input)?.byteLength ?? 0;
+  }
+  return bytes;
+}
+
+/** A divergence that only counts bits: in_proj of layer 0 bears nothing, the rest more and more. */
+const madeUp: Divergence = (reference) => {
+  const costs: Readonly<Record<string, number>> = { i8: 0.01, i4: 1, i2: 5 };
+  const weights: readonly (readonly [string, number])[] = [
+    ["layers.0.in_proj", 1],
+    ["layers.0.out_proj", 0.1],
+    ["layers.1.in_proj", 0.01],
+    ["layers.1.out_proj", 0.001],
+  ];
+  expect([...reference.graph.initializers.keys()].some((name) => name.endsWith("_quantized"))).toBe(false);
+  return Promise.resolve((model) => {
+    let sum = 0;
+    for (const [name, { dtype }] of model.graph.initializers) {
+      const weight = name.endsWith("_quantized") ? weights.find(([part]) => name.startsWith(part)) : undefined;
+      sum += (weight?.[1] ?? 0) * (costs[dtype] ?? 0);
+    }
+    return Promise.resolve(sum);
+  });
 };
 
-/** A loss that only counts bits of layers: layer 0 bears nothing, layer 1 everything. */
-const madeUp: SearchPrecisionOptions["measure"] = (model) => {
-  const costs: Readonly<Record<string, number>> = { i8: 0.01, i4: 1, i2: 5 };
-  let loss = 2;
-  for (const [name, { dtype }] of model.graph.initializers) {
-    if (name.startsWith("layers.0.in_proj") && name.endsWith("_quantized")) loss += costs[dtype] ?? 0;
-    if (name.startsWith("layers.1.in_proj") && name.endsWith("_quantized")) loss += (costs[dtype] ?? 0) / 1000;
-  }
-  return Promise.resolve(loss);
-};
+/** How far outputs are from the reference's. */
+const realDivergence =
+  ({ feeds, batch }: Sample): Divergence =>
+  async (reference) => {
+    const expected = await outputsOf(reference, feeds, batch);
+    return async (model) => difference(await outputsOf(model, feeds, batch), expected);
+  };
 
 describe("search-precision", () => {
   test("golden", async () => {
     const { model } = await aligned(await foldSample(SPELLING));
-    const budget = { kind: "loss", most: 0.1 } as const;
-    const outcome = await runPass(searchPrecision, model, { candidates: CANDIDATES, budget, measure: madeUp });
-    await expect(golden("The layer that bears less keeps more bits.", model, outcome)).toMatchFileSnapshot(
+    const outcome = await search(model, madeUp, { budget: { kind: "divergence", most: 0.2 } });
+    expect([...outcome.decided.values()]).toEqual(["i8:channel", "i4:channel", "i2:channel", "i2:channel"]);
+    await expect(golden("What bears less gets more bits; the graph stays.", model, outcome)).toMatchFileSnapshot(
       "search-precision/mamba2.irtxt",
     );
   });
 
-  test("a budget of bytes leaves the bits to the layer that needs them", async () => {
+  test("the model stays as it is, to the byte; the decision is about every projection but those left out", async () => {
     const { model } = await aligned(await foldSample(SPELLING));
-    const [eight = 0, four = 0, two = 0] = await Promise.all(CANDIDATES.map((candidate) => bytesAt(model, candidate)));
-    const dtypes = async (most: number): Promise<string[]> => {
-      const budget = { kind: "bytes", most } as const;
-      const outcome = await runPass(searchPrecision, model, { candidates: CANDIDATES, budget, measure: madeUp });
-      return linearsOf(outcome.model)
-        .filter(({ role }) => role === "in_proj")
-        .map(({ weight }) => {
-          const node = outcome.model.graph.nodes.find(({ outputs }) => outputs[0] === weight);
-          return outcome.model.graph.initializers.get(node?.inputs[0] ?? "")?.dtype ?? "f32";
-        });
-    };
-    expect(await dtypes(2 * eight)).toEqual(["i8", "i8"]);
-    expect(await dtypes(eight + four)).toEqual(["i8", "i4"]);
-    expect(await dtypes(eight + two)).toEqual(["i8", "i2"]);
-    expect(await dtypes(four + two)).toEqual(["i4", "i2"]);
-    expect(await dtypes(2 * two)).toEqual(["i2", "i2"]);
-    await expect(dtypes(2 * two - 1)).rejects.toMatchObject({ code: "search-precision/budget", exitCode: 3 });
+    const { model: after, decided, changed } = await search(model, madeUp, { budget: { kind: "bits", most: 8 } });
+    expect(Buffer.compare(encodeModel(after), encodeModel(model))).toBe(0);
+    expect([...decided.keys()]).toEqual([
+      "layers.0 in_proj",
+      "layers.0 out_proj",
+      "layers.1 in_proj",
+      "layers.1 out_proj",
+    ]);
+    expect(changed).toBe(4);
   });
 
-  test("with real losses the sum of the parts foretells the whole, and a budget of loss is kept", async () => {
+  test("a budget of bytes is kept by what is really stored, and used as well as the parts allow", async () => {
+    const { model } = await aligned(await foldSample(SPELLING));
+    const stored = async (decided: ReadonlyMap<string, string>): Promise<number> => {
+      const choices = [...decided].map(([key, precision]) => {
+        const [layer = "", role = ""] = key.split(" ");
+        return { layer, role: role as PrecisionChoice["role"], precision };
+      });
+      const tools = {
+        execute: () => Promise.reject(new Error("nothing runs")),
+        gemm: () => Promise.reject(new Error()),
+      };
+      return bytesOf(await quantizeBy(PRECISIONS)(model, choices, tools));
+    };
+    const all = async (name: string): Promise<number> => {
+      const only = PRECISIONS.filter((precision) => precision.name === name);
+      const { decided } = await search(model, madeUp, { precisions: only, budget: { kind: "bytes", most: 1e9 } });
+      return stored(decided);
+    };
+    const [two, eight] = [await all("i2:channel"), await all("i8:channel")];
+    let best = Number.POSITIVE_INFINITY;
+    for (const most of [two, two + 500, (two + eight) / 2, eight - 1, eight]) {
+      const { decided, remarks } = await search(model, madeUp, { budget: { kind: "bytes", most } });
+      const bytes = await stored(decided);
+      expect(bytes).toBeLessThanOrEqual(most);
+      expect(remarks.at(-1)?.message).toContain(`${bytes} bytes`);
+      const loss = Number(/divergence (\S+) bits/.exec(remarks.at(-1)?.message ?? "")?.[1]);
+      expect(loss).toBeLessThanOrEqual(best);
+      best = loss;
+    }
+    const tight = search(model, madeUp, { budget: { kind: "bytes", most: two - 1 } });
+    await expect(tight).rejects.toMatchObject({ code: "search-precision/budget", exitCode: 3 });
+    await expect(tight).rejects.toThrow(`the least is ${two};`);
+    await expect(search(model, madeUp, { budget: { kind: "bits", most: 1 } })).rejects.toThrow(/the least is 3\.4386;/);
+  });
+
+  test("a share of raised weights counts what has another precision than the first", async () => {
+    const { model } = await aligned(await foldSample(SPELLING));
+    const precisions = [uniform("i4:channel"), uniform("i8:channel")];
+    const raised = async (most: number): Promise<string[]> => {
+      const { decided } = await search(model, madeUp, { precisions, budget: { kind: "raised", most } });
+      return [...decided].flatMap(([part, name]) => (name === "i8:channel" ? [part] : []));
+    };
+    expect(await raised(0)).toEqual([]);
+    // in_proj is [24, 58] and out_proj [18, 24]: 38 % and 12 % of the weights.
+    expect(await raised(0.15)).toEqual(["layers.0 out_proj"]);
+    expect(await raised(0.4)).toEqual(["layers.0 in_proj"]);
+    expect(await raised(1)).toHaveLength(4);
+  });
+
+  test("layer by layer both projections of a layer get one precision", async () => {
+    const { model } = await aligned(await foldSample(SPELLING));
+    const { decided } = await search(model, madeUp, { each: "layer", budget: { kind: "bits", most: 7.5 } });
+    const [first, second, third, fourth] = [...decided.values()];
+    expect(first).toBe(second);
+    expect(third).toBe(fourth);
+    expect(first).toBe("i8:channel");
+    expect(third).not.toBe("i8:channel");
+  });
+
+  test("with real outputs a budget of divergence is kept, and everything is measured once", async () => {
     const sample = await aligned(await foldSample(SPELLING));
-    const measure = lossOf(sample);
-    const candidates = [uniform("i8:channel"), uniform("i4:channel")];
-    let asked = 0;
-    const counted: typeof measure = (model) => {
-      asked += 1;
-      return measure(model);
+    const labels: string[] = [];
+    const precisions = [uniform("i4:channel"), uniform("i8:channel")];
+    const counted: Divergence = async (reference, sequences) => {
+      expect(sequences).toBe(3);
+      const from = await realDivergence(sample)(reference, sequences);
+      return (model, label) => {
+        labels.push(label);
+        return from(model, label);
+      };
     };
+    const from = await realDivergence(sample)(sample.model, 1);
     const all4 = await runPass(roundNearest, sample.model, { schemeFor: uniform("i4:channel").schemeFor });
-    const most = (await measure(all4.model)) / 2;
-    const budget = { kind: "loss", most } as const;
-    const outcome = await runPass(searchPrecision, sample.model, { candidates, budget, measure: counted });
-    expect(asked).toBe(1 + 2 * candidates.length);
-    expect(outcome.changed).toBe(4);
-    expect(await measure(outcome.model)).toBeLessThan(1.5 * most);
+    const most = (await from(all4.model, "all")) / 2;
+    const { decided } = await search(sample.model, counted, { precisions, budget: { kind: "divergence", most } });
+    expect(labels).toHaveLength(4 * precisions.length + 1);
+    expect(labels[1]).toBe("layers.0 in_proj as i8:channel (2 of 9)");
+    expect(new Set(decided.values()).size).toBe(2);
   });
 
-  test("one candidate is rounding to nearest, byte for byte; none that rounds changes nothing", async () => {
+  test("float is a precision that costs its bytes and nothing else", async () => {
     const { model } = await aligned(await foldSample(SPELLING));
-    const budget = { kind: "bytes", most: 1e9 } as const;
-    const one = uniform("i4:g8");
-    const searched = await runPass(searchPrecision, model, { candidates: [one], budget, measure: madeUp });
-    const nearest = await runPass(roundNearest, model, { schemeFor: one.schemeFor });
-    expect(Buffer.compare(encodeModel(searched.model), encodeModel(nearest.model))).toBe(0);
-    const float = { name: "float", schemeFor: () => null };
-    const none = await runPass(searchPrecision, model, { candidates: [float], budget, measure: madeUp });
+    const precisions = [uniform("i4:channel"), FLOAT];
+    const wide = await search(model, madeUp, { precisions, budget: { kind: "bits", most: 32 } });
+    expect(new Set(wide.decided.values())).toEqual(new Set(["float"]));
+    const none = await search(model, madeUp, { precisions: [FLOAT], budget: { kind: "bits", most: 32 } });
     expect(none.changed).toBe(0);
-    const wide = await runPass(searchPrecision, model, { candidates: [float, one], budget, measure: madeUp });
-    expect(wide.changed).toBe(0);
   });
 
-  test("refuses losses that are no numbers", async () => {
+  test("refuses divergences that are no numbers, and models without data", async () => {
     const { model } = await aligned(await foldSample(SPELLING));
-    const options = { candidates: CANDIDATES, budget: { kind: "bytes", most: 1e9 } } as const;
-    for (const loss of [Number.NaN, Number.POSITIVE_INFINITY]) {
-      const measure = (): Promise<number> => Promise.resolve(loss);
-      await expect(runPass(searchPrecision, model, { ...options, measure })).rejects.toMatchObject({
-        code: "search-precision/loss",
+    const budget = { kind: "bits", most: 8 } as const;
+    for (const found of [Number.NaN, Number.POSITIVE_INFINITY]) {
+      const broken: Divergence = () => Promise.resolve(() => Promise.resolve(found));
+      await expect(search(model, broken, { budget })).rejects.toMatchObject({
+        code: "search-precision/divergence",
         exitCode: 5,
       });
     }
+    const options = {
+      precisions: PRECISIONS,
+      includes: () => true,
+      each: "layer",
+      sequences: 1,
+      budget,
+      quantize: quantizeBy(PRECISIONS),
+      decide: () => undefined,
+    } as const;
+    await expect(runPass(searchPrecision, model, options)).rejects.toMatchObject({
+      code: "pipeline/no-data",
+      exitCode: 5,
+    });
   });
 });

@@ -9,7 +9,7 @@ import { f32Tensor, i64Tensor, type Tensor, toNumbers } from "../../src/ir/tenso
 import { formatModel } from "../../src/ir/text.js";
 import { elementCount } from "../../src/ir/types.js";
 import { encodeModel } from "../../src/onnx/write.js";
-import type { Fact, Pass, Remark } from "../../src/rewrite/pass.js";
+import type { Fact, Pass, PassContext, Remark } from "../../src/rewrite/pass.js";
 import { runSteps, type Step, step } from "../../src/rewrite/pipeline.js";
 import { semanticOps } from "../../src/rewrite/semantic.js";
 import { Random } from "../../src/support/random.js";
@@ -34,7 +34,11 @@ const FACTS: ReadonlySet<Fact> = new Set<Fact>([
 ]);
 
 /** Runs steps; `changed` is what the last of them reported. Every model in between is verified. */
-export async function runAll(model: Model, steps: readonly Step[]): Promise<Outcome> {
+export async function runAll(
+  model: Model,
+  steps: readonly Step[],
+  divergence?: PassContext["divergence"],
+): Promise<Outcome> {
   const remarks: Remark[] = [];
   let changed = 0;
   const result = await runSteps(
@@ -44,6 +48,7 @@ export async function runAll(model: Model, steps: readonly Step[]): Promise<Outc
       execute: executor(1),
       report: (remark) => remarks.push(remark),
       now: () => 0,
+      ...(divergence === undefined ? {} : { divergence }),
       afterPass: (_name, _model, count) => {
         changed = count;
       },
@@ -53,8 +58,13 @@ export async function runAll(model: Model, steps: readonly Step[]): Promise<Outc
   return { model: result.model, changed, remarks };
 }
 
-export function runPass<Options>(pass: Pass<Options>, model: Model, options: Options): Promise<Outcome> {
-  return runAll(model, [step(pass, options)]);
+export function runPass<Options>(
+  pass: Pass<Options>,
+  model: Model,
+  options: Options,
+  divergence?: PassContext["divergence"],
+): Promise<Outcome> {
+  return runAll(model, [step(pass, options)], divergence);
 }
 
 /** The model as something a runtime takes: semantic operators get states and become functions. */

@@ -1,0 +1,90 @@
+/** Running a model between two passes over calibration data: made executable, with its states and the right tokenizer. */
+
+import { executableModel } from "./executable.js";
+import type { Model } from "./ir/graph.js";
+import type { StatRequest } from "./quant/calibration.js";
+import type { ObservedStatistics } from "./quant/observed-statistics.js";
+import { tokenInput } from "./rewrite/axes.js";
+import type { DivergenceFrom } from "./rewrite/pass.js";
+import type { PipelineHooks, Step } from "./rewrite/pipeline.js";
+import { type Dataset, type DatasetOptions, firstSequences, openDataset } from "./run/dataset.js";
+import { logitsSample, meanKlBits } from "./run/divergence.js";
+import { collectStatistics, usualBoundaries } from "./run/statistics.js";
+import { tokenizerBeside } from "./run/tokenizer.js";
+
+/** Data for passes that need statistics of activations, read with the tokenizer given or the one beside the source. */
+export type CalibrationData = Omit<DatasetOptions, "vocabulary">;
+
+/** How a compilation runs models on its calibration data. */
+export interface CalibrationRuns {
+  readonly calibration: CalibrationData;
+  readonly inputs: readonly string[];
+  /** Makes a model between two passes executable. */
+  readonly executable: () => Step[];
+  readonly threads: number;
+  readonly onProgress?: (message: string) => void;
+}
+
+/** What passes ask of calibration data: statistics of a model, and how far models are from one another. */
+export function calibrationHooks(runs: CalibrationRuns): Pick<PipelineHooks, "collect" | "divergence"> {
+  return {
+    collect: (model, requests) => statisticsOf(runs, model, requests),
+    divergence: (reference, sequences) => divergenceFrom(runs, reference, sequences),
+  };
+}
+
+/** Statistics of a model between two passes. Dispose of them when done. */
+export async function statisticsOf(
+  runs: CalibrationRuns,
+  model: Model,
+  requests: readonly StatRequest[],
+): Promise<ObservedStatistics & Disposable> {
+  const ready = await executableModel(model, runs.executable(), runs.threads);
+  const dataset = await openCalibration(runs.calibration, model, runs.inputs);
+  try {
+    return await collectStatistics(ready, requests, dataset, {
+      threads: runs.threads,
+      ...(runs.onProgress === undefined ? {} : { onProgress: runs.onProgress }),
+    });
+  } finally {
+    dataset.close();
+  }
+}
+
+async function divergenceFrom(runs: CalibrationRuns, reference: Model, sequences: number): Promise<DivergenceFrom> {
+  const sample = async (model: Model): ReturnType<typeof logitsSample> => {
+    const ready = await executableModel(model, runs.executable(), runs.threads);
+    const dataset = await openCalibration(runs.calibration, model, runs.inputs);
+    try {
+      return await logitsSample(ready, firstSequences(dataset, sequences), {
+        boundaries: usualBoundaries(ready),
+        threads: runs.threads,
+      });
+    } finally {
+      dataset.close();
+    }
+  };
+  const expected = await sample(reference);
+  return async (model, label) => {
+    runs.onProgress?.(`measuring ${label}`);
+    return meanKlBits(expected, await sample(model));
+  };
+}
+
+/** The calibration data of a model, with its tokenizer. Throws `dataset/...` (exit code 5). */
+export function openCalibration(
+  calibration: CalibrationData,
+  model: Model,
+  inputs: readonly string[],
+): Promise<Dataset> {
+  const vocabulary = vocabularyOf(model);
+  const tokenizer = calibration.tokenizer ?? tokenizerBeside(inputs[0] ?? ".", vocabulary);
+  return openDataset({ ...calibration, vocabulary, ...(tokenizer === null ? {} : { tokenizer }) });
+}
+
+/** Rows of the table the token ids index. */
+export function vocabularyOf(model: Model): number {
+  const token = tokenInput(model.graph)?.name;
+  const lookup = model.graph.nodes.find((node) => node.op === "Gather" && node.inputs[1] === token);
+  return model.graph.initializers.get(lookup?.inputs[0] ?? "")?.shape[0] ?? 16;
+}
