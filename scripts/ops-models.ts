@@ -1,7 +1,7 @@
 /** Models of nothing but scans, for timing operators inside ONNX Runtime: one or many layers over states in place. */
 
 import { GraphBuilder, typed } from "../src/ir/builder.js";
-import type { FunctionDef, Model, ValueInfo } from "../src/ir/graph.js";
+import { type FunctionDef, type Model, makeModel, type ValueInfo } from "../src/ir/graph.js";
 import type { DType } from "../src/ir/types.js";
 import { packedBytes } from "../src/ir/types.js";
 import { encodeModel } from "../src/onnx/write.js";
@@ -122,22 +122,14 @@ function asModel(builder: GraphBuilder, plan: Omit<Plan, "model">, functions: re
   const value = ({ name, dtype, shape }: Slot): ValueInfo => typed(name, dtype, shape);
   const presents = plan.states.map(({ past, present }) => value({ ...past, name: present }));
   const inputs = [...plan.inputs, ...plan.states.map(({ past }) => past)].map(value);
-  return {
-    irVersion: 10,
-    producerName: "mambac",
-    producerVersion: "",
-    domain: "",
-    modelVersion: 0n,
-    doc: "",
+  return makeModel(builder.graph("ops", inputs, [...plan.outputs.map(value), ...presents]), {
     opsets: new Map([
       ["", 21],
       ["com.microsoft", 1],
       [OP_DOMAIN, OP_VERSION],
     ]),
-    graph: builder.graph("ops", inputs, [...plan.outputs.map(value), ...presents]),
     functions,
-    metadata: new Map(),
-  };
+  });
 }
 
 /** Layers of one operator that share their inputs; only the states are their own. */

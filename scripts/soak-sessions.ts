@@ -7,9 +7,9 @@
  */
 
 import { spawnSync } from "node:child_process";
-
 import { parseArgs } from "node:util";
 import { GraphBuilder, typed } from "../src/ir/builder.js";
+import { makeModel } from "../src/ir/graph.js";
 import { f32Tensor } from "../src/ir/tensor.js";
 import { encodeModel } from "../src/onnx/write.js";
 import { allocate, openNativeSession } from "../src/run/native-session.js";
@@ -45,18 +45,7 @@ function model(): Uint8Array {
     [typed("x", "f32", ["n", 64])],
     [typed("y", "f32", ["n", 64]), typed("hits", "i64", [2, "count"])],
   );
-  return encodeModel({
-    irVersion: 10,
-    producerName: "mambac",
-    producerVersion: "",
-    domain: "",
-    modelVersion: 0n,
-    doc: "",
-    opsets: new Map([["", 21]]),
-    graph,
-    functions: [],
-    metadata: new Map(),
-  });
+  return encodeModel(makeModel(graph));
 }
 
 const bytes = model();

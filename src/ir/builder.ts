@@ -5,6 +5,7 @@ import {
   attr,
   type FunctionDef,
   type Graph,
+  makeGraph,
   makeNode,
   makeValue,
   type Node,
@@ -84,16 +85,7 @@ export class GraphBuilder {
   }
 
   graph(name: string, inputs: readonly ValueInfo[], outputs: readonly ValueInfo[]): Graph {
-    return {
-      name,
-      doc: "",
-      inputs,
-      outputs,
-      nodes: this.nodes,
-      initializers: this.initializers,
-      valueInfo: new Map(),
-      metadata: new Map(),
-    };
+    return makeGraph({ name, inputs, outputs, nodes: this.nodes, initializers: this.initializers });
   }
 }
 

@@ -98,6 +98,28 @@ export interface Model extends WithExtras {
 
 const EMPTY: ReadonlyMap<string, string> = new Map();
 
+/** A graph with the rarely used fields filled in. */
+export function makeGraph(parts: Pick<Graph, "inputs" | "outputs" | "nodes"> & Partial<Graph>): Graph {
+  return { name: "main", doc: "", initializers: new Map(), valueInfo: new Map(), metadata: EMPTY, ...parts };
+}
+
+/** A model around a graph: IR 10 and opset 21 unless `parts` says otherwise. */
+export function makeModel(graph: Graph, parts: Partial<Omit<Model, "graph">> = {}): Model {
+  return {
+    irVersion: 10,
+    producerName: "",
+    producerVersion: "",
+    domain: "",
+    modelVersion: 0n,
+    doc: "",
+    opsets: new Map([["", 21]]),
+    functions: [],
+    metadata: EMPTY,
+    ...parts,
+    graph,
+  };
+}
+
 /** A node with the rarely used fields filled in. */
 export function makeNode(
   op: string,

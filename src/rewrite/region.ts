@@ -1,6 +1,6 @@
 /** Cuts a region out of a graph at its leaves, so that it can be run on its own. */
 
-import { dependencies, type Graph, makeValue, type Node, useIndex } from "../ir/graph.js";
+import { dependencies, type Graph, makeGraph, makeValue, type Node, useIndex } from "../ir/graph.js";
 import type { Inference } from "../ir/infer.js";
 import { asBytes, i64Tensor, numberToFloat16, type Tensor, tensorFromBytes } from "../ir/tensor.js";
 import { type DType, tensorType } from "../ir/types.js";
@@ -69,16 +69,13 @@ export function cutRegion(
     inputs.push({ name, dtype: value.dtype, shape: value.shape });
   }
   const ordered = [...nodes].sort((a, b) => (index.position.get(a) ?? 0) - (index.position.get(b) ?? 0));
-  const region: Graph = {
+  const region: Graph = makeGraph({
     name: "region",
-    doc: "",
     inputs: inputs.map((leaf) => makeValue(leaf.name, tensorType(leaf.dtype, leaf.shape))),
     outputs: outputs.map((name) => makeValue(name, tensorType(inference.values.get(name)?.dtype ?? "f32", null))),
     nodes: ordered,
     initializers,
-    valueInfo: new Map(),
-    metadata: new Map(),
-  };
+  });
   return { kind: "region", graph: region, leaves: inputs };
 }
 

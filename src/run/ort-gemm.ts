@@ -1,7 +1,7 @@
 /** Matrix products as one-node ONNX graphs in ONNX Runtime. */
 
 import { GraphBuilder, typed } from "../ir/builder.js";
-import type { Model } from "../ir/graph.js";
+import { type Model, makeModel } from "../ir/graph.js";
 import { asBytes, type Tensor, tensorFromBytes } from "../ir/tensor.js";
 import type { FloatArray, Gemm, GemmOptions, Matrix } from "../linalg/matrix.js";
 import { encodeModel } from "../onnx/write.js";
@@ -78,20 +78,11 @@ function gemmModel(dtype: "f32" | "f64", layout: GemmOptions): Model {
   const builder = new GraphBuilder("");
   const attributes = { transA: layout.transposeA === true ? 1 : 0, transB: layout.transposeB === true ? 1 : 0 };
   builder.op("Gemm", ["a", "b"], attributes, "y");
-  return {
-    irVersion: 10,
-    producerName: "mambac",
-    producerVersion: "",
-    domain: "",
-    modelVersion: 0n,
-    doc: "",
-    opsets: new Map([["", 21]]),
-    graph: builder.graph(
+  return makeModel(
+    builder.graph(
       "gemm",
       [typed("a", dtype, [null, null]), typed("b", dtype, [null, null])],
       [typed("y", dtype, [null, null])],
     ),
-    functions: [],
-    metadata: new Map(),
-  };
+  );
 }

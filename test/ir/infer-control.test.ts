@@ -1,6 +1,14 @@
 import { describe, expect, it } from "vitest";
 import { GraphBuilder, makeFunction, typed, untyped } from "../../src/ir/builder.js";
-import { attr, type FunctionDef, type Graph, type Model, makeNode, type ValueInfo } from "../../src/ir/graph.js";
+import {
+  attr,
+  type FunctionDef,
+  type Graph,
+  type Model,
+  makeModel,
+  makeNode,
+  type ValueInfo,
+} from "../../src/ir/graph.js";
 import { type ConcreteValue, inferConcrete } from "../../src/ir/infer.js";
 import { boolTensor, f32Tensor, i64Tensor, type Tensor } from "../../src/ir/tensor.js";
 import { encodeModel } from "../../src/onnx/write.js";
@@ -9,21 +17,13 @@ import { openSession } from "../../src/run/session.js";
 const UNKNOWN: ConcreteValue = { dtype: null, shape: null, content: null };
 
 function modelOf(graph: Graph, functions: readonly FunctionDef[] = []): Model {
-  return {
-    irVersion: 10,
-    producerName: "",
-    producerVersion: "",
-    domain: "",
-    modelVersion: 0n,
-    doc: "",
+  return makeModel(graph, {
     opsets: new Map([
       ["", 21],
       ["local", 1],
     ]),
-    graph,
     functions,
-    metadata: new Map(),
-  };
+  });
 }
 
 async function shapesThatRan(model: Model, feeds: ReadonlyMap<string, Tensor> = new Map()): Promise<object> {

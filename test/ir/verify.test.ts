@@ -1,6 +1,15 @@
 import { expect, test } from "vitest";
 import { makeFunction, typed, untyped } from "../../src/ir/builder.js";
-import { attr, type FunctionDef, type Graph, type Model, makeNode, makeValue, type Node } from "../../src/ir/graph.js";
+import {
+  attr,
+  type FunctionDef,
+  type Graph,
+  type Model,
+  makeModel,
+  makeNode,
+  makeValue,
+  type Node,
+} from "../../src/ir/graph.js";
 import { f32Tensor, stringTensor, type Tensor } from "../../src/ir/tensor.js";
 import { type Diagnostic, formatDiagnostic, VERIFY_RULES, type VerifyRule, verifyModel } from "../../src/ir/verify.js";
 import { readModel } from "../../src/onnx/read.js";
@@ -25,18 +34,7 @@ function model(
   functions: readonly FunctionDef[] = [],
   opsets: readonly (readonly [string, number])[] = [],
 ): Model {
-  return {
-    irVersion: 10,
-    producerName: "",
-    producerVersion: "",
-    domain: "",
-    modelVersion: 0n,
-    doc: "",
-    opsets: new Map([["", 20], ...opsets]),
-    graph: main,
-    functions,
-    metadata: new Map(),
-  };
+  return makeModel(main, { opsets: new Map([["", 20], ...opsets]), functions });
 }
 
 /** y = If(c) { x + w } else { x }, with captures of inputs, initialisers and an earlier output. */

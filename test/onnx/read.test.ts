@@ -3,7 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, test } from "vitest";
 import { GraphBuilder, typed } from "../../src/ir/builder.js";
-import { type Graph, type Model, makeNode } from "../../src/ir/graph.js";
+import { type Graph, type Model, makeModel, makeNode } from "../../src/ir/graph.js";
 import { readModel, readModelBytes } from "../../src/onnx/read.js";
 import { encodeModel } from "../../src/onnx/write.js";
 import { fixture } from "../support/fixture-models.js";
@@ -282,16 +282,5 @@ function graphOf(nodes: Graph["nodes"], output: string): Graph {
 }
 
 function modelOf(graph: Graph): Model {
-  return {
-    irVersion: 10,
-    producerName: "",
-    producerVersion: "",
-    domain: "",
-    modelVersion: 0n,
-    doc: "",
-    opsets: new Map([["", 20]]),
-    graph,
-    functions: [],
-    metadata: new Map(),
-  };
+  return makeModel(graph, { opsets: new Map([["", 20]]) });
 }

@@ -4,7 +4,7 @@
  */
 
 import { writeSync } from "node:fs";
-import { makeValue } from "../../src/ir/graph.js";
+import { makeGraph, makeModel, makeValue } from "../../src/ir/graph.js";
 import { tensorFromSource } from "../../src/ir/tensor.js";
 import { writeModel } from "../../src/onnx/write.js";
 
@@ -28,26 +28,15 @@ const initializers = new Map(
 );
 
 await writeModel(
-  {
-    irVersion: 10,
-    producerName: "",
-    producerVersion: "",
-    domain: "",
-    modelVersion: 0n,
-    doc: "",
-    opsets: new Map([["", 20]]),
-    graph: {
+  makeModel(
+    makeGraph({
       name: "slow",
-      doc: "",
       inputs: [makeValue("x", null)],
       outputs: [makeValue("x", null)],
       nodes: [],
       initializers,
-      valueInfo: new Map(),
-      metadata: new Map(),
-    },
-    functions: [],
-    metadata: new Map(),
-  },
+    }),
+    { opsets: new Map([["", 20]]) },
+  ),
   path,
 );

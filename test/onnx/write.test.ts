@@ -6,7 +6,7 @@ import fc from "fast-check";
 import { onnx } from "onnx-proto";
 import { afterAll, beforeEach, describe, expect, test } from "vitest";
 import { typed } from "../../src/ir/builder.js";
-import { attr, type Model, makeNode } from "../../src/ir/graph.js";
+import { attr, type Model, makeGraph, makeModel, makeNode } from "../../src/ir/graph.js";
 import { f32Tensor, stringTensor, type Tensor, tensorFromBytes, tensorFromSource } from "../../src/ir/tensor.js";
 import { readModel } from "../../src/onnx/read.js";
 import { encodeModel, writeModel } from "../../src/onnx/write.js";
@@ -26,27 +26,16 @@ beforeEach(() => {
 });
 
 function modelWith(initializers: ReadonlyMap<string, Tensor>): Model {
-  return {
-    irVersion: 10,
-    producerName: "",
-    producerVersion: "",
-    domain: "",
-    modelVersion: 0n,
-    doc: "",
-    opsets: new Map([["", 20]]),
-    graph: {
+  return makeModel(
+    makeGraph({
       name: "g",
-      doc: "",
       inputs: [typed("x", "f32", [2])],
       outputs: [typed("y", "f32", [2])],
       nodes: [makeNode("Identity", ["x"], ["y"])],
       initializers,
-      valueInfo: new Map(),
-      metadata: new Map(),
-    },
-    functions: [],
-    metadata: new Map(),
-  };
+    }),
+    { opsets: new Map([["", 20]]) },
+  );
 }
 
 function random(length: number, seed: number): Uint8Array {

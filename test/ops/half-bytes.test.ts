@@ -3,6 +3,7 @@
 import * as web from "onnxruntime-web";
 import { beforeAll, expect, test } from "vitest";
 import { typed } from "../../src/ir/builder.js";
+import { makeModel } from "../../src/ir/graph.js";
 import { f32Tensor, float16ToNumber } from "../../src/ir/tensor.js";
 import { encodeModel } from "../../src/onnx/write.js";
 import { Body } from "../../src/ops/body.js";
@@ -48,18 +49,7 @@ function model(make: (body: Body, values: string) => { readonly bytes: string; r
     [typed("values", "f32", [1, "count"])],
     [typed(bytes, "u8", null), typed(back, "f32", null)],
   );
-  return encodeModel({
-    irVersion: 10,
-    producerName: "mambac",
-    producerVersion: "",
-    domain: "",
-    modelVersion: 0n,
-    doc: "",
-    opsets: new Map([["", 21]]),
-    graph,
-    functions: [],
-    metadata: new Map(),
-  });
+  return encodeModel(makeModel(graph));
 }
 
 const CASES: readonly (readonly [string, Uint8Array, Float32Array, Uint8Array])[] = [

@@ -3,7 +3,7 @@
 import fc from "fast-check";
 import { expect, test } from "vitest";
 import { GraphBuilder } from "../../src/ir/builder.js";
-import { makeValue, type ValueInfo } from "../../src/ir/graph.js";
+import { makeModel, makeValue, type ValueInfo } from "../../src/ir/graph.js";
 import { f32Tensor, toNumbers } from "../../src/ir/tensor.js";
 import { type Shape, tensorType } from "../../src/ir/types.js";
 import { encodeModel } from "../../src/onnx/write.js";
@@ -45,21 +45,14 @@ function model(s: ScanSizes, stateLayout: "PN" | "NP"): Uint8Array {
     ],
     [value("y", ["batch", "length", heads, headDim]), value("present", state)],
   );
-  return encodeModel({
-    irVersion: 10,
-    producerName: "mambac",
-    producerVersion: "",
-    domain: "",
-    modelVersion: 0n,
-    doc: "",
-    opsets: new Map([
-      ["", 21],
-      ["com.microsoft", 1],
-    ]),
-    graph,
-    functions: [],
-    metadata: new Map(),
-  });
+  return encodeModel(
+    makeModel(graph, {
+      opsets: new Map([
+        ["", 21],
+        ["com.microsoft", 1],
+      ]),
+    }),
+  );
 }
 
 /** [.., rows, columns] -> [.., columns, rows]. */

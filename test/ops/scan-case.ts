@@ -1,6 +1,6 @@
 /** One-node models of the scan operators, random inputs for them, and how far a run is from the float64 reference. */
 
-import { type Model, makeValue, type Node } from "../../src/ir/graph.js";
+import { type Model, makeGraph, makeModel, makeValue, type Node } from "../../src/ir/graph.js";
 import { f32Tensor, numberToFloat16, type Tensor, tensorFromBytes, toNumbers } from "../../src/ir/tensor.js";
 import { tensorType } from "../../src/ir/types.js";
 import { encodeModel } from "../../src/onnx/write.js";
@@ -170,30 +170,16 @@ export function oneNodeModel(
 ): Uint8Array {
   const values = (names: readonly string[]): ReturnType<typeof makeValue>[] =>
     names.map((name) => makeValue(name, types.get(name) ?? null));
-  const model: Model = {
-    irVersion: 10,
-    producerName: "mambac",
-    producerVersion: "",
-    domain: "",
-    modelVersion: 0n,
-    doc: "",
-    opsets: new Map([
-      ["", 21],
-      [OP_DOMAIN, OP_VERSION],
-    ]),
-    graph: {
-      name: "one",
-      doc: "",
-      inputs: values(inputs),
-      outputs: values(outputs),
-      nodes: [node],
-      initializers: new Map(),
-      valueInfo: new Map(),
-      metadata: new Map(),
+  const model: Model = makeModel(
+    makeGraph({ name: "one", inputs: values(inputs), outputs: values(outputs), nodes: [node] }),
+    {
+      opsets: new Map([
+        ["", 21],
+        [OP_DOMAIN, OP_VERSION],
+      ]),
+      functions: [opFunction(node.op)],
     },
-    functions: [opFunction(node.op)],
-    metadata: new Map(),
-  };
+  );
   return encodeModel(model);
 }
 

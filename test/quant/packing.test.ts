@@ -1,7 +1,7 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { GraphBuilder, typed } from "../../src/ir/builder.js";
-import { attr, type Model } from "../../src/ir/graph.js";
+import { attr, type Model, makeModel } from "../../src/ir/graph.js";
 import { f32Tensor, toNumbers } from "../../src/ir/tensor.js";
 import { encodeModel } from "../../src/onnx/write.js";
 import { dequantize } from "../../src/quant/grid.js";
@@ -71,18 +71,7 @@ describe("quantizedTensors", () => {
     };
     const y = builder.op("DequantizeLinear", inputs, attributes);
     builder.op("Cast", [y], { to: 1 }, "y");
-    const model: Model = {
-      irVersion: 10,
-      producerName: "",
-      producerVersion: "",
-      domain: "",
-      modelVersion: 0n,
-      doc: "",
-      opsets: new Map([["", 21]]),
-      graph: builder.graph("g", [], [typed("y", "f32", [...shape])]),
-      functions: [],
-      metadata: new Map(),
-    };
+    const model: Model = makeModel(builder.graph("g", [], [typed("y", "f32", [...shape])]));
     const session = await openSession(encodeModel(model));
     const y32 = (await session.run(new Map())).get("y");
     await session.release();
@@ -119,22 +108,9 @@ describe("quantizedTensors", () => {
         ...(zeroPoints === null ? [] : [builder.initializer(zeroPoints)]),
       ];
       builder.op("QuantizeLinear", inputs, { axis: 1, output_dtype: zeroPoints === null ? 3 : 2 }, "y");
-      const model: Model = {
-        irVersion: 10,
-        producerName: "",
-        producerVersion: "",
-        domain: "",
-        modelVersion: 0n,
-        doc: "",
-        opsets: new Map([["", 21]]),
-        graph: builder.graph(
-          "g",
-          [typed("x", "f32", [33, 17])],
-          [typed("y", zeroPoints === null ? "i8" : "u8", [33, 17])],
-        ),
-        functions: [],
-        metadata: new Map(),
-      };
+      const model: Model = makeModel(
+        builder.graph("g", [typed("x", "f32", [33, 17])], [typed("y", zeroPoints === null ? "i8" : "u8", [33, 17])]),
+      );
       const session = await openSession(encodeModel(model));
       const y = (await session.run(new Map([["x", f32Tensor([33, 17], weight.data)]]))).get("y");
       await session.release();

@@ -3,7 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
 import { GraphBuilder, typed } from "../../src/ir/builder.js";
-import { type Model, makeValue } from "../../src/ir/graph.js";
+import { type Model, makeModel, makeValue } from "../../src/ir/graph.js";
 import { f32Tensor, toNumbers } from "../../src/ir/tensor.js";
 import { requestKey, type StatRequest } from "../../src/quant/calibration.js";
 import type { SampledRows } from "../../src/quant/row-sample.js";
@@ -43,18 +43,7 @@ function tableModel(values: readonly number[]): Model {
   builder.op("Identity", ["picked"], {}, "logits");
   builder.op("Shape", ["picked"], {}, "shape");
   const ids = typed("input_ids", "i64", [1, "length"]);
-  return {
-    irVersion: 10,
-    producerName: "",
-    producerVersion: "",
-    domain: "",
-    modelVersion: 0n,
-    doc: "",
-    opsets: new Map([["", 21]]),
-    graph: builder.graph("table", [ids], [typed("logits", "f32", [1, "length", 1]), makeValue("shape", null)]),
-    functions: [],
-    metadata: new Map(),
-  };
+  return makeModel(builder.graph("table", [ids], [typed("logits", "f32", [1, "length", 1]), makeValue("shape", null)]));
 }
 
 describe("observe", () => {

@@ -6,7 +6,7 @@
  */
 
 import { GraphBuilder, typed } from "../../src/ir/builder.js";
-import type { Model } from "../../src/ir/graph.js";
+import { type Model, makeModel } from "../../src/ir/graph.js";
 import { asBytes, type Tensor, tensorFromSource } from "../../src/ir/tensor.js";
 import type { StatRequest } from "../../src/quant/calibration.js";
 import { openDataset } from "../../src/run/dataset.js";
@@ -26,22 +26,13 @@ function chain(layers: number): { readonly model: Model; readonly inputs: readon
     inputs.push(stream);
   }
   builder.op("MatMul", [stream, builder.initializer(weight(WIDTH, VOCABULARY))], {}, "logits");
-  const model: Model = {
-    irVersion: 10,
-    producerName: "",
-    producerVersion: "",
-    domain: "",
-    modelVersion: 0n,
-    doc: "",
-    opsets: new Map([["", 21]]),
-    graph: builder.graph(
+  const model: Model = makeModel(
+    builder.graph(
       "chain",
       [typed("input_ids", "i64", ["batch", "length"])],
       [typed("logits", "f32", ["batch", "length", VOCABULARY])],
     ),
-    functions: [],
-    metadata: new Map(),
-  };
+  );
   return { model, inputs };
 }
 

@@ -10,7 +10,7 @@ import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { GraphBuilder, makeFunction, typed } from "../../src/ir/builder.js";
-import { type Model, makeNode } from "../../src/ir/graph.js";
+import { type Model, makeGraph, makeModel, makeNode } from "../../src/ir/graph.js";
 import { f32Tensor } from "../../src/ir/tensor.js";
 import type { Dim } from "../../src/ir/types.js";
 import { encodeModel } from "../../src/onnx/write.js";
@@ -38,41 +38,33 @@ export function countModel(options: CountModelOptions = {}): Model {
     {},
     "present",
   );
-  return {
-    irVersion: 10,
-    producerName: "mambac-test",
-    producerVersion: "",
-    domain: "",
-    modelVersion: 0n,
-    doc: "",
-    opsets: new Map([
-      ["", 21],
-      ["com.mambac", 1],
-    ]),
-    graph: {
+  return makeModel(
+    makeGraph({
       name: "count",
-      doc: "",
       inputs: [typed("input_ids", "i64", [batch, length]), typed(pastName, "f32", [batch, vocabulary])],
       outputs: [typed("logits", "f32", [batch, length, vocabulary]), typed(presentName, "f32", [batch, vocabulary])],
       nodes: [
         makeNode("CountTokens", ["input_ids", pastName], ["logits", presentName], new Map(), { domain: "com.mambac" }),
       ],
-      initializers: new Map(),
-      valueInfo: new Map(),
-      metadata: new Map(),
+    }),
+    {
+      opsets: new Map([
+        ["", 21],
+        ["com.mambac", 1],
+      ]),
+      functions: [
+        makeFunction(
+          "com.mambac",
+          "CountTokens",
+          { inputs: ["ids", "past"], outputs: ["logits", "present"], attributes: [] },
+          body.nodes,
+          new Map([["", 21]]),
+          "",
+        ),
+      ],
+      metadata: options.metadata ?? new Map(),
     },
-    functions: [
-      makeFunction(
-        "com.mambac",
-        "CountTokens",
-        { inputs: ["ids", "past"], outputs: ["logits", "present"], attributes: [] },
-        body.nodes,
-        new Map([["", 21]]),
-        "",
-      ),
-    ],
-    metadata: options.metadata ?? new Map(),
-  };
+  );
 }
 
 const folder: string = mkdtempSync(join(tmpdir(), "mambac-count-"));

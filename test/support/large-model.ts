@@ -1,7 +1,7 @@
 /** A Mamba-2 decode graph of any size whose weights are never in memory: what tests of large models compile. */
 
 import { GraphBuilder, typed } from "../../src/ir/builder.js";
-import { type Model, type ValueInfo } from "../../src/ir/graph.js";
+import { type Model, makeModel, type ValueInfo } from "../../src/ir/graph.js";
 import { asBytes, type ByteSource, f32Tensor, tensorFromSource } from "../../src/ir/tensor.js";
 import { Sampler } from "../../src/rewrite/sampler.js";
 
@@ -113,16 +113,5 @@ export function largeDecodeModel(sizes: LargeSizes): Model {
     );
   }
   b.op("MatMul", [norm(residual, "norm_f", model), weight("lm_head", [model, sizes.vocabulary])], {}, "logits");
-  return {
-    irVersion: 10,
-    producerName: "large-model",
-    producerVersion: "",
-    domain: "",
-    modelVersion: 0n,
-    doc: "",
-    opsets: new Map([["", 20]]),
-    graph: b.graph("large", inputs, outputs),
-    functions: [],
-    metadata: new Map(),
-  };
+  return makeModel(b.graph("large", inputs, outputs), { opsets: new Map([["", 20]]) });
 }

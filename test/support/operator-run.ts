@@ -1,7 +1,7 @@
 /** Single operators on constant inputs: what inference says about them, and what the runtime does. */
 
 import { type AttributeInput, GraphBuilder, untyped } from "../../src/ir/builder.js";
-import type { Model } from "../../src/ir/graph.js";
+import { type Model, makeModel } from "../../src/ir/graph.js";
 import { type Inference, inferConcrete } from "../../src/ir/infer.js";
 import { isFloat, type Tensor, toNumbers } from "../../src/ir/tensor.js";
 import { runEveryValue } from "./every-value.js";
@@ -35,21 +35,12 @@ export function modelOf(cases: readonly Case[], opset: number): { model: Model; 
     return builder.ops(op, names, outputNames(count ?? 1, at), attributes, domain);
   });
   const made = outputs.map((names) => names.filter((name) => name !== ""));
-  const model: Model = {
-    irVersion: 10,
-    producerName: "",
-    producerVersion: "",
-    domain: "",
-    modelVersion: 0n,
-    doc: "",
+  const model: Model = makeModel(builder.graph("cases", [], made.flat().map(untyped)), {
     opsets: new Map([
       ["", opset],
       ["com.microsoft", 1],
     ]),
-    graph: builder.graph("cases", [], made.flat().map(untyped)),
-    functions: [],
-    metadata: new Map(),
-  };
+  });
   return { model, outputs: made };
 }
 

@@ -4,7 +4,7 @@
  */
 
 import { GraphBuilder } from "../../src/ir/builder.js";
-import { attr, type Graph, type Model, makeValue } from "../../src/ir/graph.js";
+import { attr, type Graph, type Model, makeGraph, makeModel, makeValue } from "../../src/ir/graph.js";
 import { f32Tensor } from "../../src/ir/tensor.js";
 import { elementCount, tensorType } from "../../src/ir/types.js";
 import { convNode, FLOAT_STATE, SEMANTIC_DOMAIN, scanNode } from "../../src/rewrite/semantic.js";
@@ -52,16 +52,7 @@ class RaisedWriter {
     const outputs = this.#outputs.map((name) =>
       makeValue(name, tensorType("f32", ["batch", "length", name === "logits" ? VOCABULARY : null])),
     );
-    return {
-      name: "raised",
-      doc: "",
-      inputs: [ids],
-      outputs,
-      nodes,
-      initializers,
-      valueInfo: new Map(),
-      metadata: new Map(),
-    };
+    return makeGraph({ name: "raised", inputs: [ids], outputs, nodes, initializers });
   }
 
   #layer(h: string, layer: number): string {
@@ -359,19 +350,10 @@ class RaisedWriter {
 }
 
 function modelOf(graph: Graph): Model {
-  return {
-    irVersion: 10,
-    producerName: "",
-    producerVersion: "",
-    domain: "",
-    modelVersion: 0n,
-    doc: "",
+  return makeModel(graph, {
     opsets: new Map([
       ["", 21],
       [SEMANTIC_DOMAIN, 1],
     ]),
-    graph,
-    functions: [],
-    metadata: new Map(),
-  };
+  });
 }

@@ -1,28 +1,19 @@
 /** Models that have parts of a Mamba layer and no scan. */
 
 import { GraphBuilder, typed } from "../../../src/ir/builder.js";
-import type { Graph, Model } from "../../../src/ir/graph.js";
+import { type Graph, type Model, makeModel } from "../../../src/ir/graph.js";
 import { f32Tensor } from "../../../src/ir/tensor.js";
 import { elementCount } from "../../../src/ir/types.js";
 import { Random } from "../../../src/support/random.js";
 
 /** A model around a graph, opset 21. */
 export function modelAround(graph: Graph, opset: number = 21): Model {
-  return {
-    irVersion: 10,
-    producerName: "mambac-test",
-    producerVersion: "",
-    domain: "",
-    modelVersion: 0n,
-    doc: "",
+  return makeModel(graph, {
     opsets: new Map([
       ["", opset],
       ["com.microsoft", 1],
     ]),
-    graph,
-    functions: [],
-    metadata: new Map(),
-  };
+  });
 }
 
 /** A weight of normal numbers, the same for the same label. */

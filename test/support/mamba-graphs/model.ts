@@ -1,7 +1,7 @@
 /** Whole language models around the mixers: embedding, layers with residuals, norm, head. */
 
 import { typed } from "../../../src/ir/builder.js";
-import type { Model, ValueInfo } from "../../../src/ir/graph.js";
+import { type Model, makeModel, type ValueInfo } from "../../../src/ir/graph.js";
 import type { Dim } from "../../../src/ir/types.js";
 import { convStateWidth } from "./convolution.js";
 import { gain, linear, rmsNorm } from "./layer-parts.js";
@@ -125,16 +125,5 @@ function asModel(w: Writer, inputs: readonly ValueInfo[], outputs: readonly Valu
   const domains: [string, number][] = [["", attentionDomain === "" ? 27 : opset]];
   if (w.functions.length > 0) domains.push(["test.functions", 1]);
   if (attentionDomain !== "") domains.push([attentionDomain, 1]);
-  return {
-    irVersion: 10,
-    producerName: "mambac-test",
-    producerVersion: "",
-    domain: "",
-    modelVersion: 0n,
-    doc: "",
-    opsets: new Map(domains),
-    graph: w.main.graph("model", inputs, outputs),
-    functions: w.functions,
-    metadata: new Map(),
-  };
+  return makeModel(w.main.graph("model", inputs, outputs), { opsets: new Map(domains), functions: w.functions });
 }
