@@ -14,7 +14,8 @@
  */
 
 import { type Attribute, attr, attrInt, makeNode, type Node } from "../src/ir/graph.js";
-import { asBytes, type Tensor, tensorFromSource, toNumbers } from "../src/ir/tensor.js";
+import { asBytes, type ByteSource, type Tensor, tensorFromSource, toNumbers } from "../src/ir/tensor.js";
+import { CodeRoom } from "../src/quant/code-room.js";
 import { transposedNibbles } from "../src/quant/packing.js";
 import { GraphEdit } from "../src/rewrite/edit.js";
 import { definePass, type Pass } from "../src/rewrite/pass.js";
@@ -26,6 +27,9 @@ export interface EmitNbitsOptions {
   /** Which projections; all unless given. */
   readonly includes?: (site: LinearSite) => boolean;
 }
+
+/** Memory for codes that are only lent. */
+const room = new CodeRoom();
 
 const BLOCKS = [256, 128, 64, 32, 16];
 
@@ -102,7 +106,14 @@ function packed(
 ): Map<string, Tensor> {
   const [k, n] = [site.inFeatures, site.outFeatures];
   const blocks = k / block;
-  const bytes = (): Uint8Array => transposedNibbles(codes.bytes(), k, n);
+  const bytes: ByteSource = {
+    read: (offset, length) => transposedNibbles(codes.bytes(), k, n).subarray(offset, offset + length),
+    lend: (offset, length, use) =>
+      codes.lend(0, codes.byteLength, (packed) =>
+        use(transposedNibbles(packed, k, n, room).subarray(offset, offset + length)),
+      ),
+    prefetch: () => codes.prefetch(0, codes.byteLength),
+  };
   const own = attrInt(source, "block_size", 0);
   const factors = (): Uint8Array => {
     const values = toNumbers(scales);
@@ -115,10 +126,9 @@ function packed(
     }
     return asBytes(out);
   };
-  const lazy = (dtype: "u8" | "f32", shape: readonly number[], make: () => Uint8Array): Tensor =>
-    tensorFromSource(dtype, shape, { read: (offset, length) => make().subarray(offset, offset + length) }, 0, "lazy");
+  const read = (offset: number, length: number): Uint8Array => factors().subarray(offset, offset + length);
   return new Map([
-    [codesName, lazy("u8", [n, blocks, block / 2], bytes)],
-    [scalesName, lazy("f32", [n * blocks], factors)],
+    [codesName, tensorFromSource("u8", [n, blocks, block / 2], bytes, 0, "lazy")],
+    [scalesName, tensorFromSource("f32", [n * blocks], { read }, 0, "lazy")],
   ]);
 }

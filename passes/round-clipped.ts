@@ -48,7 +48,7 @@ export const roundClipped: Pass<RoundClippedOptions> = definePass({
       const { size, matrix } = secondMoment(site.input);
       const weight = { label: site.weight, shape: tensor.shape, data: weightValues(tensor) };
       const { quantized } = await roundWeight(weight, matrixOf(size, size, matrix), scheme, context.gemm, steps);
-      replaceWeight(edit, site, scheme, () => quantized);
+      replaceWeight(edit, site, scheme, { round: () => quantized });
       changed += 1;
     }
     return { model: changed === 0 ? model : { ...model, graph: edit.commit() }, changed };

@@ -54,7 +54,7 @@ export const roundGptq: Pass<RoundGptqOptions> = definePass({
           message: `${result.deadInputs} of ${size} inputs were zero in all calibration data; their weights became zero`,
         });
       }
-      replaceWeight(edit, site, scheme, () => result.quantized);
+      replaceWeight(edit, site, scheme, { round: () => result.quantized });
       changed += 1;
     }
     return { model: changed === 0 ? model : { ...model, graph: edit.commit() }, changed };

@@ -40,9 +40,13 @@ export const roundNearest: Pass<RoundNearestOptions> = definePass({
       const tensor = model.graph.initializers.get(site.weight);
       const scheme = tensor === undefined ? null : options.schemeFor(site);
       if (tensor === undefined || scheme === null) continue;
-      replaceWeight(edit, site, scheme, () =>
-        withWeightValues(tensor, (data) => roundToNearest({ label: site.weight, shape: tensor.shape, data }, scheme)),
-      );
+      replaceWeight(edit, site, scheme, {
+        weight: tensor,
+        round: (room) =>
+          withWeightValues(tensor, (data) =>
+            roundToNearest({ label: site.weight, shape: tensor.shape, data }, scheme, room),
+          ),
+      });
       changed += 1;
     }
     return Promise.resolve({ model: changed === 0 ? model : { ...model, graph: edit.commit() }, changed });

@@ -46,7 +46,7 @@ export const roundTanh: Pass<RoundTanhOptions> = definePass({
       const rounded = roundWeight({ label: site.weight, shape: tensor.shape, data: weightValues(tensor) });
       changed += 1;
       if (rounded.kind === "affine") {
-        replaceWeight(edit, site, parseWeightScheme("i8:tensor"), () => rounded.quantized);
+        replaceWeight(edit, site, parseWeightScheme("i8:tensor"), { round: () => rounded.quantized });
         continue;
       }
       const [codes, table] = [edit.unused(`${site.weight}_quantized`), edit.unused(`${site.weight}_table`)];

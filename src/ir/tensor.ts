@@ -17,8 +17,16 @@ export interface Tensor {
   bytes(): Uint8Array;
   /** Raw data of a byte range, so that huge tensors can be streamed. */
   slice(start: number, end: number): Uint8Array;
-  /** Writes the raw data to memory of the caller's; saves fresh memory for what is needed only briefly. */
-  copyTo(target: Uint8Array): void;
+  /**
+   * What `use` makes of a byte range, which is in memory only until it returns. Fresh memory for each of many large weights
+   * would cost as much time as reading them.
+   */
+  lend<T>(start: number, end: number, use: (bytes: Uint8Array) => T): T;
+  /**
+   * Starts to read what `lend` will need for a byte range; null where nothing is to be gained. Never rejects: what fails is
+   * tried again, and told, by whoever asks for the bytes.
+   */
+  prefetch(start: number, end: number): Promise<void> | null;
   /** Elements of a string tensor; null for every other dtype. */
   readonly strings: readonly Uint8Array[] | null;
   readonly doc: string;
@@ -65,16 +73,22 @@ class MemoryTensor implements Tensor {
     return this.bytes().subarray(start, end);
   }
 
-  copyTo(target: Uint8Array): void {
-    target.set(this.bytes());
+  lend<T>(start: number, end: number, use: (bytes: Uint8Array) => T): T {
+    return use(this.slice(start, end));
+  }
+
+  prefetch(): null {
+    return null;
   }
 }
 
 /** Bytes that live elsewhere: a file, or a computation. */
 export interface ByteSource {
   read(offset: number, length: number): Uint8Array;
-  /** Fills the target; sources that would only copy what they computed have none. */
-  readInto?(offset: number, target: Uint8Array): void;
+  /** As `read`, but the bytes may change once `use` returns; `read` serves where it is missing. */
+  lend?<T>(offset: number, length: number, use: (bytes: Uint8Array) => T): T;
+  /** Starts to read what `lend` of the same range will need. */
+  prefetch?(offset: number, length: number): Promise<void> | null;
 }
 
 class SourceTensor implements Tensor {
@@ -113,17 +127,23 @@ class SourceTensor implements Tensor {
     return this.slice(0, this.byteLength);
   }
 
-  copyTo(target: Uint8Array): void {
-    invariant(target.byteLength === this.byteLength, `${this.byteLength} bytes into ${target.byteLength}`);
-    if (this.#source.readInto === undefined) target.set(this.bytes());
-    else this.#source.readInto(this.#offset, target);
+  slice(start: number, end: number): Uint8Array {
+    return ofLength(this.#source.read(this.#offset + start, end - start), end - start);
   }
 
-  slice(start: number, end: number): Uint8Array {
-    const bytes = this.#source.read(this.#offset + start, end - start);
-    invariant(bytes.byteLength === end - start, `a byte source returned ${bytes.byteLength} of ${end - start} bytes`);
-    return bytes;
+  lend<T>(start: number, end: number, use: (bytes: Uint8Array) => T): T {
+    if (this.#source.lend === undefined) return use(this.slice(start, end));
+    return this.#source.lend(this.#offset + start, end - start, (bytes) => use(ofLength(bytes, end - start)));
   }
+
+  prefetch(start: number, end: number): Promise<void> | null {
+    return this.#source.prefetch?.(this.#offset + start, end - start) ?? null;
+  }
+}
+
+function ofLength(bytes: Uint8Array, length: number): Uint8Array {
+  invariant(bytes.byteLength === length, `a byte source returned ${bytes.byteLength} of ${length} bytes`);
+  return bytes;
 }
 
 /** A tensor over bytes in memory. Throws `tensor-size` unless the bytes fit dtype and shape exactly. */

@@ -10,19 +10,16 @@ import { closeSync, fstatSync, openSync, readSync, realpathSync, type Stats, sta
 import { isAbsolute, join, sep, win32 } from "node:path";
 import type { ByteSource } from "../ir/tensor.js";
 import { MambacError } from "../support/errors.js";
+import { isSameFile, ReadAhead, type SideFile } from "./read-ahead.js";
 
 /** Most bytes asked of the system in one call; some systems refuse more than 2^31. */
 const READ_STEP = 1 << 28;
-
-interface SideFile {
-  readonly path: string;
-  readonly stats: Stats;
-}
 
 /** The side files of one model. */
 export class ExternalFiles {
   readonly #folder: string;
   readonly #files = new Map<string, SideFile>();
+  readonly #ahead = new ReadAhead();
 
   /** `folder` is the folder the model file is in. */
   constructor(folder: string) {
@@ -42,19 +39,24 @@ export class ExternalFiles {
           "bytes; fetch that file again, or export the model anew",
       );
     }
-    const readInto = (from: number, target: Uint8Array): void => {
-      if (from + target.byteLength > file.stats.size) {
+    const check = (from: number, count: number): void => {
+      if (from + count > file.stats.size) {
         throw new MambacError("onnx/external-data", `${label}: a read past the end of ${location}`);
       }
-      readSlice(file, location, label, from, target);
     };
+    const readInto = (from: number, target: Uint8Array): void => readSlice(file, location, label, from, target);
     return {
-      readInto,
       read: (from, count) => {
+        check(from, count);
         const out = new Uint8Array(count);
         readInto(from, out);
         return out;
       },
+      lend: (from, count, use) => {
+        check(from, count);
+        return this.#ahead.lend(file, from, count, (target) => readInto(from, target), use);
+      },
+      prefetch: (from, count) => this.#ahead.prefetch(file, from, count),
     };
   }
 
@@ -117,7 +119,7 @@ function readSlice(file: SideFile, location: string, label: string, from: number
   try {
     handle = openSync(file.path, "r");
     const now = fstatSync(handle);
-    if (now.size !== file.stats.size || now.mtimeMs !== file.stats.mtimeMs || now.ino !== file.stats.ino) {
+    if (!isSameFile(now, file.stats)) {
       throw new MambacError("onnx/external-data", `${label}: ${location} changed while it was in use; start again`);
     }
     let done = 0;

@@ -15,6 +15,7 @@ import { invariant, MambacError } from "../support/errors.js";
 import { type ExternalPlace, modelMessage } from "./encode-model.js";
 import { type Encoded, encode } from "./proto.js";
 import { TemporaryFiles } from "./temporary-files.js";
+import { type DataPart, writeData } from "./write-data.js";
 
 /** Protobuf messages end at 2 GiB. */
 const MAX_PROTO_BYTES = 2 ** 31 - 1;
@@ -88,7 +89,9 @@ export async function writeModel(model: Model, path: string, options: WriteOptio
     let dataTemporary: string | null = null;
     if (layout.places.size > 0) {
       dataTemporary = temporary.beside(dataPath);
-      await writeFile(dataTemporary, (handle) => writeData(handle, layout));
+      // Created in one step: an exit while a thread is about to create it would come too early to remove it.
+      closeSync(openSync(dataTemporary, "wx"));
+      await writeData(dataTemporary, partsOf(layout), layout.byteLength);
     }
     const encoded = encodeChecked(model, layout.places);
     const modelTemporary = temporary.beside(path);
@@ -195,51 +198,16 @@ async function writeFile(path: string, fill: (handle: FileHandle) => Promise<num
   }
 }
 
-/** Written bytes are sent to the disk from time to time, so that little is left to wait for at the end. */
-const FLUSH_BYTES = 1 << 26;
-
-/** While one part is written, the next is read or computed. */
-async function writeData(handle: FileHandle, layout: Layout): Promise<number> {
-  let writing: Promise<unknown> = Promise.resolve();
-  let flushing: Promise<unknown> = Promise.resolve();
-  let [flushed, unflushed] = [true, 0];
-  const start = (work: Promise<unknown>): Promise<unknown> => {
-    // Whoever awaits it hears of a failure; one that comes earlier is no unhandled rejection.
-    work.catch(() => undefined);
-    return work;
-  };
-  try {
-    for (const [tensor, { offset }] of layout.places) {
-      // A lazy tensor computes anew on every call, so it is asked once.
-      const step = tensor.residence === "lazy" ? tensor.byteLength : WRITE_STEP;
-      for (let at = 0; at < tensor.byteLength; at += step) {
-        const bytes = tensor.slice(at, Math.min(tensor.byteLength, at + step));
-        await writing;
-        writing = start(writeSteps(handle, bytes, offset + at));
-        unflushed += bytes.byteLength;
-        if (!flushed || unflushed < FLUSH_BYTES) continue;
-        await flushing;
-        [flushed, unflushed] = [false, 0];
-        flushing = start(handle.datasync().then(() => (flushed = true)));
-      }
-    }
-    await writing;
-    await flushing;
-  } finally {
-    // The file is closed next, and must not be in use then.
-    await Promise.allSettled([writing, flushing]);
-  }
-  return layout.byteLength;
-}
-
-/** All steps at once: none waits for a turn of the event loop. */
-async function writeSteps(handle: FileHandle, bytes: Uint8Array, position: number): Promise<void> {
-  const steps: Promise<void>[] = [];
-  for (let at = 0; at < bytes.byteLength; at += WRITE_STEP) {
-    steps.push(writeAt(handle, bytes.subarray(at, at + WRITE_STEP), position + at));
-  }
-  const results = await Promise.allSettled(steps);
-  for (const result of results) if (result.status === "rejected") throw result.reason;
+/** Weights of a file are written in parts of this size; computed ones as a whole, for they compute anew on every call. */
+function partsOf({ places }: Layout): DataPart[] {
+  return [...places].flatMap(([tensor, { offset }]) => {
+    const step = tensor.residence === "lazy" ? tensor.byteLength : WRITE_STEP;
+    const count = Math.ceil(tensor.byteLength / step);
+    return Array.from({ length: count }, (_, at) => {
+      const start = at * step;
+      return { tensor, start, end: Math.min(tensor.byteLength, start + step), offset: offset + start };
+    });
+  });
 }
 
 async function writePieces(handle: FileHandle, encoded: Encoded): Promise<number> {

@@ -6,6 +6,7 @@
 import { float16ToNumber, numberToFloat16 } from "../ir/tensor.js";
 import { elementCount } from "../ir/types.js";
 import { invariant } from "../support/errors.js";
+import type { CodeRoom } from "./code-room.js";
 import { clippedRanges } from "./mse-clip.js";
 import { codeRange, exactStep, type Ranges, rangesOf, type Weight } from "./ranges.js";
 import { ROUND, roundingLoops } from "./rounding-loops.js";
@@ -75,16 +76,22 @@ function roundHalfScale(step: number): number {
   return Math.min(Math.max(float16ToNumber(numberToFloat16(step)), MIN_HALF_SCALE), MAX_HALF_SCALE);
 }
 
-/** Codes of the values on a grid of the same shape. */
-export function quantize(data: Float32Array, shape: readonly number[], grid: Grid): Quantized {
+/** Codes of the values on a grid of the same shape; they are in the room where there is one. */
+export function quantize(
+  data: Float32Array,
+  shape: readonly number[],
+  grid: Grid,
+  room: CodeRoom | null = null,
+): Quantized {
   const { scales, zeroPoints, bits } = grid;
   const layout = scaleLayout(shape, grid.granularity);
   invariant(data.length === elementCount(shape) && scales.length === layout.count, "the grid is for another shape");
   const [lowest, highest] = codeRange(bits, zeroPoints === null ? "symmetric" : "asymmetric");
   // Bytes are written through one kind of view, signed or not: the low eight bits are the same.
-  const codes = new Int8Array(data.length);
+  const codes =
+    room === null ? new Int8Array(data.length) : new Int8Array(room.take("codes", data.length).buffer, 0, data.length);
   roundingLoops().round(data, layout, { scales, zeroPoints, lowest, highest }, codes);
-  return { ...grid, shape, codes: zeroPoints === null ? codes : new Uint8Array(codes.buffer) };
+  return { ...grid, shape, codes: zeroPoints === null ? codes : new Uint8Array(codes.buffer, 0, codes.length) };
 }
 
 /** The values that the codes stand for. */

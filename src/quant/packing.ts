@@ -3,6 +3,7 @@
 import { asBytes, numberToFloat16, type Tensor, tensorFromBytes } from "../ir/tensor.js";
 import type { DType } from "../ir/types.js";
 import { invariant } from "../support/errors.js";
+import type { CodeRoom } from "./code-room.js";
 import type { Quantized } from "./grid.js";
 import { scaleLayout } from "./scale-layout.js";
 import type { Bits } from "./scheme.js";
@@ -12,18 +13,22 @@ export function storedBits(bits: Bits): 2 | 4 | 8 {
   return bits === 3 ? 4 : bits;
 }
 
-/** Codes -> bytes; the last byte is padded with zero bits. Signs are cut to two's complement. */
-export function packCodes(codes: Int8Array | Uint8Array, bits: 2 | 4 | 8): Uint8Array {
+/**
+ * Codes -> bytes; the last byte is padded with zero bits. Signs are cut to two's complement. Codes of less than 8 bits go
+ * into the room where there is one.
+ */
+export function packCodes(codes: Int8Array | Uint8Array, bits: 2 | 4 | 8, room: CodeRoom | null = null): Uint8Array {
   const bytes = new Uint8Array(codes.buffer, codes.byteOffset, codes.length);
   if (bits === 8) return bytes.slice();
-  const perByte = 8 / bits;
-  const packed = new Uint8Array(Math.ceil(bytes.length / perByte));
+  const count = Math.ceil((bytes.length * bits) / 8);
+  const packed = room?.take("packed", count) ?? new Uint8Array(count);
   if (bits === 4) {
     const pairs = bytes.length >> 1;
     for (let i = packQuads(bytes, packed); i < pairs; i++) packed[i] = (bytes[2 * i]! & 15) | (bytes[2 * i + 1]! << 4);
     if (bytes.length % 2 === 1) packed[pairs] = bytes[bytes.length - 1]! & 15;
     return packed;
   }
+  packed.fill(0);
   for (let i = 0; i < bytes.length; i++) packed[i >> 2]! |= (bytes[i]! & 3) << (2 * (i & 3));
   return packed;
 }
@@ -69,15 +74,21 @@ const TILE = 64;
 
 /**
  * Signed 4-bit codes [rows, cols] as ONNX packs them -> codes offset by 8 of the transpose [cols, rows], packed likewise: the
- * layout of MatMulNBits. `rows` is even.
+ * layout of MatMulNBits. `rows` is even. Goes into the room where there is one.
  */
-export function transposedNibbles(packed: Uint8Array, rows: number, cols: number): Uint8Array {
+export function transposedNibbles(
+  packed: Uint8Array,
+  rows: number,
+  cols: number,
+  room: CodeRoom | null = null,
+): Uint8Array {
   invariant(rows % 2 === 0 && packed.length === Math.ceil((rows * cols) / 2), "nibbles of another shape");
   const depth = rows / 2;
-  const out = new Uint8Array(cols * depth);
+  const out = room?.take("turned", cols * depth) ?? new Uint8Array(cols * depth);
   // Where rows start within a byte, there is nothing to turn but single codes.
   if (cols % 2 === 1) {
     const codes = unpackCodes(packed, rows * cols, 4, false);
+    out.fill(0);
     for (let at = 0, row = 0; row < rows; row++) {
       for (let column = 0; column < cols; column++, at++) {
         out[column * depth + (row >> 1)]! |= (codes[at]! ^ 8) << (4 * (row & 1));
@@ -112,14 +123,18 @@ export interface QuantizedTensors {
   readonly zeroPoints: Tensor | null;
 }
 
-/** A quantized tensor as ONNX tensors; codes of 8 bits are not copied. */
-export function quantizedTensors(quantized: Quantized): QuantizedTensors {
+/** A quantized tensor as ONNX tensors; codes of 8 bits are not copied, others go into the room where there is one. */
+export function quantizedTensors(quantized: Quantized, room: CodeRoom | null = null): QuantizedTensors {
   const { bits, zeroPoints, scales, shape } = quantized;
   const stored = storedBits(bits);
   const dtype: DType = `${zeroPoints === null ? "i" : "u"}${stored}`;
   const scaleShape = scaleLayout(shape, quantized.granularity).shape;
   return {
-    codes: tensorFromBytes(dtype, shape, stored === 8 ? asBytes(quantized.codes) : packCodes(quantized.codes, stored)),
+    codes: tensorFromBytes(
+      dtype,
+      shape,
+      stored === 8 ? asBytes(quantized.codes) : packCodes(quantized.codes, stored, room),
+    ),
     scales:
       quantized.scaleType === "f32"
         ? tensorFromBytes("f32", scaleShape, asBytes(scales.slice()))

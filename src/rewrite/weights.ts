@@ -39,32 +39,20 @@ export function lazyWeight(shape: readonly number[], compute: () => Float32Array
 /** Values of a weight [K, N], as float32. */
 export function weightValues(tensor: Tensor): Float32Array {
   if (tensor.dtype !== "f32") return Float32Array.from(toNumbers(tensor));
-  const bytes = tensor.bytes();
+  return floatView(tensor.bytes());
+}
+
+function floatView(bytes: Uint8Array): Float32Array {
   return bytes.byteOffset % 4 === 0
     ? new Float32Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 4)
     : new Float32Array(bytes.slice().buffer);
 }
 
-let scratch = new Float32Array(0);
-
-/**
- * What `use` makes of the values of a weight, which are in memory that the next call overwrites. Fresh memory for each of
- * many large weights would cost as much time as reading them.
- */
+/** What `use` makes of the values of a weight, which are in memory only until it returns. */
 export function withWeightValues<T>(tensor: Tensor, use: (values: Float32Array) => T): T {
-  if (tensor.dtype !== "f32" || tensor.residence !== "file") return use(weightValues(tensor));
-  const values = scratch.length < tensor.byteLength / 4 ? new Float32Array(tensor.byteLength / 4) : scratch;
-  // Whoever asks for another weight meanwhile must not find this one's memory.
-  scratch = new Float32Array(0);
-  const exact = values.subarray(0, tensor.byteLength / 4);
-  tensor.copyTo(asBytes(exact));
-  const result = use(exact);
-  if (values.byteLength <= SCRATCH_BYTES) scratch = values;
-  return result;
+  if (tensor.dtype !== "f32") return use(weightValues(tensor));
+  return tensor.lend(0, tensor.byteLength, (bytes) => use(floatView(bytes)));
 }
-
-/** Larger memory is given back. */
-const SCRATCH_BYTES = 1 << 28;
 
 /** diag(rows) W diag(columns) for W [K, N]; null leaves that side alone. */
 export function scaledWeight(tensor: Tensor, rows: Float64Array | null, columns: Float64Array | null): Tensor {
