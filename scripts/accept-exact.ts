@@ -1,9 +1,9 @@
 /**
- * npm run accept:exact [-- PATTERN]
+ * npm run accept:exact [-- PATTERN | PATH]
  *
- * One row for each fixture: how often each pass that must leave the function as it is found something to do, and the error
- * of all of them together against the PyTorch logits, for one prefill and token by token, in two orders with two kinds of
- * rotation. Ends with 1 when any error is above 1e-4, or when a pass found nothing in any fixture.
+ * One row for each fixture whose name has PATTERN in it, or for each PATH/models/<name> with prefill.onnx and io.npz: how
+ * often each pass that must leave the function as it is found something to do, and the error of all of them together against
+ * the PyTorch logits, for one prefill and token by token, in two orders with two kinds of rotation. Ends with 1 when any error is above 1e-4, or when a pass found nothing in any fixture.
  */
 
 import { existsSync, mkdtempSync, readdirSync, rmSync } from "node:fs";
@@ -39,6 +39,17 @@ interface Fixture {
   readonly name: string;
   readonly file: string;
   readonly io: string;
+}
+
+/** Models under a folder of the caller's. */
+function modelsIn(path: string): Fixture[] {
+  return readdirSync(join(path, "models"))
+    .map((name) => ({
+      name,
+      file: join(path, "models", name, "prefill.onnx"),
+      io: join(path, "models", name, "io.npz"),
+    }))
+    .filter(({ file, io }) => existsSync(file) && existsSync(io));
 }
 
 function fixtures(): Fixture[] {
@@ -105,12 +116,13 @@ async function measure(
 
 async function main(): Promise<void> {
   const pattern = process.argv[2] ?? "";
+  const given = existsSync(join(pattern, "models"));
   const folder = mkdtempSync(join(tmpdir(), "mambac-exact-"));
   const totals = PASSES.map(() => 0);
   let failed = 0;
   process.stdout.write(`changes: ${PASSES.join(", ")}\n`);
   try {
-    for (const fixture of fixtures().filter(({ name }) => name.includes(pattern))) {
+    for (const fixture of given ? modelsIn(pattern) : fixtures().filter(({ name }) => name.includes(pattern))) {
       const cells: string[] = [];
       let ok = true;
       for (const [order, rotation] of VARIANTS) {
