@@ -3,7 +3,8 @@
  *
  * Targets: `mambac` (default) emits `com.mambac` nodes, each with a model-local function of standard operators, so the
  * file runs in stock ONNX Runtime and faster where the operator library is registered; `linear-attention` emits ONNX
- * Runtime's own com.microsoft operators, for Mamba-2 with f32 states only. Merged attention becomes standard operators.
+ * Runtime's own com.microsoft operators, for Mamba-2 with f32 states only. Merged attention becomes standard operators, and so does an online rotation, unless the target
+ * is `mambac` and its dense factor has an order of at most 256: then it is `com.mambac.HadamardRotate`.
  * Refuses: `linear-attention` for Mamba-1 or for packed states (exit 4).
  *
  *     before   mambac.ir.SelectiveScan {state_format = h4, state_scale = dsq-max}
@@ -15,12 +16,13 @@ import { GraphBuilder } from "../src/ir/builder.js";
 import { type Attribute, attr, type FunctionDef, type Graph, type Model, makeNode } from "../src/ir/graph.js";
 import { opFunction } from "../src/ops/functions.js";
 import { emitLinearAttention } from "../src/ops/linear-attention.js";
-import { convName, isPacked, OP_DOMAIN, OP_VERSION, opName, pseudoHeadDim } from "../src/ops/names.js";
+import { convName, isPacked, OP_DOMAIN, OP_VERSION, opName, pseudoHeadDim, ROTATION_OP } from "../src/ops/names.js";
 import { convNode, type ScanParams, scanNode } from "../src/ops/nodes.js";
 import { emitAttention } from "../src/rewrite/attention-lowering.js";
 import { GraphEdit } from "../src/rewrite/edit.js";
+import { isOnlineRotation, lowerRotation } from "../src/rewrite/online-rotation.js";
 import { definePass, type Pass } from "../src/rewrite/pass.js";
-import { type ConvOp, readSemantic, type ScanOp } from "../src/rewrite/semantic.js";
+import { type ConvOp, readSemantic, type ScanOp, type SemanticOp } from "../src/rewrite/semantic.js";
 import { EXIT, MambacError } from "../src/support/errors.js";
 
 export const SCAN_TARGETS = ["mambac", "linear-attention"] as const;
@@ -39,19 +41,11 @@ export const lower: Pass<{ readonly target: ScanTarget }> = definePass({
     let changed = 0;
     for (const node of model.graph.nodes) {
       const op = readSemantic(node);
-      if (op === null) continue;
       const builder = new GraphBuilder(`mambac.lower${changed}.`);
-      switch (op.kind) {
-        case "scan":
-          if (options.target === "linear-attention") lowerToLinearAttention(builder, op);
-          else lowerScan(builder, op, used);
-          break;
-        case "conv":
-          lowerConv(builder, op, options.target, used);
-          break;
-        default:
-          emitAttention(builder, op);
-      }
+      if (op !== null) lowerOp(builder, op, options.target, used);
+      else if (isOnlineRotation(node)) {
+        if (lowerRotation(builder, node, options.target === "mambac")) used.add(ROTATION_OP);
+      } else continue;
       edit.removeNode(node);
       edit.addNodes(builder.nodes);
       edit.addInitializers(builder.initializers);
@@ -60,6 +54,20 @@ export const lower: Pass<{ readonly target: ScanTarget }> = definePass({
     return Promise.resolve({ model: withFunctions(model, edit.commit(), used, options.target), changed });
   },
 });
+
+function lowerOp(builder: GraphBuilder, op: SemanticOp, target: ScanTarget, used: Set<string>): void {
+  switch (op.kind) {
+    case "scan":
+      if (target === "linear-attention") lowerToLinearAttention(builder, op);
+      else lowerScan(builder, op, used);
+      break;
+    case "conv":
+      lowerConv(builder, op, target, used);
+      break;
+    default:
+      emitAttention(builder, op);
+  }
+}
 
 function lowerScan(builder: GraphBuilder, op: ScanOp, used: Set<string>): void {
   used.add(opName({ family: op.family, ...op.state }));

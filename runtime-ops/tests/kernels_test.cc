@@ -4,6 +4,7 @@
 #include "mambac/capi.h"
 #include "mambac/plan.h"
 #include "replay_checks.h"
+#include "row_checks.h"
 
 static std::vector<const char*> g_isas;
 
@@ -236,6 +237,7 @@ int main(int argc, char** argv) {
   if (wide != nullptr && wide != base) replay_isas.push_back("avx512-base");  // other instructions for 4-bit codes only
   functions();
   refusals(quick ? 20000 : 200000);
+  row_cases(g_isas, quick);
   const int ps[] = {1, 5, 16, 17, 64, 80}, ns[] = {1, 2, 15, 16, 20, 64, 100, 128, 130, 256};
   const int lengths[] = {1, 2, 5, 33, 70};
   uint64_t seed = 1;

@@ -40,8 +40,15 @@ const causalAttention: Rule = (call) => {
   ];
 };
 
+/** x -> y as x. */
+const sameAsInput: Rule = (call) => {
+  const x = tensorInput(call, 0);
+  return [tensorFact(x.dtype, x.shape)];
+};
+
 export const SEMANTIC_RULES: ReadonlyMap<string, Rule> = new Map<string, Rule>([
   ["mambac.ir.SelectiveScan", selectiveScan],
   ["mambac.ir.CausalConv", causalConv],
   ["mambac.ir.CausalAttention", causalAttention],
+  ["mambac.ir.HadamardRotation", sameAsInput],
 ]);

@@ -4,6 +4,7 @@ import type { FunctionDef } from "../ir/graph.js";
 import { assertNever, invariant } from "../support/errors.js";
 import { Body } from "./body.js";
 import { causalConv } from "./causal-conv.js";
+import { hadamardRotate } from "./hadamard-rotate.js";
 import { mamba1Scan } from "./mamba1-scan.js";
 import { mamba2Scan } from "./mamba2-scan.js";
 import { type Family, parseOpName, type ScanSpec } from "./names.js";
@@ -13,7 +14,9 @@ import { replayScan } from "./replay-scan.js";
 const SCAN_INPUTS = ["x", "dt", "A", "B", "C", "D", "dt_bias", "past"] as const;
 /** Inputs of the convolutions, in order. */
 const CONV_INPUTS = ["x", "weight", "bias", "past"] as const;
-/** Outputs of every operator, in order. */
+/** Inputs of the rotation, in order. */
+const ROTATION_INPUTS = ["x", "factor"] as const;
+/** Outputs of scans and convolutions, in order. */
 const OP_OUTPUTS = ["y", "present"] as const;
 
 const SCAN_ATTRIBUTES: Readonly<Record<Family, readonly string[]>> = {
@@ -21,12 +24,14 @@ const SCAN_ATTRIBUTES: Readonly<Record<Family, readonly string[]>> = {
   mamba2: ["num_heads", "head_dim", "d_state", "num_groups", "chunk_size", "dt_min", "dt_max"],
 };
 const CONV_ATTRIBUTES = ["channels", "kernel_size", "state_width"] as const;
+const ROTATION_ATTRIBUTES = ["size", "order", "power"] as const;
 
 /** Attributes of an operator, in order; a node carries all of them. */
 export function opAttributes(name: string): readonly string[] {
   const spec = parseOpName(name);
   invariant(spec !== null, `opAttributes: ${name} is not an operator`);
   if (spec.kind === "conv") return CONV_ATTRIBUTES;
+  if (spec.kind === "rotation") return ROTATION_ATTRIBUTES;
   const own = SCAN_ATTRIBUTES[spec.family];
   return spec.requantize === "replay" ? [...own, "replay_length"] : own;
 }
@@ -41,6 +46,11 @@ export function opFunction(name: string): FunctionDef {
     const result = causalConv(body, spec.activation, { x, weight, bias, past });
     const signature = { inputs: CONV_INPUTS, outputs: OP_OUTPUTS, attributes: opAttributes(name) };
     return body.function(name, signature, [result.y, result.present], "Causal depthwise convolution");
+  }
+  if (spec.kind === "rotation") {
+    const [x, factor] = ROTATION_INPUTS;
+    const signature = { inputs: ROTATION_INPUTS, outputs: ["y"], attributes: opAttributes(name) };
+    return body.function(name, signature, [hadamardRotate(body, x, factor)], "Rows times a Hadamard matrix");
   }
   const [x, dt, A, B, C, D, bias, past] = SCAN_INPUTS;
   const result = bodyOf(spec)(body, spec, { x, dt, A, B, C, D, bias, past });

@@ -37,7 +37,8 @@ export interface ScanSpec {
 
 export type OpSpec =
   | ({ readonly kind: "scan" } & ScanSpec)
-  | { readonly kind: "conv"; readonly activation: "none" | "silu" };
+  | { readonly kind: "conv"; readonly activation: "none" | "silu" }
+  | { readonly kind: "rotation" };
 
 /** The operator's name; `scale` defaults to 'dsq' and `requantize` to 'call', both dropped where they mean nothing. */
 export function opName(spec: {
@@ -73,6 +74,11 @@ export function convName(activation: "none" | "silu"): string {
   return activation === "silu" ? "CausalConvSilu" : "CausalConv";
 }
 
+/** Name of the online Hadamard rotation. */
+export const ROTATION_OP = "HadamardRotate";
+/** Largest order of a rotation's dense factor that the operator takes. */
+export const MAX_ROTATION_ORDER = 256;
+
 const SPECS: ReadonlyMap<string, OpSpec> = new Map(allSpecs());
 
 function* allSpecs(): Generator<[string, OpSpec]> {
@@ -87,6 +93,7 @@ function* allSpecs(): Generator<[string, OpSpec]> {
     }
   }
   for (const activation of ["none", "silu"] as const) yield [convName(activation), { kind: "conv", activation }];
+  yield [ROTATION_OP, { kind: "rotation" }];
 }
 
 function roundingsOf(family: Family, format: StateFormat): readonly Requantize[] {

@@ -9,6 +9,7 @@ import {
   OP_DOMAIN,
   opName,
   type Requantize,
+  ROTATION_OP,
   type StateFormat,
   type StateScale,
 } from "./names.js";
@@ -78,4 +79,21 @@ export function convNode(
     ["state_width", attr.int(params.stateWidth)],
   ]);
   return makeNode(convName(params.activation), inputs, outputs, attributes, { domain: OP_DOMAIN, name });
+}
+
+/** A rotation node. `inputs` are x [.., size] and the factor [order, order]. */
+export function hadamardNode(
+  params: { readonly size: number; readonly order: number; readonly power: number },
+  inputs: readonly string[],
+  output: string,
+  name: string = "",
+): Node {
+  invariant(inputs.length === 2, "hadamardNode: a rotation has 2 inputs");
+  const { size, order, power } = params;
+  const attributes = new Map<string, Attribute>([
+    ["size", attr.int(size)],
+    ["order", attr.int(order)],
+    ["power", attr.int(power)],
+  ]);
+  return makeNode(ROTATION_OP, inputs, [output], attributes, { domain: OP_DOMAIN, name });
 }

@@ -76,7 +76,8 @@ const LARGEST_FACTOR = 64;
 
 /**
  * Nodes for x -> x R along the last axis of x [..outer, ..lead, size], as one product for each Kronecker factor of R.
- * `lead` are sizes of fixed axes before the last; `outer` counts the axes of any size before those.
+ * `lead` are sizes of fixed axes before the last; `outer` counts the axes of any size before those. `output` is the name
+ * of the result, where it must have one.
  */
 export function emitRotation(
   builder: GraphBuilder,
@@ -84,6 +85,7 @@ export function emitRotation(
   rotation: HadamardRotation,
   lead: readonly number[],
   outer: number = 2,
+  output?: string,
 ): string {
   const { size, blocks, factor, power, signs } = rotation;
   let value = input;
@@ -116,7 +118,7 @@ export function emitRotation(
       "left",
     );
   }
-  return builder.op("Reshape", [value, builder.ints([...kept, size])]);
+  return builder.op("Reshape", [value, builder.ints([...kept, size])], {}, output);
 }
 
 function product(builder: GraphBuilder, value: string, matrix: string, side: "left" | "right"): string {

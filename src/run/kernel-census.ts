@@ -19,6 +19,9 @@ const INTEGER_KERNELS = new Set([
   "QGemm",
 ]);
 
+/** Names of the factors of an online rotation: those mambac gives, and those ONNX Runtime gives inside an inlined function. */
+const ROTATION_FACTOR = /\.(walsh|hadamard)\d+_|_inlfunc_HadamardRotate_/;
+
 /** Accuracy level of MatMulNBits at which blocks of activations become 8-bit codes. */
 const ROUNDS_ACTIVATIONS = 4;
 
@@ -61,13 +64,13 @@ function countKernels(graph: Graph): KernelCensus {
     ),
   );
   for (const node of graph.nodes) {
-    const constant = node.inputs.some(
+    const constants = node.inputs.filter(
       (input) => dequantized.has(input) || graph.initializers.get(input)?.shape.length === 2,
     );
     const isInteger = INTEGER_KERNELS.has(node.op);
-    const isFloat = (node.op === "MatMul" || node.op === "Gemm" || node.op === "FusedMatMul") && constant;
+    const isFloat = (node.op === "MatMul" || node.op === "Gemm" || node.op === "FusedMatMul") && constants.length > 0;
     // The factors of an online rotation are no projections.
-    if (!isInteger && (!isFloat || node.inputs.some((input) => /\.(walsh|hadamard)\d+_/.test(input)))) continue;
+    if (!isInteger && (!isFloat || constants.some((input) => ROTATION_FACTOR.test(input)))) continue;
     kernels.set(node.op, (kernels.get(node.op) ?? 0) + 1);
     if (node.op === "MatMulNBits" && attrInt(node, "accuracy_level", 0) === ROUNDS_ACTIVATIONS) roundsActivations += 1;
     if (isInteger) quantized += 1;

@@ -1,23 +1,36 @@
 import { describe, expect, test } from "vitest";
 import { dependencies } from "../../src/ir/graph.js";
 import { opAttributes, opFunction } from "../../src/ops/functions.js";
-import { convName, opName, opNames, parseOpName, pseudoHeadDim, replayLayout, stateType } from "../../src/ops/names.js";
+import {
+  convName,
+  opName,
+  opNames,
+  parseOpName,
+  pseudoHeadDim,
+  ROTATION_OP,
+  replayLayout,
+  stateType,
+} from "../../src/ops/names.js";
 import { MambacError } from "../../src/support/errors.js";
 
 describe("operator names", () => {
-  test("are the 26 scans and 2 convolutions of the contract", () => {
+  test("are the 26 scans, 2 convolutions and the rotation of the contract", () => {
     const formats = ["F32", "F16", "F16Token", "H8", "H8Token", "H8Max", "H8MaxToken"];
     formats.push("H4", "H4Token", "H4Max", "H4MaxToken");
     const replays = ["H8", "H8Max", "H4", "H4Max"].map((format) => `Mamba2Scan${format}Replay`);
     const scans = ["Mamba1", "Mamba2"].flatMap((family) => formats.map((format) => `${family}Scan${format}`));
-    expect(opNames().toSorted()).toEqual([...scans, ...replays, "CausalConv", "CausalConvSilu"].toSorted());
+    expect(opNames().toSorted()).toEqual(
+      [...scans, ...replays, "CausalConv", "CausalConvSilu", "HadamardRotate"].toSorted(),
+    );
   });
 
   test("round-trip through their specification", () => {
     for (const name of opNames()) {
       const spec = parseOpName(name);
       if (spec === null) throw new Error(name);
-      expect(spec.kind === "scan" ? opName(spec) : convName(spec.activation)).toBe(name);
+      const again =
+        spec.kind === "scan" ? opName(spec) : spec.kind === "conv" ? convName(spec.activation) : ROTATION_OP;
+      expect(again).toBe(name);
     }
     expect(parseOpName("Mamba2ScanF32Token")).toBeNull();
     for (const name of [

@@ -248,9 +248,9 @@ for (const op of opNames()) {
   const spec = parseOpName(op);
   if (spec?.kind === "conv") {
     if (job === "calls") reports.push(await checkConv(op, spec.activation));
-  } else if (spec?.requantize === "replay") {
+  } else if (spec?.kind === "scan" && spec.requantize === "replay") {
     if (job === "replay") reports.push(await checkReplay(op, spec, library));
-  } else if (spec !== null) {
+  } else if (spec?.kind === "scan") {
     if (job === "calls") reports.push(await checkScan(op, spec));
     else if (job === "long" && spec.requantize === "call") reports.push(await checkLong(op, spec));
   }

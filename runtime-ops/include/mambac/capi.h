@@ -30,10 +30,18 @@ typedef struct {
   float *y, *present;
 } mambac_conv;
 
+/* HadamardRotate: rows of blocks of order * power channels. y may be x. */
+typedef struct {
+  int64_t rows, size, order, power;
+  const float *x, *factor; /* factor [order, order] */
+  float* y;
+} mambac_rotate;
+
 /* Runs one operator on the calling thread. `isa` is "portable", "avx2" or "avx512", or null for the best one.
    Returns 0; or 1 with a message in `error` (always terminated when room > 0). */
 MAMBAC_EXPORT int mambac_scan_run(const char* op, const char* isa, const mambac_scan* call, char* error, size_t room);
 MAMBAC_EXPORT int mambac_conv_run(const char* op, const char* isa, const mambac_conv* call, char* error, size_t room);
+MAMBAC_EXPORT int mambac_rotate_run(const char* isa, const mambac_rotate* call, char* error, size_t room);
 
 /* Bytes of past and of present for one batch row; 0 for an unknown operator or sizes out of range. The first for every
    operator but Replay ones, the second for those. */

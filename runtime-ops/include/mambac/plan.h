@@ -21,7 +21,17 @@ struct ConvOp {
 constexpr int kConvOps = 2;
 const ConvOp* conv_ops();
 
-constexpr int kScanInputs = 8, kConvInputs = 4;
+// Operators on the last axis, without a state: one output, shaped like the first input.
+enum class RowKind : int { kHadamard };
+struct RowOp {
+  const char* name;
+  RowKind kind;
+  int inputs;
+};
+constexpr int kRowOps = 1;
+const RowOp* row_ops();
+
+constexpr int kScanInputs = 8, kConvInputs = 4, kHadamardInputs = 2;
 constexpr size_t kMaxRank = 8;
 
 struct Shape {
@@ -43,9 +53,15 @@ struct ConvAttributes {
   int64_t channels, kernel_size, state_width;
 };
 
+// One field for every attribute of every operator on rows; an operator reads its own.
+struct RowAttributes {
+  int64_t size, order, power;
+};
+
 // False, with a message that names the operator, what is wrong and what was expected.
 bool check_scan_attributes(const ScanOp& op, const ScanAttributes& attributes, Message* message);
 bool check_conv_attributes(const ConvOp& op, const ConvAttributes& attributes, Message* message);
+bool check_row_attributes(const RowOp& op, const RowAttributes& attributes, Message* message);
 
 // Bytes of one sequence's state of a Replay operator with checked attributes; 0 where they are beyond counting.
 int64_t replay_bytes(const ScanOp& op, const ScanAttributes& attributes);
@@ -55,5 +71,7 @@ bool plan_scan(const ScanOp& op, const ScanAttributes& attributes, const Shape i
                Message* message);
 bool plan_conv(const ConvOp& op, const ConvAttributes& attributes, const Shape inputs[kConvInputs], ConvArgs* args,
                Message* message);
+bool plan_hadamard(const RowOp& op, const RowAttributes& attributes, const Shape inputs[kHadamardInputs], HadamardArgs* args,
+                   Message* message);
 
 }  // namespace mambac

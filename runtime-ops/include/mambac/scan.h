@@ -51,6 +51,16 @@ struct ConvArgs {
   float* present;       // [batch, channels, width]; may be the same buffer as past
 };
 
+constexpr int64_t kMostOrder = 256;
+
+// Rows times an orthonormal Hadamard matrix: blocks of order * power channels, each times (factor x Walsh) / sqrt(order * power).
+struct HadamardArgs {
+  int64_t rows, size, order, power;  // order * power divides size; power is a power of two, order at most kMostOrder
+  const float* x;                    // [rows, size]
+  const float* factor;               // [order, order]
+  float* y;                          // [rows, size]; may be the same buffer as x
+};
+
 // Bytes of one head of recurrent state: P x N values, for the packed formats followed by P + N half scales.
 MAMBAC_ANYWHERE inline int64_t head_bytes(Format format, int64_t p, int64_t n) {
   switch (format) {
@@ -88,7 +98,8 @@ MAMBAC_ANYWHERE inline ReplayLayout replay_layout(const ScanArgs& a) {
   return replay_layout(a.format, a.heads, a.head_dim, a.d_state, a.groups, a.replay);
 }
 
-// One instruction set's kernels. A scan task is one (batch, head); a conv task is one batch row and kConvBlock channels.
+// One instruction set's kernels. A scan task is one (batch, head); a conv task is one batch row and kConvBlock channels; a
+// task of an operator on rows is kRowBlock rows.
 struct Kernels {
   const char* name;
   void (*mamba2)(const ScanArgs& args, int64_t task, void* scratch);
@@ -99,9 +110,11 @@ struct Kernels {
   void (*replay_prepare)(const ScanArgs& args, int64_t sequence);
   void (*replay)(const ScanArgs& args, int64_t task, void* scratch);
   void (*replay_finish)(const ScanArgs& args, int64_t sequence);
+  void (*hadamard)(const HadamardArgs& args, int64_t task);
 };
 
 constexpr int64_t kConvBlock = 64;
+constexpr int64_t kRowBlock = 8;
 constexpr size_t kScratchAlign = 64;
 
 // Scratch bytes one scan task needs; the start must be aligned to kScratchAlign.
@@ -125,5 +138,7 @@ struct Spread {
 bool run_scan(const Kernels& kernels, const ScanArgs& args, const char* name, const Spread& spread, char* error, size_t room);
 
 inline int64_t conv_tasks(const ConvArgs& a) { return a.batch * ((a.channels + kConvBlock - 1) / kConvBlock); }
+
+inline int64_t row_tasks(int64_t rows) { return (rows + kRowBlock - 1) / kRowBlock; }
 
 }  // namespace mambac

@@ -115,6 +115,23 @@ extern "C" int mambac_conv_run(const char* name, const char* isa, const mambac_c
   return 0;
 }
 
+extern "C" int mambac_rotate_run(const char* isa, const mambac_rotate* c, char* error, size_t room) {
+  const RowOp& op = row_ops()[(int)RowKind::kHadamard];
+  HadamardArgs a;
+  Message m;
+  if (c == nullptr) return fail(error, room, op.name, ": null argument");
+  const RowAttributes attributes = {c->size, c->order, c->power};
+  const Shape shapes[kHadamardInputs] = {{{c->rows, c->size}, 2}, {{c->order, c->order}, 2}};
+  if (!check_row_attributes(op, attributes, &m) || !plan_hadamard(op, attributes, shapes, &a, &m)) return fail(error, room, m.text, "");
+  a.x = c->x;
+  a.factor = c->factor;
+  a.y = c->y;
+  const Kernels* k = pick(isa);
+  if (k == nullptr) return fail(error, room, "this machine cannot run instruction set: ", isa);
+  for (int64_t task = 0; task < row_tasks(a.rows); task++) k->hadamard(a, task);
+  return 0;
+}
+
 extern "C" int64_t mambac_state_bytes(const char* name, int64_t heads, int64_t head_dim, int64_t d_state) {
   const ScanOp* op = name == nullptr ? nullptr : find_scan_op(name);
   const int64_t limit = 1 << 20;

@@ -73,6 +73,21 @@ bool addressable(const char* op, const char* what, const int64_t* dims, size_t r
   return total < 4e18 ? true : fail(m, "%s: %s is too large", op, what);
 }
 
+// Rows of a tensor whose last axis has `width` elements.
+bool rows_of(const char* op, const char* input, const Shape& got, int64_t width, const char* letters, int64_t* rows, Message* m) {
+  bool good = got.rank >= 1 && got.rank <= kMaxRank && got.dims[got.rank - 1] == width;
+  for (size_t i = 0; good && i < got.rank; i++) good = got.dims[i] >= 0;
+  if (!good) {
+    char actual[96];
+    show(got, actual, sizeof actual);
+    return fail(m, "%s: input %s has shape %s; expected %s with %lld last", op, input, actual, letters, (long long)width);
+  }
+  if (!addressable(op, input, got.dims, got.rank, 4, m)) return false;
+  *rows = 1;
+  for (size_t i = 0; i + 1 < got.rank; i++) *rows *= got.dims[i];
+  return true;
+}
+
 const char* const kScanInputNames[kScanInputs] = {"x", "dt", "A", "B", "C", "D", "dt_bias", "past"};
 
 }  // namespace
@@ -88,6 +103,11 @@ const ScanOp* find_scan_op(const char* name) {
 
 const ConvOp* conv_ops() {
   static constexpr ConvOp ops[kConvOps] = {{"CausalConv", false}, {"CausalConvSilu", true}};
+  return ops;
+}
+
+const RowOp* row_ops() {
+  static constexpr RowOp ops[kRowOps] = {{"HadamardRotate", RowKind::kHadamard, kHadamardInputs}};
   return ops;
 }
 
@@ -121,6 +141,19 @@ bool check_conv_attributes(const ConvOp& op, const ConvAttributes& a, Message* m
   if (a.state_width < a.kernel_size - 1 || a.state_width > kLargest)
     return fail(m, "%s: attribute state_width is %lld; it must be at least kernel_size - 1 = %lld", op.name,
                 (long long)a.state_width, (long long)(a.kernel_size - 1));
+  return true;
+}
+
+bool check_row_attributes(const RowOp& op, const RowAttributes& a, Message* m) {
+  if (!positive(op.name, "size", a.size, m) || !positive(op.name, "order", a.order, m)) return false;
+  if (!positive(op.name, "power", a.power, m)) return false;
+  if (a.order > kMostOrder)
+    return fail(m, "%s: attribute order is %lld; it must be between 1 and %lld", op.name, (long long)a.order, (long long)kMostOrder);
+  if ((a.power & (a.power - 1)) != 0)
+    return fail(m, "%s: attribute power is %lld; it must be a power of two", op.name, (long long)a.power);
+  if (a.size % (a.order * a.power) != 0)
+    return fail(m, "%s: attributes order = %lld and power = %lld; their product must divide size = %lld", op.name, (long long)a.order,
+                (long long)a.power, (long long)a.size);
   return true;
 }
 
@@ -194,6 +227,16 @@ bool plan_conv(const ConvOp& op, const ConvAttributes& a, const Shape in[kConvIn
   args->length = in[0].dims[2];
   args->kernel = k;
   args->width = w;
+  return true;
+}
+
+bool plan_hadamard(const RowOp& op, const RowAttributes& a, const Shape in[kHadamardInputs], HadamardArgs* args, Message* m) {
+  if (!rows_of(op.name, "x", in[0], a.size, "[..., size]", &args->rows, m)) return false;
+  const int64_t factor[] = {a.order, a.order};
+  if (!shaped(op.name, "factor", in[1], 2, factor, "[order, order]", m)) return false;
+  args->size = a.size;
+  args->order = a.order;
+  args->power = a.power;
   return true;
 }
 

@@ -9,3 +9,4 @@
 #include "mamba2_replay.h"
 #include "mamba1.h"
 #include "conv.h"
+#include "hadamard.h"

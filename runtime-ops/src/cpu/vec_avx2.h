@@ -115,6 +115,15 @@ MAMBAC_INLINE void v_transpose16(Vec* r) {
   for (int i = 0; i < 8; i++) r[i] = {a[i], c[i]}, r[i + 8] = {b[i], d[i]};
 }
 
+// Lane i takes lane i ^ kStep: 1, 2, 4 or 8.
+template <int kStep>
+MAMBAC_INLINE Vec v_swap(Vec a) {
+  if (kStep == 1) return {_mm256_permute_ps(a.lo, 0xB1), _mm256_permute_ps(a.hi, 0xB1)};
+  if (kStep == 2) return {_mm256_permute_ps(a.lo, 0x4E), _mm256_permute_ps(a.hi, 0x4E)};
+  if (kStep == 4) return {_mm256_permute2f128_ps(a.lo, a.lo, 1), _mm256_permute2f128_ps(a.hi, a.hi, 1)};
+  return {a.hi, a.lo};
+}
+
 // Sixteen int8 codes as scaled floats, and back: round to nearest even, clamp to +-127.
 MAMBAC_INLINE Vec scaled_bytes(__m128i b, __m256 scale) {
   return {_mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(b)), scale),

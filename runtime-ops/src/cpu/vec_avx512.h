@@ -90,6 +90,14 @@ MAMBAC_INLINE void v_transpose16(Vec* r) {
   }
 }
 
+// Lane i takes lane i ^ kStep: 1, 2, 4 or 8.
+template <int kStep>
+MAMBAC_INLINE Vec v_swap(Vec a) {
+  if (kStep == 1) return {_mm512_permute_ps(a.v, 0xB1)};
+  if (kStep == 2) return {_mm512_permute_ps(a.v, 0x4E)};
+  return {_mm512_shuffle_f32x4(a.v, a.v, kStep == 4 ? 0xB1 : 0x4E)};
+}
+
 // Sixteen int8 codes as scaled floats, and back: round to nearest even, clamp to +-127.
 struct I8 {
   Vec scale;

@@ -174,6 +174,10 @@ MAMBAC_INLINE void set_nibble(uint8_t* p, int i, int code) {
   p[i / 2] = (uint8_t)((p[i / 2] & ~(15 << shift)) | (code & 15) << shift);
 }
 
+// Lane i takes lane i ^ kStep.
+template <int kStep>
+static inline Vec v_swap(Vec a) { MAMBAC_LANES(a.v[i ^ kStep]); }
+
 // Sixteen int8 codes as scaled floats, and back.
 struct I8 {
   float scale;

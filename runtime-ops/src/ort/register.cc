@@ -21,16 +21,18 @@ constexpr int kProviders = 2;
 #else
 constexpr int kProviders = 1;
 #endif
-constexpr int kOps = kScanOps + kConvOps;
+constexpr int kOps = kScanOps + kConvOps + kRowOps;
 
 // One registered operator. One set exists per host API table and outlives every session.
 struct Op : CustomOp {
   const Api* api;
-  const ScanOp* scan;  // one of these two is null
+  const ScanOp* scan;  // two of these three are null
   const ConvOp* conv;
+  const RowOp* row;
   bool cuda;
-  const char* name() const { return scan != nullptr ? scan->name : conv->name; }
-  int inputs() const { return scan != nullptr ? kScanInputs : kConvInputs; }
+  const char* name() const { return scan != nullptr ? scan->name : conv != nullptr ? conv->name : row->name; }
+  int inputs() const { return scan != nullptr ? kScanInputs : conv != nullptr ? kConvInputs : row->inputs; }
+  int outputs() const { return row != nullptr ? 1 : 2; }
   ElementType state_type() const {
     if (scan == nullptr || scan->format == Format::kF32) return kFloat;
     return scan->format == Format::kF16 ? kFloat16 : kUint8;
@@ -42,6 +44,7 @@ struct Kernel {
   const Op* op;
   ScanAttributes scan;
   ConvAttributes conv;
+  RowAttributes row;
 };
 
 Status* invalid(const Api* api, const char* text) { return make_status(api, kInvalidArgument, text); }
@@ -98,12 +101,18 @@ Status* create_kernel(const CustomOp* base, const Api*, const KernelInfo* info, 
     k.scan.dt_max = r.real("dt_max");
     if (!r.good) return invalid(op.api, r.missing.text);
     good = check_scan_attributes(*op.scan, k.scan, &m);
-  } else {
+  } else if (op.conv != nullptr) {
     k.conv.channels = r.whole("channels");
     k.conv.kernel_size = r.whole("kernel_size");
     k.conv.state_width = r.whole("state_width");
     if (!r.good) return invalid(op.api, r.missing.text);
     good = check_conv_attributes(*op.conv, k.conv, &m);
+  } else {
+    k.row.size = r.whole("size");
+    k.row.order = r.whole("order");
+    k.row.power = r.whole("power");
+    if (!r.good) return invalid(op.api, r.missing.text);
+    good = check_row_attributes(*op.row, k.row, &m);
   }
   if (!good) return invalid(op.api, m.text);
   void* kernel = malloc(sizeof k);
@@ -145,7 +154,7 @@ Status* read_input(const Op& op, KernelContext* c, size_t i, Shape* shape, const
 Status* make_output(const Api* api, KernelContext* c, size_t i, const Shape& shape, void** data) {
   Value* v = nullptr;
   if (Status* s = call<Status*>(api, kContextOutput, c, i, (const int64_t*)shape.dims, shape.rank, &v)) return s;
-  if (v == nullptr) return invalid(api, "mambac: an output is not connected; every node needs both outputs");
+  if (v == nullptr) return invalid(api, "mambac: an output is not connected; every node needs all of them");
   return call<Status*>(api, kGetTensorMutableData, v, data);
 }
 
@@ -229,6 +238,30 @@ Status* compute_conv(const Kernel& k, KernelContext* c, const Shape* in, const v
   return spread(op.api, c, conv_piece, conv_tasks(a), (double)(a.batch * a.channels) * (double)(a.length + 1) * (double)(a.kernel + 8), &run);
 }
 
+struct HadamardRun {
+  const Kernels* kernels;
+  HadamardArgs args;
+};
+void hadamard_piece(void* user, size_t task) {
+  const HadamardRun& run = *(HadamardRun*)user;
+  run.kernels->hadamard(run.args, (int64_t)task);
+}
+
+Status* compute_hadamard(const Kernel& k, KernelContext* c, const Shape* in, const void* const* data) {
+  const Op& op = *k.op;
+  Message m;
+  HadamardRun run;
+  run.kernels = &kernels();
+  HadamardArgs& a = run.args;
+  if (!plan_hadamard(*op.row, k.row, in, &a, &m)) return invalid(op.api, m.text);
+  void* y = nullptr;
+  if (Status* s = make_output(op.api, c, 0, in[0], &y)) return s;
+  a.x = (const float*)data[0];
+  a.factor = (const float*)data[1];
+  a.y = (float*)y;
+  return spread(op.api, c, hadamard_piece, row_tasks(a.rows), (double)a.rows * (double)a.size * (double)(a.order + 8), &run);
+}
+
 Status* compute(void* kernel, KernelContext* c) {
   const Kernel& k = *(const Kernel*)kernel;
   const Api* api = k.op->api;
@@ -239,14 +272,15 @@ Status* compute(void* kernel, KernelContext* c) {
   const void* data[kScanInputs];
   for (size_t i = 0; i < given; i++)
     if (Status* s = read_input(*k.op, c, i, &shapes[i], &data[i])) return s;
-  return k.op->scan != nullptr ? compute_scan(k, c, shapes, data) : compute_conv(k, c, shapes, data);
+  if (k.op->scan != nullptr) return compute_scan(k, c, shapes, data);
+  return k.op->conv != nullptr ? compute_conv(k, c, shapes, data) : compute_hadamard(k, c, shapes, data);
 }
 
-// y is shaped like x, present like past.
+// y is shaped like the first input, present like past.
 Status* infer_shapes(const CustomOp* base, ShapeContext* c) {
   const Op& op = op_of(base);
   const size_t from[2] = {0, (size_t)op.inputs() - 1};
-  for (size_t i = 0; i < 2; i++) {
+  for (size_t i = 0; i < (size_t)op.outputs(); i++) {
     TensorInfo* info = nullptr;
     if (Status* s = call<Status*>(op.api, kShapeInput, (const ShapeContext*)c, from[i], &info)) return s;
     if (Status* s = call<Status*>(op.api, kShapeSetOutput, (const ShapeContext*)c, i, (const TensorInfo*)info)) return s;
@@ -254,20 +288,21 @@ Status* infer_shapes(const CustomOp* base, ShapeContext* c) {
   return nullptr;
 }
 
-// present may take the buffer of past where nothing else reads it.
-template <int kPast>
+// present may take the buffer of past where nothing else reads it, and y that of x in an operator on rows.
+template <int kFrom, int kTo>
 size_t may_inplace(int** in, int** out) {
-  static int from[1] = {kPast}, to[1] = {1};
+  static int from[1] = {kFrom}, to[1] = {kTo};
   *in = from;
   *out = to;
   return 1;
 }
 void keep(int*, int*) {}
 
-void fill(Op& op, const Api* api, const ScanOp* scan, const ConvOp* conv, bool cuda) {
+void fill(Op& op, const Api* api, const ScanOp* scan, const ConvOp* conv, const RowOp* row, bool cuda) {
   op.api = api;
   op.scan = scan;
   op.conv = conv;
+  op.row = row;
   op.cuda = cuda;
   op.version = kApiVersion;
   op.GetName = [](const CustomOp* o) { return op_of(o).name(); };
@@ -275,7 +310,7 @@ void fill(Op& op, const Api* api, const ScanOp* scan, const ConvOp* conv, bool c
     return op_of(o).cuda ? "CUDAExecutionProvider" : nullptr;  // null: the CPU
   };
   op.GetInputTypeCount = [](const CustomOp* o) -> size_t { return (size_t)op_of(o).inputs(); };
-  op.GetOutputTypeCount = [](const CustomOp*) -> size_t { return 2; };
+  op.GetOutputTypeCount = [](const CustomOp* o) -> size_t { return (size_t)op_of(o).outputs(); };
   op.GetInputType = [](const CustomOp* o, size_t i) {
     return (int)i == op_of(o).inputs() - 1 ? op_of(o).state_type() : kFloat;
   };
@@ -290,7 +325,7 @@ void fill(Op& op, const Api* api, const ScanOp* scan, const ConvOp* conv, bool c
   op.InferOutputShape = infer_shapes;
   op.GetStartVersion = [](const CustomOp*) { return 1; };
   op.GetEndVersion = [](const CustomOp*) { return 0x7fffffff; };
-  op.GetMayInplace = scan != nullptr ? may_inplace<kScanInputs - 1> : may_inplace<kConvInputs - 1>;
+  op.GetMayInplace = scan != nullptr ? may_inplace<kScanInputs - 1, 1> : conv != nullptr ? may_inplace<kConvInputs - 1, 1> : may_inplace<0, 0>;
   op.ReleaseMayInplace = keep;
 }
 
@@ -328,9 +363,12 @@ Status* host_for(const Api* api, Host** out) {
     return s;
   }
   for (int i = 0; i < kOps * kProviders; i++) {
-    const int op = i % kOps;
-    if (i >= kOps && op < kScanOps && scan_ops()[op].replay) continue;  // there are CPU kernels only
-    fill(h->ops[i], api, op < kScanOps ? scan_ops() + op : nullptr, op < kScanOps ? nullptr : conv_ops() + (op - kScanOps), i >= kOps);
+    const int at = i % kOps;
+    const ScanOp* scan = at < kScanOps ? scan_ops() + at : nullptr;
+    const ConvOp* conv = at >= kScanOps && at < kScanOps + kConvOps ? conv_ops() + (at - kScanOps) : nullptr;
+    const RowOp* row = at >= kScanOps + kConvOps ? row_ops() + (at - kScanOps - kConvOps) : nullptr;
+    if (i >= kOps && (row != nullptr || (scan != nullptr && scan->replay))) continue;  // there are CPU kernels only
+    fill(h->ops[i], api, scan, conv, row, i >= kOps);
     if (Status* s = call<Status*>(api, kCustomOpDomainAdd, h->domain, (const CustomOp*)&h->ops[i])) return s;
   }
   h->next = g_hosts;
