@@ -16,10 +16,17 @@ export interface AutoFlags {
   readonly candidates?: string;
   readonly maxLoss?: number;
   readonly maxSize?: number;
+  readonly calibTable?: readonly string[];
 }
 
-/** Refuses the flags of a choice where nothing is chosen. */
-export function requireAuto({ recipe, maxLoss, maxSize, candidates }: AutoFlags): void {
+/** Refuses the flags of a choice where nothing is chosen, and a choice without data. */
+export function requireAuto({ recipe, maxLoss, maxSize, candidates, calibTable }: AutoFlags): void {
+  if (recipe === AUTO && calibTable !== undefined) {
+    throw new MambacError(
+      "usage/auto",
+      "--recipe auto measures on data that it holds out: give --calib, no --calib-table",
+    );
+  }
   if (recipe === AUTO || (maxLoss === undefined && maxSize === undefined && candidates === undefined)) return;
   throw new MambacError("usage/auto", "--max-loss, --max-size and --candidates go with --recipe auto");
 }

@@ -1,15 +1,18 @@
 /** `mambac calibrate` and `mambac calibrate merge`: parsing only. */
 
 import { type Command, InvalidArgumentError, Option } from "commander";
-import { passesFor, TRUSTS, type Trust } from "../passes/index.js";
+import { passesFor, presetNamed, type QuantRecipe, TRUSTS, type Trust } from "../passes/index.js";
 import {
   type CompilerPasses,
   calibrateCommand,
   calibrateMergeCommand,
+  calibrateRecipeCommand,
   FLOAT_STATE,
+  MambacError,
   type Terminal,
 } from "../src/index.js";
 import { integer, positiveInteger } from "./flag-values.js";
+import { recipeOf } from "./recipe-command.js";
 
 interface ReportFlags {
   readonly json?: boolean;
@@ -25,6 +28,8 @@ interface CalibrateFlags extends ReportFlags {
   readonly seed: number;
   readonly tokenizer?: string;
   readonly secondMoments?: boolean;
+  readonly recipe?: string;
+  readonly calibTable?: string[];
   readonly trust?: Trust;
   readonly threads: number;
 }
@@ -48,27 +53,35 @@ export function addCalibrate(program: Command, terminal: Terminal, outcome: { co
     .option("--shard <i/n>", "take every n-th sequence, from the i-th on", shard)
     .option("--tokenizer <file>", "tokenizer.json or its folder, or 'bytes' (default for a vocabulary of 256)")
     .option("--second-moments", "also x x^T of what projections read (for GPTQ and KLT); large")
+    .option("--recipe <recipe>", "a name or a file: what its passes ask for, instead of the usual statistics")
+    .option("--calib-table <file...>", "with --recipe: tables that hold the first of them, from the same data")
     .addOption(new Option("--trust <graph>", "which graph of a pair counts where they disagree").choices(TRUSTS))
     .option("--threads <n>", "threads inside one operator", positiveInteger, 1)
     .action(async (inputs: string[], flags: CalibrateFlags) => {
-      outcome.code = await calibrateCommand(
-        {
-          inputs,
-          data: flags.data ?? command.error("error: required option '--data <file...>' not specified"),
-          output: flags.output ?? command.error("error: required option '-o, --output <file>' not specified"),
-          shard: flags.shard ?? null,
-          samples: flags.numSamples === "all" ? null : flags.numSamples,
-          sequenceLength: flags.seqLen,
-          seed: flags.seed,
-          tokenizer: flags.tokenizer ?? null,
-          secondMoments: flags.secondMoments ?? false,
-          threads: flags.threads,
-          json: flags.json ?? false,
-          quiet: flags.quiet ?? false,
-        },
-        floatPasses(flags.trust ?? null),
-        terminal,
-      );
+      const { trust = null, calibTable: tables = [] } = flags;
+      const options = {
+        inputs,
+        data: flags.data ?? command.error("error: required option '--data <file...>' not specified"),
+        output: flags.output ?? command.error("error: required option '-o, --output <file>' not specified"),
+        shard: flags.shard ?? null,
+        samples: flags.numSamples === "all" ? null : flags.numSamples,
+        sequenceLength: flags.seqLen,
+        seed: flags.seed,
+        tokenizer: flags.tokenizer ?? null,
+        secondMoments: flags.secondMoments ?? false,
+        threads: flags.threads,
+        json: flags.json ?? false,
+        quiet: flags.quiet ?? false,
+      };
+      if (flags.recipe === undefined) {
+        if (tables.length > 0) throw new MambacError("usage/calib-table", "--calib-table goes with --recipe here");
+        outcome.code = await calibrateCommand(options, alignedPasses(trust), terminal);
+        return;
+      }
+      const recipe = recipeOf(flags.recipe);
+      requireDecided(recipe);
+      const passes = passesFor({ state: recipe.state, quant: recipe, trust });
+      outcome.code = await calibrateRecipeCommand({ ...options, recipe, tables }, passes, terminal);
     });
   const merge = command
     .command("merge")
@@ -87,8 +100,18 @@ function withReport(command: Command): Command {
     .option("-q, --quiet", "nothing but warnings and errors");
 }
 
-function floatPasses(trust: Trust | null): CompilerPasses {
-  return passesFor({ state: FLOAT_STATE, trust });
+/** Projections are brought into one form, and nothing is rounded. */
+function alignedPasses(trust: Trust | null): CompilerPasses {
+  const nothing = [{ roles: ["other"], layers: ["-"], scheme: null, method: "nearest" }] as const;
+  return passesFor({ state: FLOAT_STATE, quant: { ...presetNamed("float"), weights: nothing }, trust });
+}
+
+function requireDecided({ name, search }: QuantRecipe): void {
+  if (search === undefined) return;
+  throw new MambacError(
+    "usage/search",
+    `the recipe ${name} searches on data: compile by it once, and calibrate for the recipe it leaves beside the result`,
+  );
 }
 
 function sampleCount(text: string): number | "all" {

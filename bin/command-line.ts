@@ -124,6 +124,7 @@ interface CompileFlags extends RecipeFlags, ReportFlags, CalibrationFlags, AutoF
   readonly stopAfter?: string;
   readonly timing?: boolean;
   readonly repro?: string;
+  readonly calibTable?: string[];
 }
 
 function addCompile(program: Command, terminal: Terminal, outcome: Outcome, argv: readonly string[]): void {
@@ -157,6 +158,7 @@ function addCompile(program: Command, terminal: Terminal, outcome: Outcome, argv
       ),
     );
   withCalibration(command)
+    .option("--calib-table <file...>", "tables of `mambac calibrate` to take statistics from instead of data")
     .option("--dry-run", "do everything but write; tell sizes and memory")
     .option("--threads <n>", "threads of the proofs; the result does not depend on it", positiveInteger, 1)
     .option("--print-ir <pass>", "print the graph to stderr after this pass, after all, or after those that changed it")
@@ -164,8 +166,8 @@ function addCompile(program: Command, terminal: Terminal, outcome: Outcome, argv
     .option("--timing", "tell how long each pass took")
     .option("--repro <folder>", "should mambac have a bug, write what a report needs there")
     .action(async (inputs: string[], flags: CompileFlags) => {
-      const auto = flags.recipe === AUTO ? await autoChoice(inputs, flags, terminal) : null;
       requireAuto(flags);
+      const auto = flags.recipe === AUTO ? await autoChoice(inputs, flags, terminal) : null;
       const spec = auto?.name ?? flags.recipe;
       const named = spec === undefined ? null : recipeOf(spec);
       const calibration = auto?.calibration ?? calibrationOf(flags);
@@ -185,6 +187,7 @@ function addCompile(program: Command, terminal: Terminal, outcome: Outcome, argv
           },
           choice: auto,
           ...(calibration === undefined ? {} : { calibration }),
+          tables: flags.calibTable ?? [],
           externalData: flags.externalData,
           threads: flags.threads,
           dryRun: flags.dryRun ?? false,

@@ -6,7 +6,7 @@ import type { StatRequest } from "./quant/calibration.js";
 import type { ObservedStatistics } from "./quant/observed-statistics.js";
 import { tokenInput } from "./rewrite/axes.js";
 import type { DivergenceFrom } from "./rewrite/pass.js";
-import type { PipelineHooks, Step } from "./rewrite/pipeline.js";
+import type { Step } from "./rewrite/pipeline.js";
 import { type Dataset, type DatasetOptions, firstSequences, openDataset } from "./run/dataset.js";
 import { logitsSample, meanKlBits } from "./run/divergence.js";
 import { collectStatistics, usualBoundaries } from "./run/statistics.js";
@@ -25,24 +25,15 @@ export interface CalibrationRuns {
   readonly onProgress?: (message: string) => void;
 }
 
-/** What passes ask of calibration data: statistics of a model, and how far models are from one another. */
-export function calibrationHooks(runs: CalibrationRuns): Pick<PipelineHooks, "collect" | "divergence"> {
-  return {
-    collect: (model, requests) => statisticsOf(runs, model, requests),
-    divergence: (reference, sequences) => divergenceFrom(runs, reference, sequences),
-  };
-}
-
 /** Statistics of a model between two passes. Dispose of them when done. */
 export async function statisticsOf(
   runs: CalibrationRuns,
   model: Model,
   requests: readonly StatRequest[],
 ): Promise<ObservedStatistics & Disposable> {
-  const ready = await executableModel(model, runs.executable(), runs.threads);
   const dataset = await openCalibration(runs.calibration, model, runs.inputs);
   try {
-    return await collectStatistics(ready, requests, dataset, {
+    return await collectStatistics(await executableModel(model, runs.executable(), runs.threads), requests, dataset, {
       threads: runs.threads,
       ...(runs.onProgress === undefined ? {} : { onProgress: runs.onProgress }),
     });
@@ -51,7 +42,12 @@ export async function statisticsOf(
   }
 }
 
-async function divergenceFrom(runs: CalibrationRuns, reference: Model, sequences: number): Promise<DivergenceFrom> {
+/** Measures models against a reference on the first sequences of the calibration data. */
+export async function divergenceFrom(
+  runs: CalibrationRuns,
+  reference: Model,
+  sequences: number,
+): Promise<DivergenceFrom> {
   const sample = async (model: Model): ReturnType<typeof logitsSample> => {
     const ready = await executableModel(model, runs.executable(), runs.threads);
     const dataset = await openCalibration(runs.calibration, model, runs.inputs);

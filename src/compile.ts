@@ -3,7 +3,8 @@
  * particular set of them.
  */
 
-import { type CalibrationData, calibrationHooks, vocabularyOf } from "./calibration.js";
+import { type CalibrationData, vocabularyOf } from "./calibration.js";
+import { COMPLETE, calibrationHooks, type StatisticsRecorder } from "./calibration-tables.js";
 import { executor, withStateNames } from "./executable.js";
 
 import type { Model } from "./ir/graph.js";
@@ -22,6 +23,7 @@ import { slotType, stateBytes, stateSlots } from "./rewrite/states.js";
 import { mainOpset } from "./rewrite/trials.js";
 import { openOrtGemm } from "./run/ort-gemm.js";
 import { pairDisagreement } from "./run/pair-agreement.js";
+import type { NamedTable } from "./run/statistics.js";
 
 import { identifySource, type Source, sourceFiles } from "./sources.js";
 import { MambacError } from "./support/errors.js";
@@ -63,6 +65,10 @@ export interface CompileOptions {
   readonly decided?: () => DecidedRecipe | null;
   /** Data for passes that need statistics of activations. */
   readonly calibration?: CalibrationData;
+  /** Tables of `mambac calibrate`: used instead of data where they have what a pass asks for. */
+  readonly tables?: readonly NamedTable[];
+  /** Takes what is collected from data, to make a table of it. */
+  readonly recorder?: StatisticsRecorder;
   readonly onRemark?: (remark: Remark) => void;
   readonly onProgress?: (message: string) => void;
   readonly afterPass?: (name: string, model: Model, changed: number, milliseconds: number) => void;
@@ -116,7 +122,10 @@ export interface Prepared {
   readonly measure: (report: (remark: Remark) => void) => Promise<number | null>;
 }
 
-type PrepareOptions = Omit<CompileOptions, "output" | "state" | "recipe" | "decided" | "calibration">;
+type PrepareOptions = Omit<
+  CompileOptions,
+  "output" | "state" | "recipe" | "decided" | "calibration" | "tables" | "recorder"
+>;
 
 /** Compiles; see `CompileOptions`. Throws `MambacError` for whatever the user can mend; nothing is written then. */
 export async function compile(options: CompileOptions, passes: CompilerPasses): Promise<CompileReport> {
@@ -183,18 +192,20 @@ export async function compilePrepared(
   const remarks: Remark[] = [...prepared.remarks];
   if (prepared.stopped) return report(options, prepared, main, semanticOps(main.graph.nodes), remarks, null);
   await using products = openOrtGemm({ threads: options.threads ?? 1 });
+  let complete: Model | null = null;
   const hooks = {
     ...pipelineHooks(options, remarks),
     gemm: products.gemm,
-    ...(options.calibration === undefined
-      ? {}
-      : calibrationHooks({
-          calibration: options.calibration,
-          inputs: options.inputs,
-          executable: passes.executable,
-          threads: options.threads ?? 1,
-          ...(options.onProgress === undefined ? {} : { onProgress: options.onProgress }),
-        })),
+    ...calibrationHooks({
+      calibration: options.calibration ?? null,
+      tables: options.tables ?? [],
+      recorder: options.recorder ?? null,
+      complete: () => complete,
+      inputs: options.inputs,
+      executable: passes.executable,
+      threads: options.threads ?? 1,
+      ...(options.onProgress === undefined ? {} : { onProgress: options.onProgress }),
+    }),
   };
   let before: readonly SemanticOp[] = [];
   const pair = decode === null ? null : { decode, measure: () => prepared.measure(hooks.report) };
@@ -206,6 +217,7 @@ export async function compilePrepared(
       afterPass: (name, model, changed, milliseconds) => {
         const ops = semanticOps(model.graph.nodes);
         if (ops.length > 0) before = ops;
+        if (name === COMPLETE) complete = model;
         options.afterPass?.(name, model, changed, milliseconds);
       },
     },

@@ -8,6 +8,7 @@ export {
   calibrateCommand,
   calibrateMergeCommand,
 } from "./commands/calibrate.js";
+export { type CalibrateRecipeCommandOptions, calibrateRecipeCommand } from "./commands/calibrate-recipe.js";
 export { type CompareCommandOptions, compareCommand } from "./commands/compare.js";
 export { type CompileCommandOptions, compileCommand, type PassLibrary } from "./commands/compile.js";
 export { type EvalCommandOptions, evalCommand } from "./commands/eval.js";

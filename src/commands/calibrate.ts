@@ -4,7 +4,7 @@ import { statSync } from "node:fs";
 import { type CompilerPasses, VERSION } from "../compile.js";
 import { floatModel } from "../float-model.js";
 import { graphDigest } from "../onnx/model-digest.js";
-import type { CalibrationTable } from "../quant/calibration.js";
+import { type CalibrationTable, requestOf } from "../quant/calibration.js";
 import { calibrateToFile, mergeToFile } from "../run/calibrate.js";
 import { readCalibration } from "../run/calibration-files.js";
 import { openDataset, RANDOM_DATA, type Shard } from "../run/dataset.js";
@@ -46,7 +46,10 @@ export async function calibrateCommand(
   const progress = new Progress(options.quiet ? null : terminal);
   const { inputs, output, samples, sequenceLength, seed, shard, threads } = options;
   try {
-    const model = await floatModel({ inputs, threads, onProgress: (message) => progress.say(message) }, passes);
+    const { model, modelSha256 } = await floatModel(
+      { inputs, threads, onProgress: (message) => progress.say(message) },
+      passes,
+    );
     const signature = readSignature(model);
     const vocabulary = vocabularyOf(model, signature);
     const tokenizer =
@@ -66,15 +69,19 @@ export async function calibrateCommand(
     await using products = openOrtGemm({ threads });
     try {
       const start = performance.now();
+      const graph = graphDigest(model);
+      const own = graph === modelSha256 ? undefined : graph;
       const table = await calibrateToFile(
         {
           model,
           dataset,
-          requests: usualRequests(model, signature, options),
+          requests: usualRequests(model, signature, options).map(({ value, kind, perChannel }) =>
+            requestOf(value, kind, perChannel, own),
+          ),
           boundaries: usualBoundaries(model),
           threads,
           version: VERSION,
-          modelSha256: graphDigest(model),
+          modelSha256,
           gemm: products.gemm,
           onNotice: (message) => (options.quiet ? undefined : terminal.err(`${message}\n`)),
           onProgress: (at) => {
@@ -87,7 +94,7 @@ export async function calibrateCommand(
       if (samples !== null && dataset.description.sequences < samples) {
         terminal.err(`warning: the data give ${dataset.description.sequences} sequences, not ${samples}\n`);
       }
-      tell("calibrate", options, table, (performance.now() - start) / 1000, terminal);
+      tellTable("calibrate", options, table, (performance.now() - start) / 1000, terminal);
     } finally {
       dataset.close();
     }
@@ -108,11 +115,12 @@ export interface CalibrateMergeCommandOptions {
 export function calibrateMergeCommand(options: CalibrateMergeCommandOptions, terminal: Terminal): ExitCode {
   const tables = options.tables.map(readCalibration);
   const table = mergeToFile(tables, options.output);
-  tell("calibrate merge", options, table, null, terminal);
+  tellTable("calibrate merge", options, table, null, terminal);
   return EXIT.ok;
 }
 
-function tell(
+/** Says what a table is of. */
+export function tellTable(
   command: string,
   options: { readonly output: string; readonly json: boolean; readonly quiet: boolean },
   table: CalibrationTable,

@@ -14,6 +14,7 @@ import type { Model } from "../ir/graph.js";
 import { formatModel } from "../ir/text.js";
 import { type WriteOptions, writtenSizes } from "../onnx/write.js";
 import type { StateChoice } from "../rewrite/semantic.js";
+import { readCalibration } from "../run/calibration-files.js";
 import { type KernelCensus, kernelCensus } from "../run/kernel-census.js";
 import { defaultOutput, type SourceFile, sourceFiles } from "../sources.js";
 import { EXIT, type ExitCode, InvariantError, MambacError } from "../support/errors.js";
@@ -39,6 +40,8 @@ export interface CompileCommandOptions {
   /** Why this recipe, where mambac chose it. */
   readonly choice?: { readonly text: string; readonly document: object } | null;
   readonly calibration?: NonNullable<CompileOptions["calibration"]>;
+  /** Files of `mambac calibrate`. */
+  readonly tables?: readonly string[];
   readonly externalData: NonNullable<WriteOptions["externalData"]>;
   readonly threads: number;
   /** Everything but writing. */
@@ -90,6 +93,7 @@ export async function compileCommand(
         recipe: options.recipe ?? null,
         ...(options.decided === undefined ? {} : { decided: options.decided }),
         ...(options.calibration === undefined ? {} : { calibration: options.calibration }),
+        tables: (options.tables ?? []).map((path) => ({ label: path, table: readCalibration(path) })),
         ...(options.stopAfter === null ? {} : { stopAfter: options.stopAfter }),
         onProgress: (message) => progress.say(message),
         afterPass: (name, model, changed, milliseconds) => {

@@ -15,6 +15,8 @@ export interface StatRequest {
   readonly value: string;
   readonly kind: StatKind;
   readonly perChannel: boolean;
+  /** In tables, the hash of the graph the value is of, where that is not the float graph: passes change values. */
+  readonly graph?: string;
 }
 
 /** What a table is about, and how it was made. Equal headers and equal numbers go together. */
@@ -55,15 +57,15 @@ export interface CalibrationTable {
 }
 
 /** Text that orders and identifies requests. */
-export function requestKey({ value, kind, perChannel }: StatRequest): string {
-  return JSON.stringify([value, kind, perChannel]);
+export function requestKey({ value, kind, perChannel, graph }: StatRequest): string {
+  return JSON.stringify(graph === undefined ? [value, kind, perChannel] : [value, kind, perChannel, graph]);
 }
 
 /** The requests without repetition, in the order tables have them. */
 export function canonicalRequests(requests: readonly StatRequest[]): StatRequest[] {
   const byKey = new Map<string, StatRequest>();
-  for (const { value, kind, perChannel } of requests) {
-    const request: StatRequest = { value, kind, perChannel: kind === "second-moment" ? true : perChannel };
+  for (const { value, kind, perChannel, graph } of requests) {
+    const request = requestOf(value, kind, kind === "second-moment" ? true : perChannel, graph);
     byKey.set(requestKey(request), request);
   }
   return [...byKey].sort(([a], [b]) => (a < b ? -1 : 1)).map(([, request]) => request);
@@ -76,21 +78,24 @@ export function tableOf(header: CalibrationHeader, statistics: ReadonlyMap<strin
 }
 
 function parseKey(key: string): StatRequest {
-  const [value, kind, perChannel] = JSON.parse(key) as [string, StatKind, boolean];
-  return { value, kind, perChannel };
+  const [value, kind, perChannel, graph] = JSON.parse(key) as [string, StatKind, boolean, string?];
+  return requestOf(value, kind, perChannel, graph);
+}
+
+/** A request of the float graph, or of another graph. */
+export function requestOf(value: string, kind: StatKind, perChannel: boolean, graph: string | undefined): StatRequest {
+  return graph === undefined ? { value, kind, perChannel } : { value, kind, perChannel, graph };
 }
 
 /** What a table must be about to be used. Parts left out are not checked. */
 export interface Expectation {
   readonly modelSha256?: string;
   readonly tokensSha256?: string;
-  readonly requests?: readonly StatRequest[];
 }
 
 /**
  * Refuses a table that does not fit (exit code 5): `calibration/stale` for another model or other data,
- * `calibration/incomplete` for a table that lacks shards, `calibration/missing` for one that lacks statistics. `label`
- * names the table in messages.
+ * `calibration/incomplete` for a table that lacks shards. `label` names the table in messages.
  */
 export function requireFresh(table: CalibrationTable, expected: Expectation, label: string): void {
   const { header } = table;
@@ -112,8 +117,6 @@ export function requireFresh(table: CalibrationTable, expected: Expectation, lab
       `${label} lacks shard ${missing.join(", ")} of ${header.shards.count}; make it and merge them (mambac calibrate merge)`,
     );
   }
-  const absent = (expected.requests ?? []).find((request) => table.encoded(request) === null);
-  if (absent !== undefined) throw missingStatistic(absent, label);
 }
 
 /** A statistic that the table does not have. */

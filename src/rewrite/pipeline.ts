@@ -66,8 +66,8 @@ export interface PipelineHooks {
   readonly report: (remark: Remark) => void;
   /** Matrix products; a plain loop unless given. */
   readonly gemm?: Gemm;
-  /** Collects statistics over calibration data; absent when no data were given. */
-  readonly collect?: (model: Model, requests: readonly StatRequest[]) => Promise<Statistics>;
+  /** Collects statistics for a pass; absent when there is no calibration. Null ends the run before that pass. */
+  readonly collect?: (model: Model, requests: readonly StatRequest[], pass: string) => Promise<Statistics | null>;
   /** Measures on calibration data; absent when no data were given. */
   readonly divergence?: PassContext["divergence"];
   /** Called after each pass with the model it made. */
@@ -117,12 +117,13 @@ export async function runSteps(
     let result: { readonly model: Model; readonly changed: number };
     try {
       const statistics = await gather(next, current, hooks);
+      if (statistics === null && next.requests !== undefined) return { model: current, stopped: true };
       result = await next.run(
         current,
         {
           execute: hooks.execute,
           gemm: hooks.gemm ?? loopGemm,
-          divergence: hooks.divergence ?? (() => Promise.reject(noData(name))),
+          divergence: hooks.divergence ?? (() => Promise.reject(nothingToMeasure(name))),
         },
         hooks.report,
         statistics,
@@ -149,13 +150,21 @@ async function gather(step: Step, model: Model, hooks: PipelineHooks): Promise<S
   if (hooks.collect === undefined) {
     throw noData(name);
   }
-  return hooks.collect(model, wanted);
+  return hooks.collect(model, wanted, name);
 }
 
 function noData(pass: string): MambacError {
   return new MambacError(
     "pipeline/no-data",
-    `pass ${pass} needs calibration data: give --calib FILE, or a recipe without it`,
+    `pass ${pass} needs calibration data: give --calib FILE or a table of them (--calib-table FILE), or take a recipe without it`,
+    EXIT.calibration,
+  );
+}
+
+function nothingToMeasure(pass: string): MambacError {
+  return new MambacError(
+    "pipeline/no-data",
+    `pass ${pass} measures models on calibration data: give --calib FILE; the recipe it leaves beside the result needs no measuring`,
     EXIT.calibration,
   );
 }

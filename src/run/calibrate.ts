@@ -231,7 +231,9 @@ export function observeAll(
 }
 
 /** What a table made with these options is about. */
-function calibrationHeader(options: CalibrateOptions): CalibrationHeader {
+export function calibrationHeader(
+  options: Pick<CalibrateOptions, "modelSha256" | "version" | "requests" | "dataset" | "window" | "decodeShare">,
+): CalibrationHeader {
   const { modelSha256, version, requests, dataset, window = null, decodeShare = null } = options;
   const { sha256, tokensSha256, random, sequenceLength, seed, sequences, tokens } = dataset.description;
   const wanted = JSON.stringify([canonicalRequests(requests).map(requestKey), window, decodeShare]);

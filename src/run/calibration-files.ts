@@ -12,6 +12,7 @@ import {
   calibrationError,
   canonicalRequests,
   requestKey,
+  requestOf,
   type ShardSet,
   STAT_KINDS,
   type StatKind,
@@ -126,8 +127,8 @@ function tableText(
     binary,
   };
   // One statistic a line: tables are long, and are compared by people.
-  const lines = statistics.map(({ value, kind, perChannel, offset, length }) =>
-    JSON.stringify({ value, kind, perChannel, offset, length }),
+  const lines = statistics.map(({ value, kind, perChannel, graph, offset, length }) =>
+    JSON.stringify({ value, kind, perChannel, graph, offset, length }),
   );
   const head = JSON.stringify(document, null, 2).slice(0, -2);
   return `${head},\n  "statistics": [${lines.map((line) => `\n    ${line}`).join(",")}\n  ]\n}\n`;
@@ -173,7 +174,8 @@ export function readCalibration(path: string): CalibrationTable {
     const fields = new Fields(entry, fail);
     const kind = STAT_KINDS.find((known): known is StatKind => known === fields.text("kind"));
     if (kind === undefined) throw fail(`it holds a statistic of the unknown kind ${fields.text("kind")}`);
-    const request: StatRequest = { value: fields.text("value"), kind, perChannel: fields.flag("perChannel") };
+    const graph = fields.has("graph") ? fields.text("graph") : undefined;
+    const request = requestOf(fields.text("value"), kind, fields.flag("perChannel"), graph);
     const range: Range = { offset: fields.count("offset"), length: fields.count("length") };
     if (range.offset + range.length > total) throw fail("it refers to numbers past the end of its binary file");
     if (ranges.has(requestKey(request))) throw fail(`it has two statistics ${requestKey(request)}`);
@@ -237,6 +239,10 @@ class Fields {
     if (typeof value !== "object" || value === null || Array.isArray(value)) throw fail("it is damaged");
     this.#value = { ...value };
     this.#fail = fail;
+  }
+
+  has(name: string): boolean {
+    return this.#value[name] !== undefined;
   }
 
   text(name: string): string {

@@ -1,10 +1,8 @@
 /** Statistics for passes, collected by running calibration data through the model as it stands. */
 
 import type { Model } from "../ir/graph.js";
-import { graphDigest } from "../onnx/model-digest.js";
-import { type CalibrationTable, requireFresh, type StatRequest } from "../quant/calibration.js";
+import { type CalibrationTable, requestOf, type StatRequest } from "../quant/calibration.js";
 import type { ObservedStatistics } from "../quant/observed-statistics.js";
-import type { Statistics } from "../quant/statistics.js";
 import { findBoundaries, weightBytes } from "./blocks.js";
 import { observeAll, tableStatistics } from "./calibrate.js";
 import type { Dataset } from "./dataset.js";
@@ -20,6 +18,8 @@ export interface CollectOptions {
   readonly signal?: AbortSignal;
   readonly onProgress?: (message: string) => void;
   readonly onNotice?: (message: string) => void;
+  /** Takes each statistic as it is kept. */
+  readonly take?: (request: StatRequest, encoded: Uint8Array) => void;
 }
 
 /** Models with more weights run layer by layer. */
@@ -59,7 +59,10 @@ export async function collectStatistics(
           if (message !== null) onProgress?.(message);
         },
       },
-      (request, encoded) => spool.add(request, encoded),
+      (request, encoded) => {
+        spool.add(request, encoded);
+        options.take?.(request, encoded);
+      },
     );
   } catch (cause) {
     spool.close();
@@ -70,18 +73,38 @@ export async function collectStatistics(
   return statistics;
 }
 
-/**
- * Answers from a table made earlier, for a model it must have been made for. Throws `calibration/stale`,
- * `calibration/incomplete` or `calibration/missing` (exit code 5); `label` names the table in messages.
- */
-export function freshStatistics(
-  table: CalibrationTable,
-  model: Model,
+/** A table made earlier, and what messages call it. */
+export interface NamedTable {
+  readonly label: string;
+  readonly table: CalibrationTable;
+}
+
+/** What no table knows of a graph. */
+export function missingIn(
+  tables: readonly NamedTable[],
+  graph: string,
   requests: readonly StatRequest[],
-  label: string,
-): Statistics {
-  requireFresh(table, { modelSha256: graphDigest(model), requests }, label);
-  return tableStatistics(table, label);
+): StatRequest[] {
+  return requests.filter((request) => encodedIn(tables, graph, request) === null);
+}
+
+/**
+ * Answers about a graph from tables made earlier; which graph each statistic is of is part of it. Throws
+ * `calibration/missing` (exit code 5) for what none of them has.
+ */
+export function tabledStatistics(tables: readonly NamedTable[], graph: string): ObservedStatistics {
+  const label = tables.map((table) => table.label).join(", ");
+  return tableStatistics({ encoded: (request) => encodedIn(tables, graph, request) }, label);
+}
+
+function encodedIn(tables: readonly NamedTable[], graph: string, request: StatRequest): Uint8Array | null {
+  const { value, kind, perChannel } = request;
+  for (const { table } of tables) {
+    const own = table.header.modelSha256 === graph ? undefined : graph;
+    const found = table.encoded(requestOf(value, kind, kind === "second-moment" ? true : perChannel, own));
+    if (found !== null) return found;
+  }
+  return null;
 }
 
 /** A line for every tenth of a block; null for what lies between. */

@@ -2,8 +2,9 @@ import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "n
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeEach, describe, expect, test } from "vitest";
-import { tableStatistics } from "../../src/run/calibrate.js";
+import type { ObservedStatistics } from "../../src/quant/observed-statistics.js";
 import { readCalibration } from "../../src/run/calibration-files.js";
+import { tabledStatistics } from "../../src/run/statistics.js";
 import { Random } from "../../src/support/random.js";
 import { documentIn, mambac, spawnMambac } from "../support/command.js";
 import { fixture } from "../support/fixture-models.js";
@@ -28,6 +29,14 @@ function dataFile(vocabulary: number): string {
   return path;
 }
 
+/** What a table says of the one graph it is about: that with its projections in one form. */
+function statisticsIn(path: string): ObservedStatistics {
+  const table = readCalibration(path);
+  const graphs = new Set(table.requests.map(({ graph }) => graph ?? table.header.modelSha256));
+  expect(graphs.size).toBe(1);
+  return tabledStatistics([{ label: path, table }], [...graphs][0] ?? "");
+}
+
 const FEW = ["--num-samples", "6", "--seq-len", "24"];
 
 describe("mambac calibrate", () => {
@@ -44,7 +53,7 @@ describe("mambac calibrate", () => {
     expect(readFileSync(`${again}.bin`).equals(bytes)).toBe(true);
     expect(readFileSync(again).equals(readFileSync(out))).toBe(true);
     const table = readCalibration(out);
-    const statistics = tableStatistics(table, out);
+    const statistics = statisticsIn(out);
     for (const { value, kind, perChannel } of table.requests) {
       if (kind === "absmax" && perChannel) expect(Math.max(...statistics.channelAbsMax(value))).toBeGreaterThan(0);
     }
@@ -83,7 +92,7 @@ describe("mambac calibrate", () => {
     for (const key of ["modelSha256", "dataSha256", "tokensSha256", "requestsSha256", "statistics"]) {
       expect(document[key]).toEqual(whole[key]);
     }
-    const [a, b] = [merged, join(folder, "whole.json")].map((path) => tableStatistics(readCalibration(path), path));
+    const [a, b] = [merged, join(folder, "whole.json")].map(statisticsIn);
     for (const { value, kind } of readCalibration(merged).requests) {
       if (kind === "percentile") expect(a?.percentile(value, 0.99)).toBe(b?.percentile(value, 0.99));
     }

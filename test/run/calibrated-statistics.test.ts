@@ -18,7 +18,7 @@ import { readCalibration } from "../../src/run/calibration-files.js";
 import { type Dataset, openDataset, type Shard } from "../../src/run/dataset.js";
 import { type OrtGemm, openOrtGemm } from "../../src/run/ort-gemm.js";
 import { readSignature } from "../../src/run/signature.js";
-import { collectStatistics, freshStatistics } from "../../src/run/statistics.js";
+import { collectStatistics, missingIn, tabledStatistics } from "../../src/run/statistics.js";
 import { sweep } from "../../src/run/sweep.js";
 import { usualRequests } from "../../src/run/usual-requests.js";
 import { compiledFixture } from "../support/compiled-fixture.js";
@@ -159,18 +159,22 @@ describe("statistics of real activations", () => {
     }
   });
 
-  it("from a table are refused for another model, or when shards or statistics lack", async () => {
+  it("from tables know which graph they are of", async () => {
     const table = await calibrate(await options(await data()));
     const [{ value }] = requests as [StatRequest];
-    expect(freshStatistics(table, model, requests, "t.json").absMax(value)).toBeGreaterThan(0);
-    const other = { ...model, graph: { ...model.graph, name: "other" } };
-    expect(() => freshStatistics(table, other, requests, "t.json")).toThrow(
-      expect.objectContaining({ code: "calibration/stale", exitCode: 5 }),
-    );
-    const more: StatRequest[] = [...requests, { value, kind: "minmax", perChannel: true }];
-    expect(() => freshStatistics(table, model, more, "t.json")).toThrow(/t\.json has no minmax by channel/);
-    const part = await calibrate(await options(await data({ index: 1, count: 2 })));
-    expect(() => freshStatistics(part, model, requests, "t.json")).toThrow(/lacks shard 2 of 2/);
+    const { modelSha256 } = table.header;
+    const tables = [{ label: "t.json", table }];
+    expect(missingIn(tables, modelSha256, requests)).toEqual([]);
+    expect(tabledStatistics(tables, modelSha256).absMax(value)).toBeGreaterThan(0);
+    const more: StatRequest = { value, kind: "minmax", perChannel: true };
+    expect(missingIn(tables, modelSha256, [...requests, more])).toEqual([more]);
+    expect(missingIn(tables, "00", requests)).toEqual(requests);
+    expect(() => tabledStatistics(tables, "00").absMax(value)).toThrow(/t\.json has no absmax/);
+    const of = requests.map((request) => ({ ...request, graph: "00" }));
+    const other = await calibrate({ ...(await options(await data())), requests: of });
+    const both = [...tables, { label: "u.json", table: other }];
+    expect(missingIn(both, "00", requests)).toEqual([]);
+    expect(tabledStatistics(both, "00").absMax(value)).toBe(tabledStatistics(tables, modelSha256).absMax(value));
   });
 
   it("are collected for passes in a file that goes away", async () => {
