@@ -3,7 +3,10 @@
  *
  * Paper: GPTQ (Frantar et al. 2022), as PTQ-SSM, Quamba2 and Q-Mamba use it on Mamba.
  * Algebra: minimises || X W - X W^ ||^2 with H = X^T X of the calibration inputs; the numerics are in
- * `src/quant/gptq.ts`. H comes from the float graph for all layers in one sweep, not layer by layer on rounded inputs.
+ * `src/quant/gptq.ts`. H comes from the float graph for all layers in one sweep. Taken layer by layer on rounded inputs
+ * (measured 2026-11-23, protocol of accept:recipes) gptq-w4a16 loses 0.26 % instead of 0.30 % on the trained Mamba-2 and
+ * 0.34 % instead of 0.26 % on the Mamba-1, with the same divergence within 3 %, for as many sweeps as there are layers; input
+ * by input 0.28 % and 0.35 %.
  * Refuses: layers calibration never reached and layers whose H is singular even at 0.1 damping (exit 5). A projection
  * whose inputs are fewer than the group size gets one group.
  *

@@ -3,6 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, test } from "vitest";
 import { presetNamed, readRecipe } from "../../passes/index.js";
+import { attrInt } from "../../src/ir/graph.js";
 import { readModel } from "../../src/onnx/read.js";
 import { documentIn, mambac } from "../support/command.js";
 import { fixture } from "../support/fixture-models.js";
@@ -96,6 +97,23 @@ describe("a search in a recipe file", () => {
     expect(bits[0]).toBeLessThan(bits[2] ?? 0);
     expect(await counts(["raised: 0", "raised: 1"])).toEqual([0, bits[2]]);
     expect((await counts(["divergence: 1000", "divergence: 0.0012"]))[0]).toBe(0);
+  });
+
+  test("precisions that differ in their activations alone: one layer of two keeps float ones", async () => {
+    const mix = recipe(
+      "raised: 0.5",
+      [
+        "    - {name: a8, scheme: 'i4:g32', timing: dynamic}\n",
+        "    - {name: a16, scheme: 'i4:g32', timing: float}\n",
+      ].join(""),
+    );
+    const { code, err } = await compiled(`${mix}  each: layer\n`, ...RANDOM);
+    expect(code, err).toBe(0);
+    const levels = readModel(join(root, "file.onnx")).model.graph.nodes.flatMap((node) =>
+      node.op === "MatMulNBits" ? [attrInt(node, "accuracy_level", 0)] : [],
+    );
+    expect(levels).toHaveLength(4);
+    expect([levels.slice(0, 2), levels.slice(2)].map((pair) => pair.join()).toSorted()).toEqual(["1,1", "4,4"]);
   });
 
   test("a budget that cannot be kept is exit code 3; no data are exit code 5", async () => {
