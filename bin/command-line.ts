@@ -4,6 +4,8 @@ import { Command, CommanderError, Option } from "commander";
 import {
   PASSES,
   passesFor,
+  QDQ_PROFILES,
+  type QdqProfile,
   type QuantRecipe,
   SCAN_TARGETS,
   type ScanTarget,
@@ -125,6 +127,7 @@ interface CompileFlags extends RecipeFlags, ReportFlags, CalibrationFlags, AutoF
   readonly timing?: boolean;
   readonly repro?: string;
   readonly calibTable?: string[];
+  readonly qdqProfile?: QdqProfile;
 }
 
 function addCompile(program: Command, terminal: Terminal, outcome: Outcome, argv: readonly string[]): void {
@@ -145,6 +148,11 @@ function addCompile(program: Command, terminal: Terminal, outcome: Outcome, argv
         .default("auto"),
     )
     .option("--recipe <recipe>", "how to quantize: a name (`mambac recipe list`), a file, FILE.yaml, or auto")
+    .addOption(
+      new Option("--qdq-profile <name>", "whom the recipe's quantized activations are placed for").choices(
+        QDQ_PROFILES,
+      ),
+    )
     .option("--candidates <list>", "for the recipe auto: recipes to measure, with commas between")
     .addOption(
       new Option(
@@ -173,7 +181,11 @@ function addCompile(program: Command, terminal: Terminal, outcome: Outcome, argv
       const calibration = auto?.calibration ?? calibrationOf(flags);
       const given = (flag: keyof StateFlags): boolean => command.getOptionValueSource(flag) === "cli";
       const state = named === null || given("state") ? stateChoice(flags) : recipeState(named.state, flags, given);
-      const recipe = named === null ? null : { ...named, state };
+      const { qdqProfile } = flags;
+      if (qdqProfile !== undefined && named === null) {
+        throw new MambacError("usage/qdq-profile", "--qdq-profile goes with --recipe, which says what is quantized");
+      }
+      const recipe = named === null ? null : { ...named, state, ...(qdqProfile === undefined ? {} : { qdqProfile }) };
       let decided: QuantRecipe | null = null;
       outcome.code = await compileCommand(
         {

@@ -67,6 +67,7 @@ export const PASSES: Readonly<Record<string, Pass<never>>> = Object.freeze({
   "widen-halves": widenHalves,
 });
 
+export { QDQ_PROFILES, type QdqProfile } from "../src/rewrite/qdq-profile.js";
 export { SCAN_TARGETS, type ScanTarget } from "./lower.js";
 export { TRUSTS, type Trust } from "./merge-pair.js";
 export { AUTO_CANDIDATES, PRESETS, presetNamed, type QuantRecipe } from "./quant-recipes.js";

@@ -1,13 +1,15 @@
 /**
  * insert-qdq: quantizes the activations that rounded projections read, so that a runtime multiplies integers.
  *
- * Placement (ONNX Runtime CPU): a QuantizeLinear / DequantizeLinear pair on the input of every chosen projection, one
- * scale a tensor, int8 symmetric with zero point 0; one pair serves all readers of a value. Residual, norms, gates, dt, A,
- * D and everything the scan touches stay float. `dynamic` measures the scale in every call instead (uint8, as
- * DynamicQuantizeLinear defines it) and multiplies with MatMulInteger.
+ * Placement: a QuantizeLinear / DequantizeLinear pair on the input of every chosen projection, one scale a tensor; one pair
+ * serves all readers of a value. Residual, norms, gates, dt, A, D and everything the scan touches stay float. What else gets a
+ * pair, and on which grid, depends on the profile (`qdq-profile.ts`): for ONNX Runtime's CPU provider and TensorRT int8
+ * symmetric with zero point 0; for QNN asymmetric, with pairs on results, their biases and what moves them to the next
+ * projection. `dynamic` measures the scale in every call instead (uint8, as DynamicQuantizeLinear defines it) and multiplies
+ * with MatMulInteger.
  * Inputs that a pass before has quantized keep that pair.
- * Refuses: projections whose weight no pass has rounded (they would run in float anyway), with a remark; `dynamic` for
- * block-wise weights, which have no integer product.
+ * Refuses: projections whose weight no pass has rounded (they would run in float anyway), with a remark; `dynamic`, and any
+ * profile but ONNX Runtime's, for block-wise weights, which have no integer product.
  *
  *     before   u -> MatMul(DequantizeLinear(codes))
  *     after    u -> QuantizeLinear -> DequantizeLinear -> MatMul(DequantizeLinear(codes))
@@ -15,19 +17,26 @@
 
 import { GraphBuilder } from "../src/ir/builder.js";
 import { attrInt, type Model, makeNode, type Node } from "../src/ir/graph.js";
+import { toNumbers } from "../src/ir/tensor.js";
 import { GraphEdit } from "../src/rewrite/edit.js";
 import { definePass, type Pass, type PassContext } from "../src/rewrite/pass.js";
-import { addPair } from "../src/rewrite/qdq-pair.js";
-import type { Sites } from "../src/rewrite/sites.js";
-import { type LinearRole, type LinearSite, sitesOf } from "../src/rewrite/sites.js";
+import { addConstant, addGrid, addPairOn, type PairGrid, type ValueRange } from "../src/rewrite/qdq-pair.js";
+import { qdqPlan } from "../src/rewrite/qdq-plan.js";
+import { profileRules, type QdqProfile } from "../src/rewrite/qdq-profile.js";
+import { type LinearRole, type LinearSite, type Sites, sitesOf } from "../src/rewrite/sites.js";
+import { invariant } from "../src/support/errors.js";
 
 export interface InsertQdqOptions {
   readonly roles: ReadonlySet<LinearRole>;
   /** Which of the projections of these roles; all unless given. */
   readonly includes?: (site: LinearSite) => boolean;
   readonly timing: "static" | "dynamic";
-  /** Largest magnitude of an activation that must be representable, from calibration; not asked when dynamic. */
-  readonly range: (value: string, role: LinearRole) => number;
+  /**
+   * What must be representable of an activation, from calibration, a number standing for both signs; not asked when dynamic.
+   */
+  readonly range: (value: string) => number | ValueRange;
+  /** `ort-cpu` unless given. */
+  readonly profile?: QdqProfile;
 }
 
 export const insertQdq: Pass<InsertQdqOptions> = definePass({
@@ -41,31 +50,82 @@ export const insertQdq: Pass<InsertQdqOptions> = definePass({
     const sites = sitesOf(model);
     const edit = new GraphEdit(model.graph);
     const builder = new GraphBuilder("mambac.qdq.");
-    const pairs = new Map<string, string>();
-    let changed = 0;
-    for (const site of chosen(sites, options, context)) {
-      if (options.timing === "dynamic") {
-        if (!dynamic(builder, edit, sites, site, context)) continue;
-      } else {
-        const quantized =
-          pairs.get(site.input) ?? addPair(builder, site.input, options.range(site.input, site.role), "insert-qdq");
-        pairs.set(site.input, quantized);
-        edit.swapNode(site.node, { ...site.node, inputs: [quantized, site.weight] });
-      }
-      changed += 1;
-    }
+    const projections = chosen(sites, options, context);
+    let changed = projections.length;
+    if (options.timing === "dynamic") {
+      changed = projections.filter((site) => dynamic(builder, edit, sites, site, context)).length;
+    } else placePairs(builder, edit, sites, projections, options);
     edit.addNodes(builder.nodes);
     edit.addInitializers(builder.initializers);
     return Promise.resolve({ model: changed === 0 ? model : { ...model, graph: edit.commit() }, changed });
   },
 });
 
-/** Activations whose range must be calibrated. */
-export function quantizedInputs(model: Model, roles: ReadonlySet<LinearRole>): { value: string; role: LinearRole }[] {
+/** Pairs as the profile has them, on grids from calibration. */
+function placePairs(
+  builder: GraphBuilder,
+  edit: GraphEdit,
+  sites: Sites,
+  projections: readonly LinearSite[],
+  { profile = "ort-cpu", range }: InsertQdqOptions,
+): void {
+  const { activations, results } = profileRules(profile);
+  const plan = qdqPlan(sites, projections, results);
+  const gridOf = (value: string): PairGrid => addGrid(builder, value, range(value), activations, "insert-qdq");
+  const changed = new Map<Node, Node>();
+  const change = (node: Node, how: (now: Node) => Partial<Node>): void => {
+    const now = changed.get(node) ?? node;
+    changed.set(node, { ...now, ...how(now) });
+  };
+  const inputs = new Map(plan.inputs.map((value) => [value, addPairOn(builder, value, gridOf(value))]));
+  for (const site of projections) {
+    const input = inputs.get(site.input);
+    if (input !== undefined) change(site.node, () => ({ inputs: [input, site.weight] }));
+  }
+  for (const { node, bias } of plan.biases) {
+    const tensor = sites.graph.initializers.get(bias);
+    invariant(tensor !== undefined, `the bias ${bias} is no weight`);
+    const quantized = addConstant(builder, bias, toNumbers(tensor), tensor.shape, activations);
+    change(node, (now) => ({ inputs: now.inputs.map((input) => (input === bias ? quantized : input)) }));
+  }
+  const grids = new Map(plan.results.map((value) => [value, gridOf(value)]));
+  for (const value of [...plan.results, ...plan.moved.keys()]) {
+    const grid = grids.get(plan.moved.get(value) ?? value);
+    const producer = sites.index.producer.get(value);
+    invariant(grid !== undefined && producer !== undefined, `${value} has no grid`);
+    if (!sites.index.outputs.has(value)) {
+      edit.replaceValue(value, addPairOn(builder, value, grid));
+      continue;
+    }
+    // The name of an output stays with what comes out.
+    const raw = edit.unused(`${value}_float`);
+    change(producer, (now) => ({ outputs: now.outputs.map((output) => (output === value ? raw : output)) }));
+    addPairOn(builder, raw, grid, value);
+  }
+  for (const [node, to] of changed) edit.swapNode(node, to);
+}
+
+/** Activations whose range must be calibrated, each with the projection that asks for it first. */
+export function quantizedValues(
+  model: Model,
+  includes: (site: LinearSite) => boolean,
+  profile: QdqProfile = "ort-cpu",
+): { readonly value: string; readonly site: LinearSite }[] {
   const sites = sitesOf(model);
-  const seen = new Map<string, LinearRole>();
-  for (const site of sites.linears) if (roles.has(site.role) && !seen.has(site.input)) seen.set(site.input, site.role);
-  return [...seen].map(([value, role]) => ({ value, role }));
+  const candidates = sites.linears.filter(includes);
+  const found = new Map<string, LinearSite>();
+  const note = (value: string, site: LinearSite): void => {
+    if (!found.has(value)) found.set(value, site);
+  };
+  for (const site of candidates) note(site.input, site);
+  if (profileRules(profile).results) {
+    const { biases } = qdqPlan(sites, candidates, true);
+    for (const site of candidates) {
+      note(site.output, site);
+      for (const { node, output } of biases) if (node.inputs.includes(site.output)) note(output, site);
+    }
+  }
+  return [...found].map(([value, site]) => ({ value, site }));
 }
 
 function chosen(sites: Sites, options: InsertQdqOptions, context: PassContext): LinearSite[] {
@@ -74,14 +134,19 @@ function chosen(sites: Sites, options: InsertQdqOptions, context: PassContext): 
     if (options.includes?.(site) === false) return false;
     // Another pass has quantized this input: both its readers must see the same saturated values.
     if (options.timing === "static" && isQuantized(sites, site.input)) return false;
-    if (sites.index.producer.get(site.weight)?.op === "DequantizeLinear") return true;
-    context.report({
-      kind: "missed",
-      code: "insert-qdq/float-weight",
-      where: site.node.name || site.output,
-      message: "its weight is float, so its input stays float too",
-    });
-    return false;
+    const weight = sites.index.producer.get(site.weight);
+    const missed = (code: string, message: string): boolean => {
+      context.report({ kind: "missed", code: `insert-qdq/${code}`, where: site.node.name || site.output, message });
+      return false;
+    };
+    if (weight?.op !== "DequantizeLinear") {
+      return missed("float-weight", "its weight is float, so its input stays float too");
+    }
+    const blocks = attrInt(weight, "block_size", 0) !== 0;
+    if (blocks && (options.profile ?? "ort-cpu") !== "ort-cpu") {
+      return missed("blocks", "a block-wise weight has no integer product, so its input stays float");
+    }
+    return true;
   });
 }
 

@@ -3,6 +3,7 @@
  * field.
  */
 
+import type { QdqProfile } from "../src/rewrite/qdq-profile.js";
 import { FLOAT_STATE, type StateChoice } from "../src/rewrite/semantic.js";
 import type { LinearRole } from "../src/rewrite/sites.js";
 import { MambacError } from "../src/support/errors.js";
@@ -106,6 +107,8 @@ export interface QuantRecipe {
   readonly state: StateChoice;
   /** Decides weights and activations of some projections; its rules come after the others. */
   readonly search?: SearchRule;
+  /** Whom the pairs of activations are placed for; `ort-cpu` where it is left out. */
+  readonly qdqProfile?: QdqProfile;
 }
 
 const H8: StateChoice = { format: "h8", scale: "dsq", requantize: "call" };

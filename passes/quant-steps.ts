@@ -12,6 +12,7 @@ import type { StatRequest } from "../src/quant/calibration.js";
 import type { WeightScheme } from "../src/quant/scheme.js";
 import type { Statistics } from "../src/quant/statistics.js";
 import { calibratedStep, type Step, step } from "../src/rewrite/pipeline.js";
+import { profileRules } from "../src/rewrite/qdq-profile.js";
 import type { Rotation } from "../src/rewrite/rotation.js";
 import { type LinearRole, type LinearSite, sitesOf } from "../src/rewrite/sites.js";
 import { smoothableInputs } from "../src/rewrite/smoothing.js";
@@ -20,6 +21,7 @@ import { absorbNormGain } from "./absorb-norm-gain.js";
 import { alignLinears } from "./align-linears.js";
 import { type ClipPercentileOptions, clipPercentile, clippedInputs } from "./clip-percentile.js";
 import { decidedRecipe, possibleRecipe } from "./precision-rules.js";
+import { requireProfile } from "./qdq-profiles.js";
 import type { QuantRecipe } from "./quant-recipes.js";
 import { rotateDt } from "./rotate-dt.js";
 import { rotateOutput } from "./rotate-output.js";
@@ -55,6 +57,8 @@ const SEARCHED_ALPHAS: readonly number[] = [0.3, 0.4, 0.5, 0.6, 0.7, 0.8];
 export function quantSteps(recipe: QuantRecipe, decided: (recipe: QuantRecipe) => void = () => undefined): Step[] {
   const possible = possibleRecipe(recipe);
   if (isFloat(possible)) return [];
+  requireProfile(possible);
+  const profile = recipe.qdqProfile ?? "ort-cpu";
   let now = possible;
   const rules: RulesInPlay = { now: () => now, possible };
   return [
@@ -76,8 +80,8 @@ export function quantSteps(recipe: QuantRecipe, decided: (recipe: QuantRecipe) =
         ]),
     ...roundingSteps(rules),
     ...scanInputSteps(recipe),
-    ...activationSteps(rules),
-    ...lowBitSteps(rules),
+    ...activationSteps(rules, profile),
+    ...(profileRules(profile).ownOperators ? lowBitSteps(rules) : []),
     ...(recipe.embedding === null ? [] : [step(roundEmbedding, { bits: recipe.embedding === "i4" ? 4 : 8 })]),
   ];
 }

@@ -21,6 +21,7 @@ import {
 import { formatYaml } from "../src/document/yaml.js";
 import { MAX_REPLAY_LENGTH, REQUANTIZE_MODES, STATE_FORMATS, STATE_SCALES } from "../src/ops/names.js";
 import { parseWeightScheme } from "../src/quant/scheme.js";
+import { QDQ_PROFILES } from "../src/rewrite/qdq-profile.js";
 import type { StateChoice } from "../src/rewrite/semantic.js";
 import { LINEAR_ROLES, type LinearRole } from "../src/rewrite/sites.js";
 import { MambacError } from "../src/support/errors.js";
@@ -178,6 +179,7 @@ const RECIPE: Shape<QuantRecipe> = record<QuantRecipe>({
   embedding: preset(nullable(choice(EMBEDDING_FORMATS)), DEFAULTS.embedding, "the embedding table, one scale a row"),
   scanInput: preset(nullable(SCAN_INPUT), DEFAULTS.scanInput, "the input x of recurrences, in 8 bits"),
   state: preset(STATE, DEFAULTS.state, "the recurrent state"),
+  qdqProfile: optional(choice(QDQ_PROFILES), "whom quantized activations are placed for; ort-cpu if left out"),
   search: optional(SEARCH, "decides bits for each projection under a budget, by what they cost on calibration data"),
 });
 

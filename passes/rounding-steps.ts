@@ -7,10 +7,12 @@ import type { StatRequest } from "../src/quant/calibration.js";
 import { parseWeightScheme, type WeightScheme } from "../src/quant/scheme.js";
 import type { Statistics } from "../src/quant/statistics.js";
 import { calibratedStep, type Step, step } from "../src/rewrite/pipeline.js";
+import type { ValueRange } from "../src/rewrite/qdq-pair.js";
+import { profileRules, type QdqProfile } from "../src/rewrite/qdq-profile.js";
 import { roundedInputs } from "../src/rewrite/rounded-weight.js";
-import { type LinearRole, type LinearSite, sitesOf } from "../src/rewrite/sites.js";
+import type { LinearRole, LinearSite } from "../src/rewrite/sites.js";
 import { emitNbits } from "./emit-nbits.js";
-import { insertQdq } from "./insert-qdq.js";
+import { insertQdq, quantizedValues } from "./insert-qdq.js";
 import type { PrecisionRules } from "./precision-rules.js";
 import { type ActivationTiming, lastRule, type RoundingMethod, type WeightRule } from "./quant-recipes.js";
 import { roundClipped } from "./round-clipped.js";
@@ -39,6 +41,19 @@ export const rangeRequest = (value: string, share: number): StatRequest => ({
 
 export function rangeOf(statistics: Statistics, value: string, share: number): number {
   return share === 1 ? statistics.absMax(value) : statistics.percentile(value, share);
+}
+
+function spanRequests(value: string, share: number, symmetric: boolean): StatRequest[] {
+  const peaks = share === 1 && !symmetric ? [] : [rangeRequest(value, share)];
+  return symmetric ? peaks : [...peaks, { value, kind: "minmax", perChannel: false }];
+}
+
+/** Magnitude for both signs, or both ends; a share below 1 cuts either end that is beyond it. */
+function spanOf(statistics: Statistics, value: string, share: number, symmetric: boolean): number | ValueRange {
+  if (symmetric) return rangeOf(statistics, value, share);
+  const { low, high } = statistics.range(value);
+  const peak = share === 1 ? Number.POSITIVE_INFINITY : statistics.percentile(value, share);
+  return { low: Math.max(low, -peak), high: Math.min(high, peak) };
 }
 
 /** How a projection is rounded by a method, or by any of them (null). */
@@ -78,12 +93,13 @@ export function roundingSteps({ now, possible }: RulesInPlay): Step[] {
 }
 
 /** Of one activation with several readers the first reader's rule decides, as one pair of nodes serves them all. */
-export function activationSteps({ now, possible }: RulesInPlay): Step[] {
+export function activationSteps({ now, possible }: RulesInPlay, profile: QdqProfile = "ort-cpu"): Step[] {
   const roles = new Set<LinearRole>(possible.activations.flatMap((rule) => rule.roles));
   const uses = (timing: ActivationTiming): boolean => possible.activations.some((rule) => rule.timing === timing);
   const has = (site: LinearSite, timing: ActivationTiming): boolean =>
     lastRule(now().activations, site)?.timing === timing;
   const shares = new Map<string, number>();
+  const symmetric = profileRules(profile).activations === "i8";
   return [
     ...(uses("static")
       ? [
@@ -91,17 +107,17 @@ export function activationSteps({ now, possible }: RulesInPlay): Step[] {
             insertQdq,
             (model) => {
               shares.clear();
-              for (const site of sitesOf(model).linears) {
-                const rule = lastRule(now().activations, site);
-                if (rule?.timing === "static" && !shares.has(site.input)) shares.set(site.input, rule.share);
+              for (const { value, site } of quantizedValues(model, (site) => has(site, "static"), profile)) {
+                shares.set(value, lastRule(now().activations, site)?.share ?? 1);
               }
-              return [...shares].map(([value, share]) => rangeRequest(value, share));
+              return [...shares].flatMap(([value, share]) => spanRequests(value, share, symmetric));
             },
             (statistics) => ({
               roles,
               includes: (site: LinearSite) => has(site, "static"),
               timing: "static" as const,
-              range: (value: string) => rangeOf(statistics, value, shares.get(value) ?? 1),
+              range: (value: string) => spanOf(statistics, value, shares.get(value) ?? 1, symmetric),
+              profile,
             }),
           ),
         ]

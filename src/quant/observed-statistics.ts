@@ -49,6 +49,10 @@ export function observedStatistics(
       )
         .peaks()
         .reduce((largest, peak) => Math.max(largest, peak), 0),
+    range: (value) => {
+      const { low, high } = get("range", { value, kind: "minmax", perChannel: false });
+      return { low: low[0] ?? 0, high: high[0] ?? 0 };
+    },
     percentile: (value, share) =>
       get("percentile", { value, kind: "percentile", perChannel: false }).percentile(share)[0] ?? 0,
     kurtosis: (value) => {

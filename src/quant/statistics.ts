@@ -8,6 +8,8 @@ export interface Statistics {
   channelMeanAbs(value: string): Float64Array;
   /** Largest magnitude. */
   absMax(value: string): number;
+  /** Smallest and largest value. */
+  range(value: string): { readonly low: number; readonly high: number };
   /** Magnitude below which the given share of all elements lies. */
   percentile(value: string, share: number): number;
   /** Mean of x x^T over tokens, [size, size] row-major, and the number of tokens. */

@@ -2,8 +2,26 @@
 
 import type { GraphBuilder } from "../ir/builder.js";
 import { type Attribute, attr, makeNode } from "../ir/graph.js";
-import { f32Tensor, tensorFromBytes } from "../ir/tensor.js";
+import { asBytes, f32Tensor, roundHalfEven, tensorFromBytes } from "../ir/tensor.js";
 import { EXIT, MambacError } from "../support/errors.js";
+
+/** Where the values of an activation are; low <= high. */
+export interface ValueRange {
+  readonly low: number;
+  readonly high: number;
+}
+
+/** `i8` is symmetric with zero point 0; the others are asymmetric. */
+export type ActivationType = "i8" | "u8" | "u16";
+
+/** Names of the scale and zero point that values are rounded with. */
+export interface PairGrid {
+  readonly scale: string;
+  readonly zero: string;
+}
+
+/** Narrower ranges are widened to this: scales next to nothing are refused by some hardware. */
+const LEAST_SPAN = 1e-4;
 
 /**
  * Adds an int8 symmetric pair after `value` and gives the name of what it makes. `ranges`: the largest magnitude to be
@@ -12,24 +30,109 @@ import { EXIT, MambacError } from "../support/errors.js";
  */
 export function addPair(builder: GraphBuilder, value: string, ranges: number | Float64Array, pass: string): string {
   const list = typeof ranges === "number" ? [ranges] : [...ranges];
-  const bad = list.find((range) => !Number.isFinite(range) || range < 0);
-  if (bad !== undefined) {
-    throw new MambacError(
-      `${pass}/range`,
-      `the calibrated range of ${value} is ${bad}: the calibration data made it overflow or it holds NaN`,
-      EXIT.calibration,
-    );
-  }
+  for (const range of list) requireRange(value, { low: -range, high: range }, pass);
   // An activation that was always zero gets any scale: its codes are all zero.
   const scales = list.map((range) => (range === 0 ? 1 : range / 127));
   const shape = typeof ranges === "number" ? [] : [scales.length];
-  const scale = builder.initializer(f32Tensor(shape, scales), "scale");
-  const zero = builder.initializer(tensorFromBytes("i8", shape, new Uint8Array(scales.length)), "zero_point");
   const attributes = new Map<string, Attribute>(typeof ranges === "number" ? [] : [["axis", attr.int(-1)]]);
-  const [q, dq] = [`${value}_QuantizeLinear_Output`, `${value}_DequantizeLinear_Output`];
+  const grid = {
+    scale: builder.initializer(f32Tensor(shape, scales), "scale"),
+    zero: builder.initializer(tensorFromBytes("i8", shape, new Uint8Array(scales.length)), "zero_point"),
+  };
+  return addPairOn(builder, value, grid, `${value}_DequantizeLinear_Output`, attributes);
+}
+
+/**
+ * Adds a grid of one scale for `value`. `range`: what is to be represented, a number standing for both signs; zero always is,
+ * exactly. Throws `<pass>/range` (exit code 5) for ranges that are not finite or the wrong way round.
+ */
+export function addGrid(
+  builder: GraphBuilder,
+  value: string,
+  range: number | ValueRange,
+  type: ActivationType,
+  pass: string,
+): PairGrid {
+  const span = typeof range === "number" ? { low: -range, high: range } : range;
+  requireRange(value, span, pass);
+  return gridOf(builder, span, type).names;
+}
+
+/** Adds a constant of known values on a grid of its own, behind a DequantizeLinear; gives the name of what that makes. */
+export function addConstant(
+  builder: GraphBuilder,
+  name: string,
+  values: Float64Array,
+  shape: readonly number[],
+  type: ActivationType,
+): string {
+  const range = { low: Math.min(0, ...values), high: Math.max(0, ...values) };
+  const { names, step, zero } = gridOf(builder, range, type);
+  const [lowest, highest] = CODES[type];
+  const codes = Array.from(values, (value) =>
+    Math.max(lowest, Math.min(highest, roundHalfEven(Math.fround(Math.fround(value) / step)) + zero)),
+  );
+  const bytes = asBytes(
+    type === "i8" ? Int8Array.from(codes) : type === "u8" ? Uint8Array.from(codes) : Uint16Array.from(codes),
+  );
+  const quantized = builder.initializer(tensorFromBytes(type, shape, bytes), "codes");
+  const dequantized = `${name}_DequantizeLinear_Output`;
+  builder.nodes.push(
+    makeNode("DequantizeLinear", [quantized, names.scale, names.zero], [dequantized], new Map(), {
+      name: `${name}_DequantizeLinear`,
+    }),
+  );
+  return dequantized;
+}
+
+const CODES: Readonly<Record<ActivationType, readonly [number, number]>> = {
+  i8: [-128, 127],
+  u8: [0, 255],
+  u16: [0, 65535],
+};
+
+/** The grid of a range that zero is added to. */
+function gridOf(
+  builder: GraphBuilder,
+  range: ValueRange,
+  type: ActivationType,
+): { readonly names: PairGrid; readonly step: number; readonly zero: number } {
+  const [low, high] = [Math.min(range.low, 0), Math.max(range.high, 0)];
+  const [lowest, highest] = CODES[type];
+  const peak = Math.max(-low, high);
+  // An activation that was always zero gets any scale: its codes are all zero.
+  const symmetric = peak === 0 ? 1 : peak / highest;
+  const step = Math.fround(type === "i8" ? symmetric : Math.max(high - low, LEAST_SPAN) / (highest - lowest));
+  const zero = type === "i8" ? 0 : Math.min(highest, Math.round(-low / step));
+  const bytes = asBytes(type === "u16" ? Uint16Array.of(zero) : Uint8Array.of(zero));
+  const names = {
+    scale: builder.initializer(f32Tensor([], [step]), "scale"),
+    zero: builder.initializer(tensorFromBytes(type, [], bytes), "zero_point"),
+  };
+  return { names, step, zero };
+}
+
+/** Adds a pair on a grid after `value`; gives the name of what it makes, which is `dequantized`. */
+export function addPairOn(
+  builder: GraphBuilder,
+  value: string,
+  { scale, zero }: PairGrid,
+  dequantized: string = `${value}_DequantizeLinear_Output`,
+  attributes: ReadonlyMap<string, Attribute> = new Map(),
+): string {
+  const q = `${value}_QuantizeLinear_Output`;
   builder.nodes.push(
     makeNode("QuantizeLinear", [value, scale, zero], [q], attributes, { name: `${value}_QuantizeLinear` }),
-    makeNode("DequantizeLinear", [q, scale, zero], [dq], attributes, { name: `${value}_DequantizeLinear` }),
+    makeNode("DequantizeLinear", [q, scale, zero], [dequantized], attributes, { name: `${value}_DequantizeLinear` }),
   );
-  return dq;
+  return dequantized;
+}
+
+function requireRange(value: string, { low, high }: ValueRange, pass: string): void {
+  if (Number.isFinite(low) && Number.isFinite(high) && low <= high) return;
+  throw new MambacError(
+    `${pass}/range`,
+    `the calibrated range of ${value} is ${low} to ${high}: the calibration data made it overflow or it holds NaN`,
+    EXIT.calibration,
+  );
 }

@@ -123,6 +123,8 @@ describe("how the state is kept", () => {
     [["--requantize", "replay", "--replay-length", "0"], /1 or more/],
     [["--requantize", "replay", "--replay-length", "65"], /1 to 64/],
     [["--replay-length", "8"], /says nothing without --requantize replay/],
+    [["--qdq-profile", "qnn"], /goes with --recipe/],
+    [["--qdq-profile", "qnn", "--recipe", "rtn-w4a16"], /i4:g128 does not fit the profile qnn: .*i8:channel/],
   ])("%j is refused", async (flags, message) => {
     const result = await mambac("compile", PREFILL, "-o", join(folder, "out.onnx"), "--state", "h4", ...flags);
     expect(result.code).toBe(2);

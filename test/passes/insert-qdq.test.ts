@@ -1,6 +1,6 @@
 import { describe, expect, test } from "vitest";
 import { alignLinears } from "../../passes/align-linears.js";
-import { insertQdq, quantizedInputs } from "../../passes/insert-qdq.js";
+import { insertQdq, quantizedValues } from "../../passes/insert-qdq.js";
 import { roundNearest } from "../../passes/round-nearest.js";
 import { parseWeightScheme } from "../../src/quant/scheme.js";
 import { calibratedStep, type Step, step } from "../../src/rewrite/pipeline.js";
@@ -19,7 +19,12 @@ const weights = (scheme: string): Step[] => [
 const staticStep = (shrink: number): Step =>
   calibratedStep(
     insertQdq,
-    (model) => quantizedInputs(model, ROLES).map(({ value }) => ({ value, kind: "absmax", perChannel: false })),
+    (model) =>
+      quantizedValues(model, (site) => ROLES.has(site.role)).map(({ value }) => ({
+        value,
+        kind: "absmax",
+        perChannel: false,
+      })),
     (statistics) => ({
       roles: ROLES,
       timing: "static" as const,

@@ -16,6 +16,7 @@ import {
 import { BUDGET_KINDS } from "../../passes/search-precision.js";
 import { MAX_REPLAY_LENGTH, REQUANTIZE_MODES, STATE_FORMATS, STATE_SCALES } from "../../src/ops/names.js";
 import { formatWeightScheme, parseWeightScheme } from "../../src/quant/scheme.js";
+import { QDQ_PROFILES } from "../../src/rewrite/qdq-profile.js";
 import { LINEAR_ROLES } from "../../src/rewrite/sites.js";
 
 const SCHEMA_FILE = join(import.meta.dirname, "..", "..", "schema", "recipe.schema.json");
@@ -101,8 +102,12 @@ const plainRecipes: fc.Arbitrary<QuantRecipe> = fc.record({
   }),
 });
 const recipes: fc.Arbitrary<QuantRecipe> = fc
-  .tuple(plainRecipes, fc.option(search))
-  .map(([recipe, found]) => (found === null ? recipe : { ...recipe, search: found }));
+  .tuple(plainRecipes, fc.option(search), fc.option(fc.constantFrom(...QDQ_PROFILES)))
+  .map(([recipe, found, qdqProfile]) => ({
+    ...recipe,
+    ...(qdqProfile === null ? {} : { qdqProfile }),
+    ...(found === null ? {} : { search: found }),
+  }));
 
 /** A recipe with a search; `line` is its sixth line. */
 function searching(line: string): string {
@@ -194,6 +199,7 @@ describe("the schema file", () => {
     expect(rule("activations", "roles", "items", "enum")).toEqual(LINEAR_ROLES);
     expect(rule("weights", "method", "enum")).toEqual(ROUNDING_METHODS);
     expect(rule("activations", "timing", "enum")).toEqual(ACTIVATION_TIMINGS);
+    expect(properties("qdqProfile", "enum")).toEqual(QDQ_PROFILES);
     expect(properties("search", "properties", "each", "enum")).toEqual(SEARCH_PARTS);
     expect(Object.keys(properties("search", "properties", "budget", "properties") as object)).toEqual(BUDGET_KINDS);
     expect(properties("rotate", "properties", "residual", "enum")).toEqual(RESIDUAL_ROTATIONS);
@@ -201,7 +207,7 @@ describe("the schema file", () => {
     expect(properties("state", "properties", "format", "enum")).toEqual(STATE_FORMATS);
     expect(properties("state", "properties", "scale", "enum")).toEqual(STATE_SCALES);
     expect(properties("state", "properties", "requantize", "enum")).toEqual(REQUANTIZE_MODES);
-    expect(Object.keys(properties() as object)).toEqual([...Object.keys(PRESETS[0] ?? {}), "search"]);
+    expect(Object.keys(properties() as object)).toEqual([...Object.keys(PRESETS[0] ?? {}), "qdqProfile", "search"]);
   });
 
   test("has a pattern for weight schemes that agrees with their parser", () => {
