@@ -4,10 +4,12 @@
  * Purpose: ONNX Runtime fuses DequantizeLinear and MatMul into this operator by itself, but then at accuracy level 4, which
  * quantizes the activations to 8 bits without saying so. Written out, the level is in the file: 1 keeps float32
  * activations, 4 is faster and means 8-bit ones.
- * Layout: codes as [N, K / block, block * bits / 8] bytes, low bits first, offset by 2^(bits-1); scales [N, K / block].
- * Scales for whole columns are repeated for each block.
- * Refuses: weights whose input is quantized as well (they run on integers), K that is no multiple of the block, asymmetric
- * codes, and block sizes the operator does not know.
+ * Layout: codes as [N, K / block, block * bits / 8] bytes, low bits first, signed ones offset by 2^(bits-1); scales
+ * [N, K / block]; zero points of asymmetric codes [N, K / block], packed like the codes. Scales and zero points for whole
+ * columns are repeated for each block. Codes of 2 and 3 bits are written in 4; of 2 bits in 2 where `codeBits` says so, which
+ * ONNX Runtime multiplies fast at level 4 only (level 1 took 14 times the float product, one row by 768 x 3072).
+ * Refuses: weights whose input is quantized as well (they run on integers), K that is no multiple of the block, codes of 8
+ * bits, which level 1 would make slower than floats, and block sizes the operator does not know.
  *
  *     before   MatMul(x, DequantizeLinear(codes i4[K, N], scales f32[K / 128, N]))
  *     after    MatMulNBits(x, bytes u8[N, K / 128, 64], scales f32[N, K / 128]) {bits = 4, accuracy_level = 1}
@@ -15,8 +17,9 @@
 
 import { type Attribute, attr, attrInt, makeNode, type Node } from "../src/ir/graph.js";
 import { asBytes, type ByteSource, type Tensor, tensorFromSource, toNumbers } from "../src/ir/tensor.js";
+import { elementCount } from "../src/ir/types.js";
 import { CodeRoom } from "../src/quant/code-room.js";
-import { transposedNibbles } from "../src/quant/packing.js";
+import { halvedNibbles, transposedNibbles, unpackCodes } from "../src/quant/packing.js";
 import { GraphEdit } from "../src/rewrite/edit.js";
 import { definePass, type Pass } from "../src/rewrite/pass.js";
 import { type LinearSite, sitesOf } from "../src/rewrite/sites.js";
@@ -26,6 +29,8 @@ export interface EmitNbitsOptions {
   readonly accuracyLevel: 1 | 4;
   /** Which projections; all unless given. */
   readonly includes?: (site: LinearSite) => boolean;
+  /** Bits a code takes in the operator; 4 unless given. */
+  readonly codeBits?: (site: LinearSite) => 2 | 4;
 }
 
 /** Memory for codes that are only lent. */
@@ -50,9 +55,9 @@ export const emitNbits: Pass<EmitNbitsOptions> = definePass({
       const codes = model.graph.initializers.get(source?.inputs[0] ?? "");
       const scales = model.graph.initializers.get(source?.inputs[1] ?? "");
       if (source?.op !== "DequantizeLinear" || codes === undefined || scales === undefined) continue;
-      const block = blockSize(site, source);
+      const block = blockSize(site, source, scales);
       const quantizedInput = sites.index.producer.get(site.input)?.op === "DequantizeLinear";
-      if (quantizedInput || codes.dtype !== "i4" || block === null || site.node.op !== "MatMul") {
+      if (quantizedInput || !/^[iu]4$/.test(codes.dtype) || block === null || site.node.op !== "MatMul") {
         context.report({
           kind: "missed",
           code: "emit-nbits/form",
@@ -63,18 +68,20 @@ export const emitNbits: Pass<EmitNbitsOptions> = definePass({
         });
         continue;
       }
-      const names = [`${site.weight}.nbits`, `${site.weight}.nbits_scale`];
-      edit.addInitializers(packed(names, site, source, codes, scales, block));
+      const bits = options.codeBits?.(site) ?? 4;
+      const zeros = model.graph.initializers.get(source.inputs[2] ?? "") ?? null;
+      const inputs = packed({ site, source, codes, scales, zeros, block, bits });
+      edit.addInitializers(inputs);
       const attributes = new Map<string, Attribute>([
         ["K", attr.int(site.inFeatures)],
         ["N", attr.int(site.outFeatures)],
-        ["bits", attr.int(4)],
+        ["bits", attr.int(bits)],
         ["block_size", attr.int(block)],
         ["accuracy_level", attr.int(options.accuracyLevel)],
       ]);
       edit.swapNode(
         site.node,
-        makeNode("MatMulNBits", [site.input, ...names], site.node.outputs, attributes, {
+        makeNode("MatMulNBits", [site.input, ...inputs.keys()], site.node.outputs, attributes, {
           domain: "com.microsoft",
           name: site.node.name,
         }),
@@ -89,46 +96,68 @@ export const emitNbits: Pass<EmitNbitsOptions> = definePass({
   },
 });
 
-function blockSize(site: LinearSite, source: Node): number | null {
-  const own = attrInt(source, "block_size", 0);
-  if (own !== 0) return BLOCKS.includes(own) && site.inFeatures % own === 0 ? own : null;
+/** Inputs of a block; null where the operator has no form for such scales. */
+function blockSize(site: LinearSite, source: Node, scales: Tensor): number | null {
+  const [own, axis] = [attrInt(source, "block_size", 0), attrInt(source, "axis", 1)];
+  if (own !== 0) return axis === 0 && BLOCKS.includes(own) && site.inFeatures % own === 0 ? own : null;
+  if (axis !== 1 && scales.shape.length > 0) return null;
   return BLOCKS.find((size) => site.inFeatures % size === 0) ?? null;
 }
 
-/** Codes and scales in the operator's layout, made when they are read. */
-function packed(
-  [codesName = "", scalesName = ""]: readonly string[],
-  site: LinearSite,
-  source: Node,
-  codes: Tensor,
-  scales: Tensor,
-  block: number,
-): Map<string, Tensor> {
+interface LowBitWeight {
+  readonly site: LinearSite;
+  /** The DequantizeLinear node. */
+  readonly source: Node;
+  readonly codes: Tensor;
+  readonly scales: Tensor;
+  readonly zeros: Tensor | null;
+  readonly block: number;
+  readonly bits: 2 | 4;
+}
+
+/** Codes, scales and zero points in the operator's layout, in the order of its inputs, made when they are read. */
+function packed({ site, source, codes, scales, zeros, block, bits }: LowBitWeight): Map<string, Tensor> {
   const [k, n] = [site.inFeatures, site.outFeatures];
   const blocks = k / block;
+  const signed = codes.dtype === "i4";
+  const inBits = (nibbles: Uint8Array): Uint8Array => (bits === 4 ? nibbles : halvedNibbles(nibbles, signed));
   const bytes: ByteSource = {
-    read: (offset, length) => transposedNibbles(codes.bytes(), k, n).subarray(offset, offset + length),
+    read: (offset, length) => inBits(transposedNibbles(codes.bytes(), k, n, signed)).subarray(offset, offset + length),
     lend: (offset, length, use) =>
-      codes.lend(0, codes.byteLength, (packed) =>
-        use(transposedNibbles(packed, k, n, room).subarray(offset, offset + length)),
+      codes.lend(0, codes.byteLength, (nibbles) =>
+        use(inBits(transposedNibbles(nibbles, k, n, signed, room)).subarray(offset, offset + length)),
       ),
     prefetch: () => codes.prefetch(0, codes.byteLength),
   };
-  const own = attrInt(source, "block_size", 0);
+  // What a block of a column has, of values for blocks of columns, for columns, or for all.
+  const grouped = attrInt(source, "block_size", 0) !== 0;
+  const valueAt = (values: ArrayLike<number>, column: number, at: number): number =>
+    values[grouped ? at * n + column : values.length === 1 ? 0 : column] ?? 0;
   const factors = (): Uint8Array => {
-    const values = toNumbers(scales);
-    const out = new Float32Array(n * blocks);
-    for (let column = 0; column < n; column++) {
-      for (let at = 0; at < blocks; at++) {
-        out[column * blocks + at] =
-          (own === 0 ? values[values.length === 1 ? 0 : column] : values[at * n + column]) ?? 0;
-      }
-    }
+    const [values, out] = [toNumbers(scales), new Float32Array(n * blocks)];
+    for (let i = 0; i < out.length; i++) out[i] = valueAt(values, Math.floor(i / blocks), i % blocks);
     return asBytes(out);
   };
-  const read = (offset: number, length: number): Uint8Array => factors().subarray(offset, offset + length);
+  const perByte = 8 / bits;
+  const zeroWidth = Math.ceil(blocks / perByte);
+  const points = (of: Tensor): Uint8Array => {
+    const values = unpackCodes(of.bytes(), elementCount(of.shape), 4, signed);
+    const out = new Uint8Array(n * zeroWidth);
+    for (let column = 0; column < n; column++) {
+      for (let at = 0; at < blocks; at++) {
+        const to = column * zeroWidth + Math.floor(at / perByte);
+        out[to] = (out[to] ?? 0) | (valueAt(values, column, at) << (bits * (at % perByte)));
+      }
+    }
+    return out;
+  };
+  const lazy = (dtype: "u8" | "f32", shape: readonly number[], make: () => Uint8Array): Tensor =>
+    tensorFromSource(dtype, shape, { read: (offset, length) => make().subarray(offset, offset + length) }, 0, "lazy");
   return new Map([
-    [codesName, tensorFromSource("u8", [n, blocks, block / 2], bytes, 0, "lazy")],
-    [scalesName, tensorFromSource("f32", [n * blocks], { read }, 0, "lazy")],
+    [`${site.weight}.nbits`, tensorFromSource("u8", [n, blocks, (block * bits) / 8], bytes, 0, "lazy")],
+    [`${site.weight}.nbits_scale`, lazy("f32", [n * blocks], factors)],
+    ...(zeros === null
+      ? []
+      : [[`${site.weight}.nbits_zero`, lazy("u8", [n, zeroWidth], () => points(zeros))] as const]),
   ]);
 }

@@ -136,18 +136,28 @@ export function activationSteps({ now, possible }: RulesInPlay, profile: QdqProf
 }
 
 function isLowBit(weights: readonly WeightRule[], site: LinearSite): boolean {
-  return lastRule(weights, site)?.scheme?.startsWith("i4") === true;
+  return isLowBitScheme(lastRule(weights, site)?.scheme ?? null);
+}
+
+function isLowBitScheme(scheme: string | null): boolean {
+  return scheme !== null && parseWeightScheme(scheme).bits < 8;
 }
 
 /**
- * 4-bit projections say in the file what becomes of their activations: float, or 8 bits with a scale for each block that the
+ * Projections of less than 8 bits say in the file what becomes of their activations: float, or 8 bits with a scale for each block that the
  * operator measures itself.
  */
 export function lowBitSteps({ now, possible }: RulesInPlay): Step[] {
-  if (!possible.weights.some(({ scheme }) => scheme?.startsWith("i4") === true)) return [];
+  if (!possible.weights.some(({ scheme }) => isLowBitScheme(scheme))) return [];
   const timing = (site: LinearSite): ActivationTiming => lastRule(now().activations, site)?.timing ?? "float";
-  const emit = (accuracyLevel: 1 | 4, of: ActivationTiming): Step =>
-    step(emitNbits, { accuracyLevel, includes: (site) => isLowBit(now().weights, site) && timing(site) === of });
+  const codeBits = (site: LinearSite): 2 | 4 => {
+    const { scheme } = lastRule(now().weights, site) ?? { scheme: null };
+    return scheme !== null && parseWeightScheme(scheme).bits === 2 && timing(site) === "dynamic" ? 2 : 4;
+  };
+  const emit = (accuracyLevel: 1 | 4, of: ActivationTiming): Step => {
+    const includes = (site: LinearSite): boolean => isLowBit(now().weights, site) && timing(site) === of;
+    return step(emitNbits, { accuracyLevel, includes, codeBits });
+  };
   return [
     emit(1, "float"),
     ...(possible.activations.some((rule) => rule.timing === "dynamic") ? [emit(4, "dynamic")] : []),

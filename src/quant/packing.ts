@@ -8,9 +8,9 @@ import type { Quantized } from "./grid.js";
 import { scaleLayout } from "./scale-layout.js";
 import type { Bits } from "./scheme.js";
 
-/** Bits a code occupies: ONNX has no 3-bit type, those live in 4 bits. */
-export function storedBits(bits: Bits): 2 | 4 | 8 {
-  return bits === 3 ? 4 : bits;
+/** Bits a code occupies: ONNX has no 3-bit type, and ONNX Runtime reads none of 2 bits, so those live in 4 bits. */
+export function storedBits(bits: Bits): 4 | 8 {
+  return bits === 8 ? 8 : 4;
 }
 
 /**
@@ -73,25 +73,27 @@ export function unpackCodes(
 const TILE = 64;
 
 /**
- * Signed 4-bit codes [rows, cols] as ONNX packs them -> codes offset by 8 of the transpose [cols, rows], packed likewise: the
+ * 4-bit codes [rows, cols] as ONNX packs them -> the transpose [cols, rows], packed likewise, signed codes offset by 8: the
  * layout of MatMulNBits. `rows` is even. Goes into the room where there is one.
  */
 export function transposedNibbles(
   packed: Uint8Array,
   rows: number,
   cols: number,
+  signed: boolean,
   room: CodeRoom | null = null,
 ): Uint8Array {
   invariant(rows % 2 === 0 && packed.length === Math.ceil((rows * cols) / 2), "nibbles of another shape");
   const depth = rows / 2;
   const out = room?.take("turned", cols * depth) ?? new Uint8Array(cols * depth);
+  const offset = signed ? 0x88 : 0;
   // Where rows start within a byte, there is nothing to turn but single codes.
   if (cols % 2 === 1) {
     const codes = unpackCodes(packed, rows * cols, 4, false);
     out.fill(0);
     for (let at = 0, row = 0; row < rows; row++) {
       for (let column = 0; column < cols; column++, at++) {
-        out[column * depth + (row >> 1)]! |= (codes[at]! ^ 8) << (4 * (row & 1));
+        out[column * depth + (row >> 1)]! |= (codes[at]! ^ (offset & 15)) << (4 * (row & 1));
       }
     }
     return out;
@@ -106,8 +108,8 @@ export function transposedNibbles(
         for (let pair = top; pair < bottom; pair++) {
           const upper = packed[2 * pair * width + column]!;
           const lower = packed[(2 * pair + 1) * width + column]!;
-          out[even + pair] = ((upper & 15) | (lower << 4)) ^ 0x88;
-          out[even + depth + pair] = ((upper >> 4) | (lower & 240)) ^ 0x88;
+          out[even + pair] = ((upper & 15) | (lower << 4)) ^ offset;
+          out[even + depth + pair] = ((upper >> 4) | (lower & 240)) ^ offset;
         }
       }
     }
@@ -115,7 +117,19 @@ export function transposedNibbles(
   return out;
 }
 
-/** The inputs of a DequantizeLinear node. Types of 2 bits need opset 25, of 4 bits opset 21. */
+/** Codes of 2 bits that live in 4, as `transposedNibbles` leaves them -> four to a byte, signed codes offset by 2. */
+export function halvedNibbles(nibbles: Uint8Array, signed: boolean): Uint8Array {
+  invariant(nibbles.length % 2 === 0, "four codes to a byte");
+  const [offset, out] = [signed ? 0x66 : 0, new Uint8Array(nibbles.length / 2)];
+  for (let i = 0; i < out.length; i++) {
+    const [low, high] = [nibbles[2 * i]! - offset, nibbles[2 * i + 1]! - offset];
+    invariant(((low | high) & ~0x33) === 0, "a code of more than 2 bits");
+    out[i] = (low & 3) | ((low >> 2) & 12) | ((high & 3) << 4) | ((high & 48) << 2);
+  }
+  return out;
+}
+
+/** The inputs of a DequantizeLinear node. Types of 4 bits need opset 21. */
 export interface QuantizedTensors {
   readonly codes: Tensor;
   readonly scales: Tensor;

@@ -17,7 +17,17 @@ const rounded = (scheme: string): Step[] => [
 ];
 
 describe("emit-nbits", () => {
-  for (const scheme of ["i4:g16", "i4:channel", "i4:tensor"]) {
+  for (const scheme of [
+    "i4:g16",
+    "i4:channel",
+    "i4:tensor",
+    "u4:g16",
+    "u4:channel",
+    "u4:tensor",
+    "i3:g16",
+    "i2:g16",
+    "u2:g16",
+  ]) {
     test(`${scheme}: the operator at level 1 multiplies by the same weights`, async () => {
       const plain = await compiledLogits(MODEL, rounded(scheme));
       let emitted = 0;
@@ -35,6 +45,39 @@ describe("emit-nbits", () => {
       expect(relative(nbits.logits, plain.logits)).toBeLessThan(2e-5);
     });
   }
+
+  for (const scheme of ["i2:g16", "u2:channel"]) {
+    test(`${scheme}: codes of 2 bits are the same weights in half the bytes, but for activations at level 4`, async () => {
+      const bytes: number[] = [];
+      const emitted = async (codeBits: 2 | 4): Promise<Float32Array> => {
+        const options = { accuracyLevel: 4, codeBits: () => codeBits } as const;
+        const { logits } = await compiledLogits(
+          MODEL,
+          [...rounded(scheme), step(emitNbits, options)],
+          (name, { graph }) => {
+            if (name !== "emit-nbits") return;
+            const codes = [...graph.initializers].filter(([initializer]) => initializer.endsWith(".nbits"));
+            bytes.push(codes.reduce((sum, [, tensor]) => sum + tensor.byteLength, 0));
+          },
+        );
+        return logits;
+      };
+      const [two, four] = [await emitted(2), await emitted(4)];
+      expect(bytes[0]).toBe((bytes[1] ?? 0) / 2);
+      // ONNX Runtime has 2-bit products on integers for some blocks only, and keeps the activations for the others.
+      const { logits: plain } = await compiledLogits(MODEL, rounded(scheme));
+      expect(Math.min(relative(two, four), relative(two, plain))).toBeLessThan(2e-5);
+      expect(relative(two, (await compiledLogits(MODEL, rounded("i3:g16"))).logits)).toBeGreaterThan(0.05);
+    });
+  }
+
+  test("scales of input channels have no form", async () => {
+    const { report } = await compiledLogits(MODEL, [
+      ...rounded("i4:in-channel"),
+      step(emitNbits, { accuracyLevel: 1 }),
+    ]);
+    expect(report.remarks.filter(({ code }) => code === "emit-nbits/form").length).toBeGreaterThan(3);
+  });
 
   test("other codes would show", async () => {
     const plain = await compiledLogits(MODEL, rounded("i4:g16"));

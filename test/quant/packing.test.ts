@@ -5,7 +5,7 @@ import { attr, type Model, makeModel } from "../../src/ir/graph.js";
 import { f32Tensor, toNumbers } from "../../src/ir/tensor.js";
 import { encodeModel } from "../../src/onnx/write.js";
 import { dequantize } from "../../src/quant/grid.js";
-import { packCodes, quantizedTensors, transposedNibbles, unpackCodes } from "../../src/quant/packing.js";
+import { halvedNibbles, packCodes, quantizedTensors, transposedNibbles, unpackCodes } from "../../src/quant/packing.js";
 import { roundToNearest } from "../../src/quant/round-nearest.js";
 import { parseWeightScheme, type WeightScheme } from "../../src/quant/scheme.js";
 import { openSession } from "../../src/run/session.js";
@@ -21,13 +21,31 @@ describe("transposedNibbles", () => {
     fc.assert(
       fc.property(shapes, fc.nat(), ([rows, cols], seed) => {
         const random = new Random(seed);
-        const codes = Int8Array.from({ length: rows * cols }, () => Math.floor(16 * random.uniform()) - 8);
-        const turned = new Uint8Array(rows * cols);
-        codes.forEach((code, at) => (turned[(at % cols) * rows + Math.floor(at / cols)] = code + 8));
-        expect(transposedNibbles(packCodes(codes, 4), rows, cols)).toEqual(packCodes(turned, 4));
+        for (const low of [-8, 0]) {
+          const codes = Int8Array.from({ length: rows * cols }, () => Math.floor(16 * random.uniform()) + low);
+          const turned = new Uint8Array(rows * cols);
+          codes.forEach((code, at) => (turned[(at % cols) * rows + Math.floor(at / cols)] = code - low));
+          expect(transposedNibbles(packCodes(codes, 4), rows, cols, low < 0)).toEqual(packCodes(turned, 4));
+        }
       }),
       { seed: 3, numRuns: 60 },
     );
+  });
+});
+
+describe("halvedNibbles", () => {
+  it("packs codes of 2 bits that live in 4, and refuses others", () => {
+    const arrays = fc.array(fc.integer({ min: 0, max: 3 }), { minLength: 1, maxLength: 40 });
+    fc.assert(
+      fc.property(arrays, fc.boolean(), (values, signed) => {
+        const codes = Uint8Array.from([...values, ...values, ...values, ...values]);
+        const nibbles = packCodes(signed ? codes.map((code) => code - 2 + 8) : codes, 4);
+        expect(halvedNibbles(nibbles, signed)).toEqual(packCodes(codes, 2));
+      }),
+      { seed: 5, numRuns: 60 },
+    );
+    for (const wide of [5, 10]) expect(() => halvedNibbles(Uint8Array.of(0x77, wide * 16 + 7), true)).toThrow("2 bits");
+    expect(() => halvedNibbles(Uint8Array.of(4, 0), false)).toThrow("2 bits");
   });
 });
 
