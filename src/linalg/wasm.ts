@@ -164,3 +164,30 @@ export const f64x2: Vectors = vectors(0x14, 0xf0);
 
 /** Sixteen bytes picked out of two vectors. */
 export const shuffle = (a: Code, b: Code, lanes: readonly number[]): Code => [...a, ...b, ...vector(0x0d), ...lanes];
+
+/** Sixteen bytes, taken as bits or each by itself. */
+export const bytes16: {
+  readonly splat: Unary;
+  readonly and: Binary;
+  readonly or: Binary;
+  readonly xor: Binary;
+  /** By a number of bits, an i32; what leaves a byte is lost. */
+  readonly shiftLeft: Binary;
+  readonly shiftRight: Binary;
+} = {
+  splat: unary(0x0f),
+  and: binary(0x4e),
+  or: binary(0x50),
+  xor: binary(0x51),
+  shiftLeft: binary(0x6b),
+  shiftRight: binary(0x6d),
+};
+
+/** Stores the lower (0) or upper (1) eight bytes. */
+export const storeHalf = (address: Code, offset: number, value: Code, half: 0 | 1): Code => [
+  ...address,
+  ...value,
+  ...vector(0x5b),
+  ...place(offset),
+  half,
+];

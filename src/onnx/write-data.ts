@@ -21,11 +21,11 @@ export interface DataPart {
   readonly offset: number;
 }
 
-const BLOCK_BYTES = 1 << 24;
+const BLOCK_BYTES = 1 << 23;
 /** Blocks are made so many at a time. */
 const SLAB_BLOCKS = 4;
 /** Blocks that may wait for the disk while the next part is computed. */
-const WAITING_BLOCKS = 3;
+const WAITING_BLOCKS = 4;
 
 /** Larger parts are taken block by block, so that they do not wait for the disk in memory twice. */
 const LENT_BYTES = 1 << 26;

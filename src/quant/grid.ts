@@ -64,7 +64,7 @@ export function gridOfRanges(
 
 /** Code of zero on an asymmetric grid that starts at `low`. */
 export function zeroPoint(low: number, scale: number, bits: Bits): number {
-  return Math.min(Math.fround(-low / scale) + ROUND - ROUND, 2 ** bits - 1);
+  return Math.min(Math.fround(-low / scale) + ROUND - ROUND, (1 << bits) - 1);
 }
 
 function roundScale(step: number): number {

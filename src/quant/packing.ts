@@ -5,6 +5,7 @@ import type { DType } from "../ir/types.js";
 import { invariant } from "../support/errors.js";
 import type { CodeRoom } from "./code-room.js";
 import type { Quantized } from "./grid.js";
+import { nibbleLoops } from "./nibble-loops.js";
 import { scaleLayout } from "./scale-layout.js";
 import type { Bits } from "./scheme.js";
 
@@ -24,7 +25,7 @@ export function packCodes(codes: Int8Array | Uint8Array, bits: 2 | 4 | 8, room: 
   const packed = room?.take("packed", count) ?? new Uint8Array(count);
   if (bits === 4) {
     const pairs = bytes.length >> 1;
-    for (let i = packQuads(bytes, packed); i < pairs; i++) packed[i] = (bytes[2 * i]! & 15) | (bytes[2 * i + 1]! << 4);
+    for (let i = packMost(bytes, packed); i < pairs; i++) packed[i] = (bytes[2 * i]! & 15) | (bytes[2 * i + 1]! << 4);
     if (bytes.length % 2 === 1) packed[pairs] = bytes[bytes.length - 1]! & 15;
     return packed;
   }
@@ -34,6 +35,11 @@ export function packCodes(codes: Int8Array | Uint8Array, bits: 2 | 4 | 8, room: 
 }
 
 const LITTLE_ENDIAN = new Uint8Array(Uint16Array.of(1).buffer)[0] === 1;
+
+/** Packs many codes of 4 bits at a time, as far as that goes; the number of bytes made. */
+function packMost(bytes: Uint8Array, packed: Uint8Array): number {
+  return nibbleLoops()?.pack(bytes, packed) ?? packQuads(bytes, packed);
+}
 
 /** Packs four codes of 4 bits at a time, as far as that goes; the number of bytes made. */
 function packQuads(bytes: Uint8Array, packed: Uint8Array): number {
@@ -87,6 +93,7 @@ export function transposedNibbles(
   const depth = rows / 2;
   const out = room?.take("turned", cols * depth) ?? new Uint8Array(cols * depth);
   const offset = signed ? 0x88 : 0;
+  if (cols % 2 === 0 && nibbleLoops()?.turn(packed, depth, cols / 2, offset, out) === true) return out;
   // Where rows start within a byte, there is nothing to turn but single codes.
   if (cols % 2 === 1) {
     const codes = unpackCodes(packed, rows * cols, 4, false);

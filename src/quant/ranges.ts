@@ -26,9 +26,10 @@ export function codeRange(bits: Bits, zero: Zero["kind"]): readonly [number, num
 
 /** Step of the grid over [low, high] before it is rounded for storage; 0 for an empty range. */
 export function exactStep(low: number, high: number, bits: Bits, zero: Zero): number {
-  if (zero.kind === "asymmetric") return (high - low) / (2 ** bits - 1);
+  // Shifts, as powers cost more than all the rest for weights of many groups.
+  if (zero.kind === "asymmetric") return (high - low) / ((1 << bits) - 1);
   const peak = Math.max(-low, high);
-  return zero.step === "peak" ? peak / (2 ** (bits - 1) - 1) : (2 * peak) / (2 ** bits - 1);
+  return zero.step === "peak" ? peak / ((1 << (bits - 1)) - 1) : (2 * peak) / ((1 << bits) - 1);
 }
 
 /** Smallest and largest value for each scale, zero included. Throws `quant/not-finite` (exit code 5). */
