@@ -8,6 +8,7 @@ import { completeStates } from "./complete-states.js";
 import { divideNorm } from "./divide-norm.js";
 import { emitNbits } from "./emit-nbits.js";
 import { freeLength } from "./free-length.js";
+import { fuseGate } from "./fuse-gate.js";
 import { insertQdq } from "./insert-qdq.js";
 import { lower } from "./lower.js";
 import { mergePair } from "./merge-pair.js";
@@ -41,6 +42,7 @@ export const PASSES: Readonly<Record<string, Pass<never>>> = Object.freeze({
   "divide-norm": divideNorm,
   "emit-nbits": emitNbits,
   "free-length": freeLength,
+  "fuse-gate": fuseGate,
   "insert-qdq": insertQdq,
   lower,
   "merge-pair": mergePair,

@@ -6,6 +6,7 @@ import { FLOAT_STATE, type StateChoice } from "../src/rewrite/semantic.js";
 import { completeStates } from "./complete-states.js";
 import { divideNorm } from "./divide-norm.js";
 import { freeLength } from "./free-length.js";
+import { fuseGate } from "./fuse-gate.js";
 import { lower, type ScanTarget } from "./lower.js";
 import { mergePair, type Trust } from "./merge-pair.js";
 import { normalise } from "./normalise.js";
@@ -51,6 +52,7 @@ function finishRecipe(options: FinishOptions): Step[] {
     step(completeStates, { names }),
     ...(options.quant === null ? [] : quantSteps(options.quant, options.decided)),
     step(divideNorm, {}),
+    ...(options.target === "mambac" ? [step(fuseGate, {})] : []),
     step(quantizeState, options.state),
     ...(options.stateNames === null ? [] : [step(renameStates, { style: options.stateNames })]),
     step(lower, { target: options.target }),

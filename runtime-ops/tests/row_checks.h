@@ -66,6 +66,116 @@ inline void hadamard_case(const std::vector<const char*>& isas, int rows, int bl
     }
 }
 
+// out = y silu(z), with an RMS norm of groups behind it or before it; group 0: none.
+inline std::vector<double> gated_rows(const std::vector<float>& y, const std::vector<float>& z, const std::vector<float>& weight, int channels,
+                                      int group, bool before, double epsilon) {
+  std::vector<double> out(y.size());
+  for (size_t i = 0; i < y.size(); i++) {
+    const double gate = (double)z[i] / (1 + exp(-(double)z[i]));
+    out[i] = before ? (double)y[i] : (double)y[i] * gate;
+  }
+  for (size_t at = 0; group > 0 && at < out.size(); at += (size_t)group) {
+    double sum = 0;
+    for (int i = 0; i < group; i++) sum += out[at + (size_t)i] * out[at + (size_t)i];
+    const double scale = 1 / sqrt(sum / group + epsilon);
+    for (int i = 0; i < group; i++) out[at + (size_t)i] *= scale * (double)weight[(at + (size_t)i) % (size_t)channels];
+  }
+  for (size_t i = 0; before && i < out.size(); i++) out[i] *= (double)z[i] / (1 + exp(-(double)z[i]));
+  return out;
+}
+
+inline void gate_case(const std::vector<const char*>& isas, int rows, int channels, int group, bool before, float epsilon, uint64_t seed, double scale) {
+  Random r(seed);
+  std::vector<float> y = r.normals((size_t)rows * channels, scale), z = r.normals((size_t)rows * channels, seed % 3 == 0 ? 20 : 2),
+                     weight = r.normals((size_t)channels, 1);
+  const std::vector<double> want = gated_rows(y, z, weight, channels, group, before, epsilon);
+  std::vector<float> first;
+  for (const char* isa : isas)
+    for (int alias = 0; alias < 3; alias++) {  // nowhere, over y, over z
+      char text[120];
+      snprintf(text, sizeof text, "%s gate rows %d channels %d group %d before %d alias %d", isa, rows, channels, group, before, alias);
+      g_where = text;
+      std::vector<float> out = alias == 1 ? y : alias == 2 ? z : std::vector<float>(y.size(), NAN);
+      mambac_gate call = {rows, channels, group, before, epsilon, alias == 1 ? out.data() : y.data(), alias == 2 ? out.data() : z.data(), weight.data(),
+                          out.data()};
+      char error[320] = "";
+      const int status = mambac_gate_run(isa, &call, error, sizeof error);
+      CHECK(status == 0, "%s", error);
+      // SiLU 2.5e-7 and two products; a norm adds its sum (half of one rounding for each addition to one of 64 running sums, and the
+      // error of its terms), its own rounding and two products.
+      const double ulp = 0x1p-24, most = 2.5e-7 + ulp + (group > 0 ? 2.5e-7 + ulp * (5 + 0.5 * (2 + group / 64.0 + 4)) : 0);
+      // And what underflows.
+      for (size_t i = 0; i < out.size(); i++)
+        CHECK(fabs(out[i] - want[i]) <= most * fabs(want[i]) + 1e-37, "out[%zu] = %.9g, expected %.9g within %.3g", i, (double)out[i], want[i], most);
+      if (strcmp(isa, "portable") == 0) continue;
+      if (first.empty()) first = out;
+      CHECK(same_bits(first.data(), out.data(), out.size()), "other bits");
+    }
+}
+
+inline void gate_refusals(int rounds) {
+  Random r(97);
+  g_where = "refusals of gates";
+  const int64_t odd[] = {0, -1, 1, 2, 3, 4, 5, 7, 8, 12, 64, 1 << 30, (1ll << 30) + 1, INT64_MAX, INT64_MIN, 1ll << 32};
+  auto any = [&] { return r.below(3) ? (int64_t)(1 + r.below(4)) : odd[r.below(16)]; };
+  long accepted = 0;
+  for (int i = 0; i < rounds; i++) {
+    const mambac::RowOp& op = mambac::row_ops()[1 + r.below(2)];
+    const bool norm = op.kind == mambac::RowKind::kGatedNorm;
+    mambac::Message m;
+    memset(m.text, 'x', sizeof m.text);
+    const float epsilons[] = {0, 1e-5f, -1e-5f, NAN, INFINITY};
+    mambac::RowAttributes a = {0, 0, 0, any(), any(), r.below(8) ? r.below(2) : any(), epsilons[r.below(3) ? 1 : r.below(5)]};
+    if (a.group_size > 0 && a.group_size < 100 && r.below(2)) a.channels = a.group_size * (1 + r.below(3));
+    const bool right = a.channels >= 1 && a.channels <= 1 << 30 &&
+                       (!norm || (a.group_size >= 1 && a.group_size <= 1 << 30 && a.channels % a.group_size == 0 && (a.norm_before_gate & ~1ll) == 0 &&
+                                  a.epsilon >= 0 && a.epsilon < INFINITY));
+    bool good = mambac::check_row_attributes(op, a, &m);
+    CHECK(good == right, "%s: %s", op.name, good ? "accepted" : m.text);
+    if (good) {
+      const int64_t b = any(), l = any(), p = a.channels % 2 == 0 ? 2 : 1;
+      mambac::Shape in[3] = {r.below(2) ? mambac::Shape{{b, l, a.channels}, 3} : mambac::Shape{{b, l, a.channels / p, p}, 4}, {{b, l, a.channels}, 3}, {{a.channels}, 1}};
+      if (r.below(3)) {
+        mambac::Shape& s = in[r.below(norm ? 3 : 2)];
+        if (r.below(2)) {
+          s.dims[r.below((int)s.rank)] = any();
+        } else {
+          s.rank = (size_t)r.below(10);
+          for (size_t k = 3; k < s.rank && k < mambac::kMaxRank; k++) s.dims[k] = any();
+        }
+      }
+      double counts[2] = {1, 1};
+      bool intact = in[0].rank <= mambac::kMaxRank && in[1].rank <= mambac::kMaxRank && in[1].rank >= 1;
+      for (int s = 0; s < 2; s++)
+        for (size_t k = 0; k < in[s].rank && k < mambac::kMaxRank; k++) {
+          counts[s] *= (double)in[s].dims[k];
+          intact = intact && in[s].dims[k] >= 0;
+        }
+      intact = intact && counts[0] == counts[1] && in[1].dims[in[1].rank - 1] == a.channels && counts[1] < 1e18;
+      intact = intact && (!norm || (in[2].rank == 1 && in[2].dims[0] == a.channels));
+      mambac::GateArgs args;
+      good = mambac::plan_gate(op, a, in, &args, &m);
+      CHECK(good == intact, "%s: %s", op.name, good ? "accepted a wrong shape" : m.text);
+      if (good) {
+        accepted++;
+        CHECK((double)args.rows * (double)a.channels == counts[1] && args.group == (norm ? a.group_size : 0), "sizes");
+      }
+    }
+    if (!good) CHECK(memchr(m.text, 0, sizeof m.text) != nullptr && strncmp(m.text, op.name, strlen(op.name)) == 0, "no message");
+  }
+  CHECK(accepted > rounds / 20, "only %ld accepted: the test tests nothing", accepted);
+  char error[80];
+  CHECK(mambac_gate_run(nullptr, nullptr, error, sizeof error) == 1 && strstr(error, "null"), "null");
+  mambac_gate none = {0, 12, 6, 0, 1e-5f, nullptr, nullptr, nullptr, nullptr};
+  CHECK(mambac_gate_run(nullptr, &none, error, sizeof error) == 0, "%s", error);
+  none.group_size = 5;
+  CHECK(mambac_gate_run(nullptr, &none, error, sizeof error) == 1 && strstr(error, "GatedRMSNorm: attribute group_size"), "%s", error);
+  none.group_size = 0;
+  CHECK(mambac_gate_run("mmx", &none, error, sizeof error) == 1 && strstr(error, "mmx"), "%s", error);
+  none.channels = 0;
+  CHECK(mambac_gate_run(nullptr, &none, error, sizeof error) == 1 && strstr(error, "SiluGate: attribute channels"), "%s", error);
+}
+
 // What nobody should send: every answer is yes or a message that names the operator.
 inline void row_refusals(int rounds) {
   Random r(98);
@@ -132,4 +242,13 @@ inline void row_cases(const std::vector<const char*>& isas, bool quick) {
   hadamard_case(isas, 0, 1, 12, 64, seed, 1);
   hadamard_case(isas, 1, 1, 256, 4, seed, 1);
   hadamard_case(isas, 2, 1, 256, 32, seed, 1);
+  gate_refusals(quick ? 20000 : 200000);
+  for (int channels : {1, 3, 16, 17, 64, 80, 256, 1000, 1536})
+    for (int groups : {0, 1, 2, 4, 5})
+      for (int before = 0; before < (groups > 0 ? 2 : 1); before++) {
+        if (groups > 0 && channels % groups != 0) continue;
+        const double scale = seed % 5 == 0 ? 1e-6 : seed % 5 == 1 ? 1e6 : 1;
+        gate_case(isas, seed % 4 == 0 ? 19 : 3, channels, groups > 0 ? channels / groups : 0, before != 0, seed % 2 ? 1e-5f : 1e-6f, seed, scale);
+        seed++;
+      }
 }

@@ -54,7 +54,7 @@ function sizesOf(node: Node): Sizes | null {
   const size = (name: string): number => attrInt(node, name, 0);
   if (node.domain === "com.microsoft") return microsoftSizes(node);
   const spec = node.domain === OP_DOMAIN ? parseOpName(node.op) : null;
-  if (spec === null || spec.kind === "rotation") return null;
+  if (spec === null || spec.kind === "rotation" || spec.kind === "gate") return null;
   if (spec.kind === "conv") {
     const activation = spec.activation === "silu" ? " SiLU" : "";
     const text = `E=${size("channels")} K=${size("kernel_size")} W=${size("state_width")}${activation}`;

@@ -40,15 +40,21 @@ const causalAttention: Rule = (call) => {
   ];
 };
 
-/** x -> y as x. */
-const sameAsInput: Rule = (call) => {
-  const x = tensorInput(call, 0);
-  return [tensorFact(x.dtype, x.shape)];
-};
+/** One output, as an input. */
+const sameAs =
+  (input: number): Rule =>
+  (call) => {
+    const { dtype, shape } = tensorInput(call, input);
+    return [tensorFact(dtype, shape)];
+  };
 
 export const SEMANTIC_RULES: ReadonlyMap<string, Rule> = new Map<string, Rule>([
   ["mambac.ir.SelectiveScan", selectiveScan],
   ["mambac.ir.CausalConv", causalConv],
   ["mambac.ir.CausalAttention", causalAttention],
-  ["mambac.ir.HadamardRotation", sameAsInput],
+  ["mambac.ir.HadamardRotation", sameAs(0)],
+  // Of the emitted operators those without a state, which stand between projections.
+  ["com.mambac.HadamardRotate", sameAs(0)],
+  ["com.mambac.SiluGate", sameAs(1)],
+  ["com.mambac.GatedRMSNorm", sameAs(1)],
 ]);

@@ -4,10 +4,11 @@ import type { FunctionDef } from "../ir/graph.js";
 import { assertNever, invariant } from "../support/errors.js";
 import { Body } from "./body.js";
 import { causalConv } from "./causal-conv.js";
+import { gatedNorm, siluGate } from "./gate.js";
 import { hadamardRotate } from "./hadamard-rotate.js";
 import { mamba1Scan } from "./mamba1-scan.js";
 import { mamba2Scan } from "./mamba2-scan.js";
-import { type Family, parseOpName, type ScanSpec } from "./names.js";
+import { type Family, type OpSpec, parseOpName, type ScanSpec } from "./names.js";
 import { replayScan } from "./replay-scan.js";
 
 /** Inputs of every scan, in order. */
@@ -16,6 +17,8 @@ const SCAN_INPUTS = ["x", "dt", "A", "B", "C", "D", "dt_bias", "past"] as const;
 const CONV_INPUTS = ["x", "weight", "bias", "past"] as const;
 /** Inputs of the rotation, in order. */
 const ROTATION_INPUTS = ["x", "factor"] as const;
+/** Inputs of the gates, in order; the last with a norm. */
+const GATE_INPUTS = ["y", "z", "weight"] as const;
 /** Outputs of scans and convolutions, in order. */
 const OP_OUTPUTS = ["y", "present"] as const;
 
@@ -25,37 +28,66 @@ const SCAN_ATTRIBUTES: Readonly<Record<Family, readonly string[]>> = {
 };
 const CONV_ATTRIBUTES = ["channels", "kernel_size", "state_width"] as const;
 const ROTATION_ATTRIBUTES = ["size", "order", "power"] as const;
+const GATE_ATTRIBUTES = ["channels"] as const;
+const GATED_NORM_ATTRIBUTES = ["channels", "group_size", "norm_before_gate", "epsilon"] as const;
 
 /** Attributes of an operator, in order; a node carries all of them. */
 export function opAttributes(name: string): readonly string[] {
-  const spec = parseOpName(name);
-  invariant(spec !== null, `opAttributes: ${name} is not an operator`);
-  if (spec.kind === "conv") return CONV_ATTRIBUTES;
-  if (spec.kind === "rotation") return ROTATION_ATTRIBUTES;
-  const own = SCAN_ATTRIBUTES[spec.family];
-  return spec.requantize === "replay" ? [...own, "replay_length"] : own;
+  const spec = specOf(name);
+  switch (spec.kind) {
+    case "conv":
+      return CONV_ATTRIBUTES;
+    case "rotation":
+      return ROTATION_ATTRIBUTES;
+    case "gate":
+      return spec.norm ? GATED_NORM_ATTRIBUTES : GATE_ATTRIBUTES;
+    default: {
+      const own = SCAN_ATTRIBUTES[spec.family];
+      return spec.requantize === "replay" ? [...own, "replay_length"] : own;
+    }
+  }
 }
 
 /** The function of an operator: one serves every node of that name, as sizes come from the node's attributes. */
 export function opFunction(name: string): FunctionDef {
-  const spec = parseOpName(name);
-  invariant(spec !== null, `opFunction: ${name} is not an operator`);
+  const spec = specOf(name);
   const body = new Body();
-  if (spec.kind === "conv") {
-    const [x, weight, bias, past] = CONV_INPUTS;
-    const result = causalConv(body, spec.activation, { x, weight, bias, past });
-    const signature = { inputs: CONV_INPUTS, outputs: OP_OUTPUTS, attributes: opAttributes(name) };
-    return body.function(name, signature, [result.y, result.present], "Causal depthwise convolution");
+  const attributes = opAttributes(name);
+  switch (spec.kind) {
+    case "conv": {
+      const [x, weight, bias, past] = CONV_INPUTS;
+      const result = causalConv(body, spec.activation, { x, weight, bias, past });
+      const signature = { inputs: CONV_INPUTS, outputs: OP_OUTPUTS, attributes };
+      return body.function(name, signature, [result.y, result.present], "Causal depthwise convolution");
+    }
+    case "rotation": {
+      const [x, factor] = ROTATION_INPUTS;
+      const signature = { inputs: ROTATION_INPUTS, outputs: ["y"], attributes };
+      return body.function(name, signature, [hadamardRotate(body, x, factor)], "Rows times a Hadamard matrix");
+    }
+    case "gate": {
+      const [y, z, weight] = GATE_INPUTS;
+      const inputs = spec.norm ? GATE_INPUTS : ([y, z] as const);
+      const result = spec.norm ? gatedNorm(body, { y, z, weight }) : siluGate(body, y, z);
+      return body.function(name, { inputs, outputs: ["out"], attributes }, [result], describeGate(spec.norm));
+    }
+    default: {
+      const [x, dt, A, B, C, D, bias, past] = SCAN_INPUTS;
+      const result = bodyOf(spec)(body, spec, { x, dt, A, B, C, D, bias, past });
+      const signature = { inputs: SCAN_INPUTS, outputs: OP_OUTPUTS, attributes };
+      return body.function(name, signature, [result.y, result.present], describe(spec));
+    }
   }
-  if (spec.kind === "rotation") {
-    const [x, factor] = ROTATION_INPUTS;
-    const signature = { inputs: ROTATION_INPUTS, outputs: ["y"], attributes: opAttributes(name) };
-    return body.function(name, signature, [hadamardRotate(body, x, factor)], "Rows times a Hadamard matrix");
-  }
-  const [x, dt, A, B, C, D, bias, past] = SCAN_INPUTS;
-  const result = bodyOf(spec)(body, spec, { x, dt, A, B, C, D, bias, past });
-  const signature = { inputs: SCAN_INPUTS, outputs: OP_OUTPUTS, attributes: opAttributes(name) };
-  return body.function(name, signature, [result.y, result.present], describe(spec));
+}
+
+function specOf(name: string): OpSpec {
+  const spec = parseOpName(name);
+  invariant(spec !== null, `${name} is not an operator`);
+  return spec;
+}
+
+function describeGate(norm: boolean): string {
+  return norm ? "y * silu(z), with an RMS norm of groups of channels behind it or before it" : "y * silu(z)";
 }
 
 function bodyOf(spec: ScanSpec): typeof mamba2Scan {

@@ -38,7 +38,8 @@ export interface ScanSpec {
 export type OpSpec =
   | ({ readonly kind: "scan" } & ScanSpec)
   | { readonly kind: "conv"; readonly activation: "none" | "silu" }
-  | { readonly kind: "rotation" };
+  | { readonly kind: "rotation" }
+  | { readonly kind: "gate"; readonly norm: boolean };
 
 /** The operator's name; `scale` defaults to 'dsq' and `requantize` to 'call', both dropped where they mean nothing. */
 export function opName(spec: {
@@ -79,6 +80,11 @@ export const ROTATION_OP = "HadamardRotate";
 /** Largest order of a rotation's dense factor that the operator takes. */
 export const MAX_ROTATION_ORDER = 256;
 
+/** Name of the gate, alone or with an RMS norm. */
+export function gateName(norm: boolean): string {
+  return norm ? "GatedRMSNorm" : "SiluGate";
+}
+
 const SPECS: ReadonlyMap<string, OpSpec> = new Map(allSpecs());
 
 function* allSpecs(): Generator<[string, OpSpec]> {
@@ -94,6 +100,7 @@ function* allSpecs(): Generator<[string, OpSpec]> {
   }
   for (const activation of ["none", "silu"] as const) yield [convName(activation), { kind: "conv", activation }];
   yield [ROTATION_OP, { kind: "rotation" }];
+  for (const norm of [false, true]) yield [gateName(norm), { kind: "gate", norm }];
 }
 
 function roundingsOf(family: Family, format: StateFormat): readonly Requantize[] {

@@ -6,6 +6,7 @@ import {
   checkedReplayLength,
   convName,
   DEFAULT_REPLAY_LENGTH,
+  gateName,
   OP_DOMAIN,
   opName,
   type Requantize,
@@ -96,4 +97,31 @@ export function hadamardNode(
     ["power", attr.int(power)],
   ]);
   return makeNode(ROTATION_OP, inputs, [output], attributes, { domain: OP_DOMAIN, name });
+}
+
+/** The norm of a gate. */
+export interface GateNorm {
+  /** Channels that share a norm; divides all of them. */
+  readonly groupSize: number;
+  /** The norm comes before the gate, not behind it. */
+  readonly beforeGate: boolean;
+  readonly epsilon: number;
+}
+
+/** A gate node. `inputs` are y, z [.., channels] and, with a norm, its weight [channels]. */
+export function gateNode(
+  params: { readonly channels: number; readonly norm: GateNorm | null },
+  inputs: readonly string[],
+  output: string,
+  name: string = "",
+): Node {
+  const { channels, norm } = params;
+  invariant(inputs.length === (norm === null ? 2 : 3), "gateNode: a gate has 2 inputs, or 3 with a norm");
+  const attributes = new Map<string, Attribute>([["channels", attr.int(channels)]]);
+  if (norm !== null) {
+    attributes.set("group_size", attr.int(norm.groupSize));
+    attributes.set("norm_before_gate", attr.int(norm.beforeGate ? 1 : 0));
+    attributes.set("epsilon", attr.float(norm.epsilon));
+  }
+  return makeNode(gateName(norm !== null), inputs, [output], attributes, { domain: OP_DOMAIN, name });
 }

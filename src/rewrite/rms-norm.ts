@@ -35,6 +35,31 @@ export function normalisedValue(sites: Sites, node: Node): string | null {
   return null;
 }
 
+/** A norm spelled as a division: x / sqrt(mean(x^2) + epsilon) over the last axis. */
+export interface DividedNorm {
+  readonly x: string;
+  readonly epsilon: number;
+}
+
+/** The norm that a Div node ends, exactly of that form; null for any other node. */
+export function dividedNorm(sites: Sites, node: Node): DividedNorm | null {
+  const made = (name: string, op: string): Node | null => {
+    const by = sites.index.producer.get(name);
+    return by?.op === op && by.domain === "" ? by : null;
+  };
+  const [x = "", root = ""] = node.inputs;
+  const sum = made(made(root, "Sqrt")?.inputs[0] ?? "", "Add");
+  if (node.op !== "Div" || node.domain !== "" || sum === null) return null;
+  for (const [mean = "", constant = ""] of [sum.inputs, sum.inputs.toReversed()]) {
+    const reduction = made(mean, "ReduceMean");
+    const epsilon = concrete(sites.view, constant);
+    if (reduction === null || !isLastAxisReduction(sites, reduction) || !isScalar(sites, constant)) continue;
+    const [value] = epsilon?.content ?? [];
+    if (squared(sites, reduction) === x && value !== undefined && value >= 0) return { x, epsilon: value };
+  }
+  return null;
+}
+
 function byOperator(sites: Sites, node: Node): string | null {
   const [x = "", gain = ""] = node.inputs;
   const tensor = sites.graph.initializers.get(gain);

@@ -64,7 +64,7 @@ function usesOf(graph: Graph, name: string, head: Node | null): FootprintClass[]
 function useIn(graph: Graph, node: Node, at: number, name: string, head: Node | null): FootprintClass {
   if (node.domain === OP_DOMAIN) {
     const kind = parseOpName(node.op)?.kind;
-    return kind === "rotation" ? "rotations" : kind === "conv" ? "conv" : "scan";
+    return kind === "rotation" ? "rotations" : kind === "gate" ? "norms" : kind === "conv" ? "conv" : "scan";
   }
   if (node.op === "CausalConvWithState") return "conv";
   if (node.op === "LinearAttention") return "scan";

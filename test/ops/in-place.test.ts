@@ -47,7 +47,7 @@ async function check(model: Uint8Array, feeds: ReadonlyMap<string, Tensor>): Pro
 }
 
 describe("in place", () => {
-  test.each(opNames().filter((name) => parseOpName(name)?.kind !== "rotation"))("%s", async (name) => {
+  test.each(opNames().filter((name) => /^(Mamba|Causal)/.test(name)))("%s", async (name) => {
     const spec = parseOpName(name);
     for (const length of [1, 9]) {
       if (spec?.kind === "scan") {

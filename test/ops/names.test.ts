@@ -3,6 +3,8 @@ import { dependencies } from "../../src/ir/graph.js";
 import { opAttributes, opFunction } from "../../src/ops/functions.js";
 import {
   convName,
+  gateName,
+  type OpSpec,
   opName,
   opNames,
   parseOpName,
@@ -13,14 +15,27 @@ import {
 } from "../../src/ops/names.js";
 import { MambacError } from "../../src/support/errors.js";
 
+function nameOf(spec: OpSpec): string {
+  switch (spec.kind) {
+    case "scan":
+      return opName(spec);
+    case "conv":
+      return convName(spec.activation);
+    case "rotation":
+      return ROTATION_OP;
+    default:
+      return gateName(spec.norm);
+  }
+}
+
 describe("operator names", () => {
-  test("are the 26 scans, 2 convolutions and the rotation of the contract", () => {
+  test("are the 26 scans, 2 convolutions, the rotation and the 2 gates of the contract", () => {
     const formats = ["F32", "F16", "F16Token", "H8", "H8Token", "H8Max", "H8MaxToken"];
     formats.push("H4", "H4Token", "H4Max", "H4MaxToken");
     const replays = ["H8", "H8Max", "H4", "H4Max"].map((format) => `Mamba2Scan${format}Replay`);
     const scans = ["Mamba1", "Mamba2"].flatMap((family) => formats.map((format) => `${family}Scan${format}`));
     expect(opNames().toSorted()).toEqual(
-      [...scans, ...replays, "CausalConv", "CausalConvSilu", "HadamardRotate"].toSorted(),
+      [...scans, ...replays, "CausalConv", "CausalConvSilu", "HadamardRotate", "SiluGate", "GatedRMSNorm"].toSorted(),
     );
   });
 
@@ -28,9 +43,7 @@ describe("operator names", () => {
     for (const name of opNames()) {
       const spec = parseOpName(name);
       if (spec === null) throw new Error(name);
-      const again =
-        spec.kind === "scan" ? opName(spec) : spec.kind === "conv" ? convName(spec.activation) : ROTATION_OP;
-      expect(again).toBe(name);
+      expect(nameOf(spec)).toBe(name);
     }
     expect(parseOpName("Mamba2ScanF32Token")).toBeNull();
     for (const name of [

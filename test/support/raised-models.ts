@@ -158,7 +158,12 @@ class RaisedWriter {
       this.#weight(`${name}.dt_bias`, [heads]),
       "",
     ]);
-    const gated = this.#b.op("Mul", [this.#reshape(scanned, [inner]), this.#silu(z)]);
+    const flat = this.#reshape(scanned, [inner]);
+    if (gatedNorm === "before" || gatedNorm === "before-grouped") {
+      const normed = this.#gatedNorm(flat, `${name}.gated_norm`, inner, gatedNorm === "before" ? "gain" : "grouped");
+      return this.#output(this.#b.op("Mul", [normed, this.#silu(z)]), name, inner);
+    }
+    const gated = this.#b.op("Mul", [flat, this.#silu(z)]);
     return this.#output(this.#gatedNorm(gated, `${name}.gated_norm`, inner, gatedNorm), name, inner);
   }
 

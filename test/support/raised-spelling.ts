@@ -48,8 +48,8 @@ export interface RaisedSpelling {
   readonly dtRank: number;
   readonly norm: "gain-left" | "gain-right" | "operator" | "bare";
   readonly root: "reciprocal" | "div" | "direct";
-  /** Norm before out_proj; Mamba-2 only. */
-  readonly gatedNorm: "none" | "gain" | "bare" | "grouped";
+  /** Norm before out_proj, or before the gate; Mamba-2 only. */
+  readonly gatedNorm: "none" | "gain" | "bare" | "grouped" | "before" | "before-grouped";
   readonly projection: "matmul" | "gemm" | "gemm-transposed" | "gemm-scaled" | "transposed";
   /** Mamba-1: dt_proj as a weight times columns. */
   readonly dtLeft: boolean;

@@ -37,11 +37,20 @@ typedef struct {
   float* y;
 } mambac_rotate;
 
+/* SiluGate (group_size 0) and GatedRMSNorm. out may be y or z. */
+typedef struct {
+  int64_t rows, channels, group_size, norm_before_gate;
+  float epsilon;
+  const float *y, *z, *weight;
+  float* out;
+} mambac_gate;
+
 /* Runs one operator on the calling thread. `isa` is "portable", "avx2" or "avx512", or null for the best one.
    Returns 0; or 1 with a message in `error` (always terminated when room > 0). */
 MAMBAC_EXPORT int mambac_scan_run(const char* op, const char* isa, const mambac_scan* call, char* error, size_t room);
 MAMBAC_EXPORT int mambac_conv_run(const char* op, const char* isa, const mambac_conv* call, char* error, size_t room);
 MAMBAC_EXPORT int mambac_rotate_run(const char* isa, const mambac_rotate* call, char* error, size_t room);
+MAMBAC_EXPORT int mambac_gate_run(const char* isa, const mambac_gate* call, char* error, size_t room);
 
 /* Bytes of past and of present for one batch row; 0 for an unknown operator or sizes out of range. The first for every
    operator but Replay ones, the second for those. */

@@ -21,17 +21,17 @@ struct ConvOp {
 constexpr int kConvOps = 2;
 const ConvOp* conv_ops();
 
-// Operators on the last axis, without a state: one output, shaped like the first input.
-enum class RowKind : int { kHadamard };
+// Operators on the last axis, without a state. One output, shaped like the input that `like` counts.
+enum class RowKind : int { kHadamard, kSiluGate, kGatedNorm };
 struct RowOp {
   const char* name;
   RowKind kind;
-  int inputs;
+  int inputs, like;
 };
-constexpr int kRowOps = 1;
-const RowOp* row_ops();
+constexpr int kRowOps = 3;
+const RowOp* row_ops();  // in the order of RowKind
 
-constexpr int kScanInputs = 8, kConvInputs = 4, kHadamardInputs = 2;
+constexpr int kScanInputs = 8, kConvInputs = 4, kHadamardInputs = 2, kGateInputs = 3;
 constexpr size_t kMaxRank = 8;
 
 struct Shape {
@@ -55,7 +55,9 @@ struct ConvAttributes {
 
 // One field for every attribute of every operator on rows; an operator reads its own.
 struct RowAttributes {
-  int64_t size, order, power;
+  int64_t size, order, power;                      // Hadamard
+  int64_t channels, group_size, norm_before_gate;  // gates; the last two with a norm
+  float epsilon;                                   // with a norm
 };
 
 // False, with a message that names the operator, what is wrong and what was expected.
@@ -73,5 +75,7 @@ bool plan_conv(const ConvOp& op, const ConvAttributes& attributes, const Shape i
                Message* message);
 bool plan_hadamard(const RowOp& op, const RowAttributes& attributes, const Shape inputs[kHadamardInputs], HadamardArgs* args,
                    Message* message);
+// Without a norm there is no third input.
+bool plan_gate(const RowOp& op, const RowAttributes& attributes, const Shape inputs[kGateInputs], GateArgs* args, Message* message);
 
 }  // namespace mambac

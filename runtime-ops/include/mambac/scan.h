@@ -61,6 +61,18 @@ struct HadamardArgs {
   float* y;                          // [rows, size]; may be the same buffer as x
 };
 
+// Rows of y times silu(z), with an RMS norm behind the gate, or before it.
+struct GateArgs {
+  bool before;  // the norm comes before the gate
+  int64_t rows, channels;
+  int64_t group;  // channels that share a norm; 0: no norm
+  float epsilon;
+  const float* y;       // [rows, channels]
+  const float* z;       // [rows, channels]
+  const float* weight;  // [channels], with a norm
+  float* out;           // [rows, channels]; may be the same buffer as y or z
+};
+
 // Bytes of one head of recurrent state: P x N values, for the packed formats followed by P + N half scales.
 MAMBAC_ANYWHERE inline int64_t head_bytes(Format format, int64_t p, int64_t n) {
   switch (format) {
@@ -111,6 +123,7 @@ struct Kernels {
   void (*replay)(const ScanArgs& args, int64_t task, void* scratch);
   void (*replay_finish)(const ScanArgs& args, int64_t sequence);
   void (*hadamard)(const HadamardArgs& args, int64_t task);
+  void (*gate)(const GateArgs& args, int64_t task);
 };
 
 constexpr int64_t kConvBlock = 64;

@@ -120,7 +120,7 @@ extern "C" int mambac_rotate_run(const char* isa, const mambac_rotate* c, char* 
   HadamardArgs a;
   Message m;
   if (c == nullptr) return fail(error, room, op.name, ": null argument");
-  const RowAttributes attributes = {c->size, c->order, c->power};
+  const RowAttributes attributes = {c->size, c->order, c->power, 0, 0, 0, 0};
   const Shape shapes[kHadamardInputs] = {{{c->rows, c->size}, 2}, {{c->order, c->order}, 2}};
   if (!check_row_attributes(op, attributes, &m) || !plan_hadamard(op, attributes, shapes, &a, &m)) return fail(error, room, m.text, "");
   a.x = c->x;
@@ -129,6 +129,24 @@ extern "C" int mambac_rotate_run(const char* isa, const mambac_rotate* c, char* 
   const Kernels* k = pick(isa);
   if (k == nullptr) return fail(error, room, "this machine cannot run instruction set: ", isa);
   for (int64_t task = 0; task < row_tasks(a.rows); task++) k->hadamard(a, task);
+  return 0;
+}
+
+extern "C" int mambac_gate_run(const char* isa, const mambac_gate* c, char* error, size_t room) {
+  const RowOp& op = row_ops()[(int)(c != nullptr && c->group_size == 0 ? RowKind::kSiluGate : RowKind::kGatedNorm)];
+  GateArgs a;
+  Message m;
+  if (c == nullptr) return fail(error, room, op.name, ": null argument");
+  const RowAttributes attributes = {0, 0, 0, c->channels, c->group_size, c->norm_before_gate, c->epsilon};
+  const Shape rows = {{c->rows, c->channels}, 2}, shapes[kGateInputs] = {rows, rows, {{c->channels}, 1}};
+  if (!check_row_attributes(op, attributes, &m) || !plan_gate(op, attributes, shapes, &a, &m)) return fail(error, room, m.text, "");
+  a.y = c->y;
+  a.z = c->z;
+  a.weight = c->weight;
+  a.out = c->out;
+  const Kernels* k = pick(isa);
+  if (k == nullptr) return fail(error, room, "this machine cannot run instruction set: ", isa);
+  for (int64_t task = 0; task < row_tasks(a.rows); task++) k->gate(a, task);
   return 0;
 }
 

@@ -107,7 +107,9 @@ const ConvOp* conv_ops() {
 }
 
 const RowOp* row_ops() {
-  static constexpr RowOp ops[kRowOps] = {{"HadamardRotate", RowKind::kHadamard, kHadamardInputs}};
+  static constexpr RowOp ops[kRowOps] = {{"HadamardRotate", RowKind::kHadamard, kHadamardInputs, 0},
+                                         {"SiluGate", RowKind::kSiluGate, kGateInputs - 1, 1},
+                                         {"GatedRMSNorm", RowKind::kGatedNorm, kGateInputs, 1}};
   return ops;
 }
 
@@ -144,7 +146,22 @@ bool check_conv_attributes(const ConvOp& op, const ConvAttributes& a, Message* m
   return true;
 }
 
+static bool check_gate_attributes(const RowOp& op, const RowAttributes& a, Message* m) {
+  if (!positive(op.name, "channels", a.channels, m)) return false;
+  if (op.kind == RowKind::kSiluGate) return true;
+  if (!positive(op.name, "group_size", a.group_size, m)) return false;
+  if (a.channels % a.group_size != 0)
+    return fail(m, "%s: attribute group_size is %lld; it must divide channels = %lld", op.name, (long long)a.group_size,
+                (long long)a.channels);
+  if (a.norm_before_gate != 0 && a.norm_before_gate != 1)
+    return fail(m, "%s: attribute norm_before_gate is %lld; it must be 0 or 1", op.name, (long long)a.norm_before_gate);
+  if (!(a.epsilon >= 0 && a.epsilon < INFINITY))
+    return fail(m, "%s: attribute epsilon is %g; it must be at least 0", op.name, (double)a.epsilon);
+  return true;
+}
+
 bool check_row_attributes(const RowOp& op, const RowAttributes& a, Message* m) {
+  if (op.kind != RowKind::kHadamard) return check_gate_attributes(op, a, m);
   if (!positive(op.name, "size", a.size, m) || !positive(op.name, "order", a.order, m)) return false;
   if (!positive(op.name, "power", a.power, m)) return false;
   if (a.order > kMostOrder)
@@ -237,6 +254,35 @@ bool plan_hadamard(const RowOp& op, const RowAttributes& a, const Shape in[kHada
   args->size = a.size;
   args->order = a.order;
   args->power = a.power;
+  return true;
+}
+
+bool plan_gate(const RowOp& op, const RowAttributes& a, const Shape in[kGateInputs], GateArgs* args, Message* m) {
+  if (!rows_of(op.name, "z", in[1], a.channels, "[..., channels]", &args->rows, m)) return false;
+  // y may have its channels in several axes: as many elements as z is what matters.
+  bool same = in[0].rank <= kMaxRank;
+  int64_t left = args->rows * a.channels;
+  bool empty = false;
+  for (size_t i = 0; same && i < in[0].rank; i++) {
+    const int64_t size = in[0].dims[i];
+    same = size >= 0 && (size == 0 || left % size == 0);
+    if (size == 0) empty = true;
+    else if (same) left /= size;
+  }
+  if (!same || (empty ? args->rows != 0 : args->rows == 0 || left != 1)) {
+    char y[96], z[96];
+    show(in[0], y, sizeof y);
+    show(in[1], z, sizeof z);
+    return fail(m, "%s: input y has shape %s; expected as many elements as z = %s", op.name, y, z);
+  }
+  const int64_t weight[] = {a.channels};
+  const bool norm = op.kind == RowKind::kGatedNorm;
+  if (norm && !shaped(op.name, "weight", in[2], 1, weight, "[channels]", m)) return false;
+  args->channels = a.channels;
+  args->group = norm ? a.group_size : 0;
+  args->before = norm && a.norm_before_gate != 0;
+  args->epsilon = norm ? a.epsilon : 0;
+  args->weight = nullptr;
   return true;
 }
 

@@ -13,7 +13,7 @@ namespace {
 #include "vec_avx2.h"
 #include "kernel_bodies.h"
 }  // namespace
-extern const Kernels kAvx2Kernels = {"avx2", mamba2_task, mamba1_task, conv_task, replay_prepare, replay_task<NibbleDot>, replay_finish, hadamard_task};
+extern const Kernels kAvx2Kernels = {"avx2", mamba2_task, mamba1_task, conv_task, replay_prepare, replay_task<NibbleDot>, replay_finish, hadamard_task, gate_task};
 }  // namespace mambac
 
 #if defined(__clang__)

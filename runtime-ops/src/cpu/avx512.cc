@@ -13,8 +13,8 @@ namespace {
 #include "vec_avx512.h"
 #include "kernel_bodies.h"
 }  // namespace
-extern const Kernels kAvx512Kernels = {"avx512", mamba2_task, mamba1_task, conv_task, replay_prepare, replay_task<NibbleDot>, replay_finish, hadamard_task};
-extern const Kernels kAvx512VnniKernels = {"avx512", mamba2_task, mamba1_task, conv_task, replay_prepare, replay_task<NibbleDotOf<true>>, replay_finish, hadamard_task};
+extern const Kernels kAvx512Kernels = {"avx512", mamba2_task, mamba1_task, conv_task, replay_prepare, replay_task<NibbleDot>, replay_finish, hadamard_task, gate_task};
+extern const Kernels kAvx512VnniKernels = {"avx512", mamba2_task, mamba1_task, conv_task, replay_prepare, replay_task<NibbleDotOf<true>>, replay_finish, hadamard_task, gate_task};
 }  // namespace mambac
 
 #if defined(__clang__)

@@ -10,3 +10,4 @@
 #include "mamba1.h"
 #include "conv.h"
 #include "hadamard.h"
+#include "gate.h"

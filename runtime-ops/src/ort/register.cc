@@ -108,9 +108,18 @@ Status* create_kernel(const CustomOp* base, const Api*, const KernelInfo* info, 
     if (!r.good) return invalid(op.api, r.missing.text);
     good = check_conv_attributes(*op.conv, k.conv, &m);
   } else {
-    k.row.size = r.whole("size");
-    k.row.order = r.whole("order");
-    k.row.power = r.whole("power");
+    if (op.row->kind == RowKind::kHadamard) {
+      k.row.size = r.whole("size");
+      k.row.order = r.whole("order");
+      k.row.power = r.whole("power");
+    } else {
+      k.row.channels = r.whole("channels");
+    }
+    if (op.row->kind == RowKind::kGatedNorm) {
+      k.row.group_size = r.whole("group_size");
+      k.row.norm_before_gate = r.whole("norm_before_gate");
+      k.row.epsilon = r.real("epsilon");
+    }
     if (!r.good) return invalid(op.api, r.missing.text);
     good = check_row_attributes(*op.row, k.row, &m);
   }
@@ -262,6 +271,32 @@ Status* compute_hadamard(const Kernel& k, KernelContext* c, const Shape* in, con
   return spread(op.api, c, hadamard_piece, row_tasks(a.rows), (double)a.rows * (double)a.size * (double)(a.order + 8), &run);
 }
 
+struct GateRun {
+  const Kernels* kernels;
+  GateArgs args;
+};
+void gate_piece(void* user, size_t task) {
+  const GateRun& run = *(GateRun*)user;
+  run.kernels->gate(run.args, (int64_t)task);
+}
+constexpr double kGateWork = 16;  // of a channel, in multiply-adds: an exponential and a division
+
+Status* compute_gate(const Kernel& k, KernelContext* c, const Shape* in, const void* const* data) {
+  const Op& op = *k.op;
+  Message m;
+  GateRun run;
+  run.kernels = &kernels();
+  GateArgs& a = run.args;
+  if (!plan_gate(*op.row, k.row, in, &a, &m)) return invalid(op.api, m.text);
+  void* out = nullptr;
+  if (Status* s = make_output(op.api, c, 0, in[op.row->like], &out)) return s;
+  a.y = (const float*)data[0];
+  a.z = (const float*)data[1];
+  if (op.row->kind == RowKind::kGatedNorm) a.weight = (const float*)data[2];
+  a.out = (float*)out;
+  return spread(op.api, c, gate_piece, row_tasks(a.rows), (double)a.rows * (double)a.channels * kGateWork, &run);
+}
+
 Status* compute(void* kernel, KernelContext* c) {
   const Kernel& k = *(const Kernel*)kernel;
   const Api* api = k.op->api;
@@ -273,13 +308,14 @@ Status* compute(void* kernel, KernelContext* c) {
   for (size_t i = 0; i < given; i++)
     if (Status* s = read_input(*k.op, c, i, &shapes[i], &data[i])) return s;
   if (k.op->scan != nullptr) return compute_scan(k, c, shapes, data);
-  return k.op->conv != nullptr ? compute_conv(k, c, shapes, data) : compute_hadamard(k, c, shapes, data);
+  if (k.op->conv != nullptr) return compute_conv(k, c, shapes, data);
+  return k.op->row->kind == RowKind::kHadamard ? compute_hadamard(k, c, shapes, data) : compute_gate(k, c, shapes, data);
 }
 
-// y is shaped like the first input, present like past.
+// y is shaped like the first input, or the one an operator on rows says; present like past.
 Status* infer_shapes(const CustomOp* base, ShapeContext* c) {
   const Op& op = op_of(base);
-  const size_t from[2] = {0, (size_t)op.inputs() - 1};
+  const size_t from[2] = {op.row != nullptr ? (size_t)op.row->like : 0, (size_t)op.inputs() - 1};
   for (size_t i = 0; i < (size_t)op.outputs(); i++) {
     TensorInfo* info = nullptr;
     if (Status* s = call<Status*>(op.api, kShapeInput, (const ShapeContext*)c, from[i], &info)) return s;
@@ -288,7 +324,8 @@ Status* infer_shapes(const CustomOp* base, ShapeContext* c) {
   return nullptr;
 }
 
-// present may take the buffer of past where nothing else reads it, and y that of x in an operator on rows.
+// present may take the buffer of past where nothing else reads it, and the output of an operator on rows that of the input it
+// is shaped like.
 template <int kFrom, int kTo>
 size_t may_inplace(int** in, int** out) {
   static int from[1] = {kFrom}, to[1] = {kTo};
@@ -325,7 +362,7 @@ void fill(Op& op, const Api* api, const ScanOp* scan, const ConvOp* conv, const 
   op.InferOutputShape = infer_shapes;
   op.GetStartVersion = [](const CustomOp*) { return 1; };
   op.GetEndVersion = [](const CustomOp*) { return 0x7fffffff; };
-  op.GetMayInplace = scan != nullptr ? may_inplace<kScanInputs - 1, 1> : conv != nullptr ? may_inplace<kConvInputs - 1, 1> : may_inplace<0, 0>;
+  op.GetMayInplace = scan != nullptr ? may_inplace<kScanInputs - 1, 1> : conv != nullptr ? may_inplace<kConvInputs - 1, 1> : row->like == 0 ? may_inplace<0, 0> : may_inplace<1, 0>;
   op.ReleaseMayInplace = keep;
 }
 
@@ -367,7 +404,9 @@ Status* host_for(const Api* api, Host** out) {
     const ScanOp* scan = at < kScanOps ? scan_ops() + at : nullptr;
     const ConvOp* conv = at >= kScanOps && at < kScanOps + kConvOps ? conv_ops() + (at - kScanOps) : nullptr;
     const RowOp* row = at >= kScanOps + kConvOps ? row_ops() + (at - kScanOps - kConvOps) : nullptr;
-    if (i >= kOps && (row != nullptr || (scan != nullptr && scan->replay))) continue;  // there are CPU kernels only
+    if (i >= kOps && scan != nullptr && scan->replay) continue;  // there are CPU kernels only
+    // Of these too; but their functions are as fast on a device, and a kernel here would be copied around.
+    if (kProviders > 1 && row != nullptr) continue;
     fill(h->ops[i], api, scan, conv, row, i >= kOps);
     if (Status* s = call<Status*>(api, kCustomOpDomainAdd, h->domain, (const CustomOp*)&h->ops[i])) return s;
   }
