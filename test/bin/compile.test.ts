@@ -36,7 +36,11 @@ describe("what is compiled", () => {
     expect(result.out).toMatch(/layers\.0 +scan +mamba2 chunked +\d\.\de-\d +H=4 P=16 N=8 G=1 .* 2\.05 kB -> 704 B/);
     expect(result.out).toContain("state    h8 dsq-max requantize=call");
     expect(result.out).toContain(`written  ${out} (`);
-    expect(scansIn(out).ops).toEqual(["com.mambac.CausalConvSilu", "com.mambac.Mamba2ScanH8Max"]);
+    expect(scansIn(out).ops).toEqual([
+      "com.mambac.CausalConvSilu",
+      "com.mambac.GatedRMSNorm",
+      "com.mambac.Mamba2ScanH8Max",
+    ]);
   });
 
   test("a pair in either order and a folder give the same bytes", async () => {
