@@ -3,7 +3,7 @@
  *
  * The thread that computes never waits for the disk, and large files go past the page cache: copying every byte through it
  * costs more processor time than rounding does, and pushes out of memory what other programs use. A file that is in the
- * page cache already is read from there, which its first part tells by how fast it comes.
+ * page cache already is read from there, which the start of a weight tells by how fast it comes.
  */
 
 import { close, closeSync, constants, fstatSync, openSync, read, readSync, type Stats } from "node:fs";
@@ -23,12 +23,17 @@ export function isSameFile(now: Stats, then: Stats): boolean {
 const LEAST_BYTES = 1 << 20;
 const MOST_BYTES = 1 << 28;
 
-/** Files up to this size go through the page cache: they leave room there for others, and may be asked for again. */
-const CACHED_FILE_BYTES = 2 ** 30;
+/** Which files go past the page cache. */
+export interface ReadAheadLimits {
+  /** Files up to this size go through it: they leave room there for others, and may be asked for again. */
+  readonly cachedBytes: number;
+  /** How much of a larger file is read to see where it is. */
+  readonly trialBytes: number;
+  /** The rate in bytes a millisecond above which it is in memory. */
+  readonly memoryRate: number;
+}
 
-/** How much of a large file is read to see where it is, and the rate in bytes a millisecond above which it is in memory. */
-const TRIAL_BYTES = 1 << 23;
-const MEMORY_RATE = 2.5e6;
+const LIMITS: ReadAheadLimits = { cachedBytes: 2 ** 30, trialBytes: 1 << 23, memoryRate: 2.5e6 };
 
 /** Memory comes in multiples of this, so that weights of about one size share it. */
 const GRAIN_BYTES = 1 << 22;
@@ -51,12 +56,11 @@ interface Slot {
 export class ReadAhead {
   readonly #free: Uint8Array[] = [];
   readonly #direct = new Map<string, boolean>();
-  readonly #cachedBytes: number;
+  readonly #limits: ReadAheadLimits;
   #slots: Slot[] = [];
 
-  /** Files of more than `cachedBytes` bytes go past the page cache. */
-  constructor(cachedBytes: number = CACHED_FILE_BYTES) {
-    this.#cachedBytes = cachedBytes;
+  constructor(limits: ReadAheadLimits = LIMITS) {
+    this.#limits = limits;
   }
 
   /** Starts to read; null for sizes that are not read ahead, and where as much as may be has been. Never rejects. */
@@ -71,7 +75,7 @@ export class ReadAhead {
     const memory = this.#memory(length + 2 * SECTOR_BYTES);
     const slot: Slot = { path: file.path, offset, length, memory, view: null, dropped: false };
     this.#slots.push(slot);
-    const direct = this.#isDirect(file);
+    const direct = this.#isDirect(file, offset, length);
     return fill(file, slot, direct).then((view) => {
       slot.view = view;
       // Not every file system, and not every memory, can do without the cache.
@@ -126,28 +130,29 @@ export class ReadAhead {
     this.#free.sort((a, b) => b.byteLength - a.byteLength).splice(KEPT);
   }
 
-  #isDirect(file: SideFile): boolean {
+  #isDirect(file: SideFile, offset: number, length: number): boolean {
+    if (!("O_DIRECT" in constants) || file.stats.size <= this.#limits.cachedBytes) return false;
+    const { trialBytes, memoryRate } = this.#limits;
     const known = this.#direct.get(file.path);
-    if (known !== undefined) return known;
-    const direct = "O_DIRECT" in constants && file.stats.size > this.#cachedBytes && !isInMemory(file.path);
+    if (known !== undefined || length < trialBytes) return known ?? false;
+    const direct = readRate(file.path, offset, trialBytes) <= memoryRate;
     this.#direct.set(file.path, direct);
     return direct;
   }
 }
 
-/** Does the start of a file come faster than disks deliver? */
-function isInMemory(path: string): boolean {
-  const part = new Uint8Array(TRIAL_BYTES);
+/** Bytes a millisecond at which a part of a file comes. */
+function readRate(path: string, offset: number, length: number): number {
   try {
     const handle = openSync(path, "r");
     const start = performance.now();
-    const count = readSync(handle, part, 0, TRIAL_BYTES, 0);
+    const count = readSync(handle, new Uint8Array(length), 0, length, offset);
     const rate = count / (performance.now() - start);
     closeSync(handle);
-    return rate > MEMORY_RATE;
+    return rate;
   } catch {
     // Whoever asks for the bytes will be told why.
-    return true;
+    return 0;
   }
 }
 

@@ -3,7 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import fc from "fast-check";
 import { afterAll, describe, expect, test } from "vitest";
-import { ReadAhead, type SideFile } from "../../src/onnx/read-ahead.js";
+import { ReadAhead, type ReadAheadLimits, type SideFile } from "../../src/onnx/read-ahead.js";
 
 const folder = mkdtempSync(join(tmpdir(), "mambac-read-ahead-"));
 afterAll(() => rmSync(folder, { recursive: true }));
@@ -26,14 +26,17 @@ const never = (): never => {
   throw new Error("read again");
 };
 
-describe.each([
-  ["through the page cache", Number.POSITIVE_INFINITY],
-  ["past the page cache", 0],
-])("%s", (_, cachedBytes) => {
-  const file = sideFile(`data-${cachedBytes}`);
+const PAST = { cachedBytes: 0, trialBytes: 1, memoryRate: Number.POSITIVE_INFINITY };
+
+describe.each<[string, ReadAheadLimits]>([
+  ["through the page cache", { ...PAST, cachedBytes: 2 ** 40 }],
+  ["found in the page cache", { ...PAST, memoryRate: 0 }],
+  ["past the page cache", PAST],
+])("%s", (name, limits) => {
+  const file = sideFile(`data ${name}`);
 
   test("any range is what the file holds, and is not read twice", async () => {
-    const ahead = new ReadAhead(cachedBytes);
+    const ahead = new ReadAhead(limits);
     await fc.assert(
       fc.asyncProperty(fc.nat(8 * MIB), fc.nat(MIB), async (offset, more) => {
         const length = Math.min(MIB + more, bytes.length - offset);
@@ -57,7 +60,7 @@ describe.each([
   });
 
   test("a range that is still being read is read now, and the memory is not shared", async () => {
-    const ahead = new ReadAhead(cachedBytes);
+    const ahead = new ReadAhead(limits);
     const reading = ahead.prefetch(file, 0, 2 * MIB);
     expect(reading).not.toBeNull();
     ahead.lend(file, 0, 2 * MIB, fromFile(file, 0), (outer) => {
@@ -74,7 +77,7 @@ describe.each([
   });
 
   test("ranges nobody asked for make room for others", async () => {
-    const ahead = new ReadAhead(cachedBytes);
+    const ahead = new ReadAhead(limits);
     for (let at = 0; at < 7; at++) await ahead.prefetch(file, at * MIB, MIB);
     ahead.lend(file, 6 * MIB, MIB, never, (lent) => {
       expect(Buffer.compare(lent, bytes.subarray(6 * MIB, 7 * MIB))).toBe(0);
@@ -82,9 +85,9 @@ describe.each([
   });
 
   test("a file that changed is left to who asks for the bytes", async () => {
-    const changed = sideFile(`changed-${cachedBytes}`);
+    const changed = sideFile(`changed ${name}`);
     truncateSync(changed.path, 3 * MIB);
-    const ahead = new ReadAhead(cachedBytes);
+    const ahead = new ReadAhead(limits);
     await ahead.prefetch(changed, 0, 2 * MIB);
     expect(() => ahead.lend(changed, 0, 2 * MIB, never, () => 0)).toThrow("read again");
     await ahead.prefetch({ ...changed, path: join(folder, "none") }, 0, 2 * MIB);
