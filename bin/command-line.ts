@@ -344,7 +344,9 @@ function withRecipe(command: Command, state: StateFormat): Command {
   return command
     .addOption(new Option("--state <format>", "how the recurrent state is kept").choices(STATE_FORMATS).default(state))
     .addOption(
-      new Option("--state-scale <scale>", "channel scale of h8 and h4").choices(STATE_SCALES).default("dsq-max"),
+      new Option("--state-scale <scale>", "scales of h8 and h4; static ones are frozen and need --calib")
+        .choices(STATE_SCALES)
+        .default("dsq-max"),
     )
     .addOption(
       new Option(

@@ -81,7 +81,7 @@ function lowerScan(builder: GraphBuilder, op: ScanOp, used: Set<string>): void {
   const [past, present] = [op.node.inputs[7] ?? "", op.node.outputs[1] ?? ""];
   const state = transpose ? builder.op("Transpose", [past], { perm: [0, 1, 3, 2] }) : past;
   const fresh = transpose ? builder.fresh("present") : present;
-  const inputs = [...op.node.inputs.slice(0, 7), state];
+  const inputs = [...op.node.inputs.slice(0, 7), state, ...op.node.inputs.slice(8)];
   builder.nodes.push(scanNode(params, inputs, [op.node.outputs[0] ?? "", fresh], `${op.layer}.scan`));
   if (transpose) builder.op("Transpose", [fresh], { perm: [0, 1, 3, 2] }, present);
 }

@@ -9,22 +9,39 @@
  * `replay` once in `replayLength` tokens wherever calls end: the state is then what was rounded last and the tokens since,
  * u_j = d_j x_j, l_j = d_j A and B_j, from which h = exp(l_0 + ..) h_0 + sum_j exp(l_(j+1) + ..) u_j B_j. Mamba-2 with h8 or
  * h4 only; other layers keep `call`, with a remark.
- * Refuses: h4 where d_state is odd, since two codes share a byte; a replay length outside 1..64.
+ * Scale `static`: Sc and Ss are frozen, from the mean magnitude of every state value over calibration data, and become
+ * inputs of the operator; the state is codes alone. Mamba-2 only; other layers get `dsq-max`, with a remark.
+ * Refuses: h4 where d_state is odd, since two codes share a byte; a replay length outside 1..64; replay of static scales.
  *
  *     before   past_ssm.0: f32[batch, 24, 64, 128]
  *     after    past_ssm.0: u8[batch, 24, 4480]
  *     replay   past_ssm.0: u8[batch, 162368], with R = 16
+ *     static   past_ssm.0: u8[batch, 24, 4096]
  */
 
 import { type Graph, type Node, type ValueInfo } from "../src/ir/graph.js";
-import { checkedReplayLength, DEFAULT_REPLAY_LENGTH, hasReplay, isPacked } from "../src/ops/names.js";
+import { f32Tensor, type Tensor } from "../src/ir/tensor.js";
+import { checkedReplayLength, DEFAULT_REPLAY_LENGTH, hasReplay, isPacked, isStatic } from "../src/ops/names.js";
+import type { GivenSteps } from "../src/quant/static-steps.js";
 import { GraphEdit } from "../src/rewrite/edit.js";
 import { definePass, type Pass, type PassContext } from "../src/rewrite/pass.js";
-import { readSemantic, type ScanOp, type StateChoice, scanNode, semanticOps } from "../src/rewrite/semantic.js";
+import {
+  readSemantic,
+  SCAN_INPUT,
+  type ScanOp,
+  type StateChoice,
+  scanNode,
+  semanticOps,
+} from "../src/rewrite/semantic.js";
 import { slotType, stateSlots } from "../src/rewrite/states.js";
-import { EXIT, MambacError } from "../src/support/errors.js";
+import { EXIT, invariant, MambacError } from "../src/support/errors.js";
 
-export const quantizeState: Pass<StateChoice> = definePass({
+export interface QuantizeStateOptions extends StateChoice {
+  /** Steps of a Mamba-2 scan; needed with static scales. */
+  readonly steps?: (op: ScanOp) => GivenSteps;
+}
+
+export const quantizeState: Pass<QuantizeStateOptions> = definePass({
   name: "quantize-state",
   summary: "choose the format of the recurrent state: f32, f16, h8 or h4",
   exactness: "lossy",
@@ -50,8 +67,8 @@ export const quantizeState: Pass<StateChoice> = definePass({
           EXIT.unsupported,
         );
       }
-      const next = { ...op, state: choices.get(op.layer) ?? options };
-      const swapped: Node = scanNode(next, node.inputs, node.outputs);
+      const next = { ...op, state: choices.get(op.layer) ?? plainChoice(options) };
+      const swapped: Node = scanNode(next, inputsOf(next, model.graph, edit, options), node.outputs);
       edit.swapNode(node, swapped);
       for (const slot of stateSlots({ ...next, node: swapped })) {
         for (const name of [node.inputs[slot.input], node.outputs[slot.output]]) {
@@ -69,6 +86,36 @@ export const quantizeState: Pass<StateChoice> = definePass({
   },
 });
 
+function plainChoice({ format, scale, requantize }: StateChoice): StateChoice {
+  return { format, scale, requantize };
+}
+
+/** Inputs of the scan as `op.state` wants them; adds the steps of static scales to the graph. */
+function inputsOf(op: ScanOp, graph: Graph, edit: GraphEdit, { steps }: QuantizeStateOptions): readonly string[] {
+  const inputs = op.node.inputs.slice(0, SCAN_INPUT.rowStep);
+  if (!isStatic(op.state)) return inputs;
+  invariant(steps !== undefined, "quantize-state: static scales need steps");
+  const { rows, columns } = steps(op);
+  const given = [
+    ["row_step", SCAN_INPUT.rowStep, f32Tensor([op.heads, op.headDim], rows)],
+    ["column_step", SCAN_INPUT.columnStep, f32Tensor([op.groups, op.dState], columns)],
+  ] as const;
+  const names = given.map(([what, at, tensor]) => {
+    const before = op.node.inputs[at] ?? "";
+    const known = graph.initializers.get(before);
+    if (known !== undefined && sameTensor(known, tensor)) return before;
+    const name = edit.unused(`${op.layer}.${what}`);
+    edit.addInitializers(new Map([[name, tensor]]));
+    return name;
+  });
+  return [...inputs, ...names];
+}
+
+function sameTensor(a: Tensor, b: Tensor): boolean {
+  const bytes = b.bytes();
+  return a.dtype === b.dtype && a.byteLength === b.byteLength && a.bytes().every((value, i) => value === bytes[i]);
+}
+
 /** The choice of each layer: replay where it can be had, with a remark where it cannot. */
 function choicesFor(
   scans: readonly ScanOp[],
@@ -76,7 +123,8 @@ function choicesFor(
   context: Pick<PassContext, "report">,
 ): ReadonlyMap<string, StateChoice> {
   const { format, scale } = options;
-  if (options.requantize !== "replay") return new Map(scans.map(({ layer }) => [layer, options]));
+  if (isStatic(options)) return staticChoices(scans, options, context);
+  if (options.requantize !== "replay") return new Map(scans.map(({ layer }) => [layer, plainChoice(options)]));
   const replayLength = checkedReplayLength(options.replayLength ?? DEFAULT_REPLAY_LENGTH);
   const able = scans.filter(({ family }) => hasReplay({ family, format }));
   if (able.length === 0 && scans.length > 0) {
@@ -98,6 +146,28 @@ function choicesFor(
     context.report({ kind: "missed", code: "quantize-state/no-replay", where: layer, message });
   }
   return choices;
+}
+
+/** Static scales where they can be had, `dsq-max` elsewhere. */
+function staticChoices(
+  scans: readonly ScanOp[],
+  options: StateChoice,
+  context: Pick<PassContext, "report">,
+): ReadonlyMap<string, StateChoice> {
+  if (options.requantize === "replay") {
+    throw new MambacError(
+      "quantize-state/static-replay",
+      "a replay state measures its scales once in so many tokens: choose --state-scale dsq-max, or --requantize call with static scales",
+    );
+  }
+  return new Map(
+    scans.map(({ layer, family }): [string, StateChoice] => {
+      if (family === "mamba2") return [layer, plainChoice(options)];
+      const message = "a Mamba-1 layer has no static scales: those of its state are measured, as with dsq-max";
+      context.report({ kind: "missed", code: "quantize-state/no-static", where: layer, message });
+      return [layer, { ...plainChoice(options), scale: "dsq-max" }];
+    }),
+  );
 }
 
 function batchOf(graph: Graph, name: string): string | number | null {

@@ -146,7 +146,7 @@ const SEARCH: Shape<SearchRule> = record<SearchRule>(
 
 const STATE: Shape<StateChoice> = record<StateChoice>({
   format: required(choice(STATE_FORMATS), "how the recurrent state is kept between calls"),
-  scale: preset(choice(STATE_SCALES), "dsq-max", "channel scale of h8 and h4"),
+  scale: preset(choice(STATE_SCALES), "dsq-max", "scales of h8 and h4; static ones are frozen, from calibration data"),
   requantize: preset(
     choice(REQUANTIZE_MODES),
     "call",

@@ -17,6 +17,7 @@ import { raiseAttention } from "./raise-attention.js";
 import { raiseConv } from "./raise-conv.js";
 import { raiseScan } from "./raise-scan.js";
 import { renameStates, type StateStyle } from "./rename-states.js";
+import { stateStep } from "./state-steps.js";
 import { tidy } from "./tidy.js";
 import { widenHalves } from "./widen-halves.js";
 
@@ -53,7 +54,7 @@ function finishRecipe(options: FinishOptions): Step[] {
     ...(options.quant === null ? [] : quantSteps(options.quant, options.decided)),
     step(divideNorm, {}),
     ...(options.target === "mambac" ? [step(fuseGate, {})] : []),
-    step(quantizeState, options.state),
+    stateStep(options.state),
     ...(options.stateNames === null ? [] : [step(renameStates, { style: options.stateNames })]),
     step(lower, { target: options.target }),
     step(tidy, {}),

@@ -45,7 +45,12 @@ export function calibrationHooks(sources: StatisticsSources): Pick<PipelineHooks
     model ??= checkedModel(sources, at);
     return model;
   };
-  const collect = async (at: Model, requests: readonly StatRequest[], pass: string): Promise<Statistics | null> => {
+  const collect = async (
+    at: Model,
+    requests: readonly StatRequest[],
+    pass: string,
+    window?: number,
+  ): Promise<Statistics | null> => {
     if (requests.length === 0) return tabledStatistics([], "");
     const ready = await executableModel(at, sources.executable(), sources.threads);
     const hashed = tables.length > 0 || recorder !== null;
@@ -63,6 +68,7 @@ export function calibrationHooks(sources: StatisticsSources): Pick<PipelineHooks
       if (recorder !== null) recorder.begin(pass, await modelSha256(at), dataset);
       const statistics = await collectStatistics(ready, requests, dataset, {
         threads: sources.threads,
+        ...(window === undefined ? {} : { window, decodeShare: 0 }),
         ...(sources.onProgress === undefined ? {} : { onProgress: sources.onProgress }),
         ...(recorder === null
           ? {}

@@ -11,7 +11,7 @@ import type { Model } from "./ir/graph.js";
 import { formatType } from "./ir/types.js";
 import { readModel } from "./onnx/read.js";
 import { type Written, writeModel } from "./onnx/write.js";
-import { DEFAULT_REPLAY_LENGTH } from "./ops/names.js";
+import { DEFAULT_REPLAY_LENGTH, isStatic } from "./ops/names.js";
 
 import { viewGraph } from "./rewrite/axes.js";
 
@@ -323,10 +323,11 @@ export function stateText(state: StateChoice): string {
   return `${state.format}${scale} requantize=${state.requantize}${replayText(state)}`;
 }
 
-/** The choice as the layers could take it: without replay where none of them has it. */
+/** The choice as the layers could take it: without replay, or static scales, where none of them has it. */
 function takenState(choice: StateChoice, ops: readonly SemanticOp[]): StateChoice {
-  if (choice.requantize !== "replay") return choice;
   const states = ops.flatMap((op) => (op.kind === "scan" ? [op.state] : []));
+  if (isStatic(choice)) return states.find(isStatic) ?? states[0] ?? choice;
+  if (choice.requantize !== "replay") return choice;
   return states.find(({ requantize }) => requantize === "replay") ?? states[0] ?? choice;
 }
 

@@ -83,7 +83,7 @@ std::vector<float> floats(size_t n) {
 // "R16" behind the name of a Replay operator is its replay length.
 struct Scan {
   std::string op;
-  std::vector<float> x, dt, A, B, C, D, bias, y;
+  std::vector<float> x, dt, A, B, C, D, bias, y, row_step, column_step;
   std::vector<uint8_t> state;
   mambac_scan call;
   Scan(const std::string& wanted, int64_t batch, int64_t length, int64_t heads, int64_t p, int64_t n) : op(wanted) {
@@ -105,8 +105,10 @@ struct Scan {
     D = floats(e);
     bias = std::vector<float>(rates, -2.0f);
     y.resize(rows * e);
+    row_step = std::vector<float>(e, 1.0f);  // of Static operators
+    column_step = std::vector<float>((size_t)n, name.find("H8") == std::string::npos ? 0.0625f : 0.004f);
     state.resize((size_t)(batch * (replay > 0 ? mambac_replay_bytes(name.c_str(), heads, p, n, 1, replay) : mambac_state_bytes(name.c_str(), heads, p, n))));
-    call = {batch, length, heads, p, n, 1, -INFINITY, INFINITY, x.data(), dt.data(), A.data(), B.data(), C.data(), D.data(), bias.data(), state.data(), y.data(), state.data(), replay};
+    call = {batch, length, heads, p, n, 1, -INFINITY, INFINITY, x.data(), dt.data(), A.data(), B.data(), C.data(), D.data(), bias.data(), state.data(), y.data(), state.data(), replay, row_step.data(), column_step.data()};
   }
   void run(const char* isa) {
     char error[320];
@@ -118,6 +120,7 @@ struct Scan {
 };
 
 const char* const kFormats[] = {"F32", "F16", "H8", "H8Max", "H4", "H4Max"};
+const char* const kStatics[] = {"H8Static", "H4Static"};
 const char* const kReplays[] = {"H8ReplayR16", "H4ReplayR4", "H4ReplayR8", "H4ReplayR16", "H4MaxReplayR16"};
 
 // Reads and writes every float once where it lies: what a float state costs at the least. Wide enough for any memory.
@@ -135,7 +138,10 @@ void pass_over(float* data, size_t count) {
 std::vector<Variant> scans(const char* family, const char* isa, int layers, int64_t batch, int64_t length, int64_t heads, int64_t p, int64_t n) {
   std::vector<Variant> out;
   std::vector<const char*> formats(kFormats, kFormats + 6);
-  if (strcmp(family, "Mamba2") == 0) formats.insert(formats.end(), kReplays, kReplays + 5);
+  if (strcmp(family, "Mamba2") == 0) {
+    formats.insert(formats.end(), kStatics, kStatics + 2);
+    formats.insert(formats.end(), kReplays, kReplays + 5);
+  }
   for (const char* format : formats) {
     auto stack = std::make_shared<std::vector<Scan>>();
     stack->reserve((size_t)layers);

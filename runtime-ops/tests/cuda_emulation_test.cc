@@ -12,7 +12,7 @@
 using mambac::cuda::emulation;
 
 constexpr double kTolerance = 4e-6;     // of a sum, relative to the magnitudes in it
-constexpr size_t kCpuOnly = 4;          // operators: the Replay ones
+constexpr size_t kCpuOnly = 8;          // operators: the Replay and the Static ones
 constexpr double kCodeRounding = 1e-6;  // three approximate factors of up to 2^-22 each
 
 struct Output {
@@ -323,7 +323,7 @@ static void registration() {
   int stream;
   for (int i = 0; i < mambac::kScanOps; i++) {
     const Op op = parse(mambac::scan_ops()[i].name);
-    if (op.replay) continue;
+    if (op.replay || op.frozen) continue;
     const Sizes s = op.two ? Sizes{2, 1, 4, 16, 128, 2} : Sizes{2, 1, 4, 16, 16, 2};
     name_case(op, s, 3, 1);
     host::find_op(op.name.c_str(), false);
@@ -380,13 +380,15 @@ static void registration() {
   for (size_t i = 0; i < y.size(); i++) CHECK(fabs(y[i] - want[i]) < 1e-5, "y[%zu]", i);
 }
 
-// Replay operators have CPU kernels only, and say so.
+// Replay and Static operators have CPU kernels only, and say so.
 static void refused(const Op& op) {
   g_where = op.name + " on CUDA";
   mambac_scan call = {};
   call.batch = call.length = call.heads = call.head_dim = call.groups = call.replay_length = 1;
   call.d_state = 2;
   call.dt_max = 1;
+  const float step = 1;
+  call.row_step = call.column_step = &step;
   char error[320] = "";
   CHECK(mambac_cuda_scan_launch(op.name.c_str(), &call, nullptr, nullptr, error, sizeof error) == 1 && strstr(error, "CPU"), "%s", error);
   CHECK(mambac_cuda_scan_workspace(op.name.c_str(), &call) == -1, "a workspace");
@@ -407,7 +409,7 @@ int main(int argc, char** argv) {
   const std::vector<Sizes> tokens1 = {{1, 5, 2, 24, 16, 2}, {1, 35, 2, 24, 16, 2}, {2, 5, 2, 64, 16, 1}, {2, 3, 3, 4, 8, 1}};
   for (int i = 0; i < mambac::kScanOps; i++) {
     const Op op = parse(mambac::scan_ops()[i].name);
-    if (op.replay) {
+    if (op.replay || op.frozen) {
       refused(op);
       continue;
     }

@@ -14,7 +14,7 @@ static Output run(const Op& op, const Sizes& s, const Inputs& in, const char* is
   out.present = alias ? in.past : std::vector<uint8_t>(in.past.size(), 0xa5);
   mambac_scan call = {s.B, s.L, s.H, s.P, s.N, s.G, in.dt_min, in.dt_max, in.x.data(), in.dt.data(), in.A.data(), in.B.data(),
                       in.C.data(), in.D.data(), in.bias.data(), alias ? out.present.data() : in.past.data(), out.y.data(),
-                      out.present.data(), 0};
+                      out.present.data(), 0, in.row_step.data(), in.column_step.data()};
   char error[320] = "";
   int status = mambac_scan_run(op.name.c_str(), isa, &call, error, sizeof error);
   CHECK(status == 0, "%s", error);
@@ -36,7 +36,7 @@ static void one_case(const Op& op, const Sizes& s, uint64_t seed, double scale, 
     // A Token state over several tokens may round differently near ties and go its own way: it is checked as steps.
     if (!op.token || s.L == 1) {
       check_y(want, out.y, tolerance);
-      check_state(op, s, want, out.present, tolerance);
+      check_state(op, s, want, out.present, tolerance, code_doubt(op, s.N), &in);
     }
     CHECK(same(out, run(op, s, in, isa, true)), "one buffer as past and present gives other bits");
     if (strcmp(isa, "avx2") == 0) first = out;
@@ -97,7 +97,7 @@ static void long_run(const Op& op, int tokens) {
       if (l % 16 == 0 || l + 50 > tokens) {
         Result want = scan(op, one, step);
         check_y(want, o.y, 3e-6);
-        check_state(op, one, want, o.present, 3e-6);
+        check_state(op, one, want, o.present, 3e-6, code_doubt(op, s.N), &step);
       }
       step.past = o.present;
     }
@@ -178,12 +178,12 @@ static void refusals(int rounds) {
       const bool two = op.family == mambac::Family::kMamba2;
       const int64_t p = a.head_dim, h = two ? a.num_heads : a.channels / p, e = h * p, n = a.d_state, g = a.num_groups, b = any(), l = any(), d = two ? h : e;
       const bool rows = op.format == mambac::Format::kF32 || op.format == mambac::Format::kF16;
-      mambac::Shape in[8] = {two ? mambac::Shape{{b, l, h, p}, 4} : mambac::Shape{{b, l, e}, 3}, {{b, l, d}, 3}, two ? mambac::Shape{{h}, 1} : mambac::Shape{{e, n}, 2},
+      mambac::Shape in[10] = {two ? mambac::Shape{{b, l, h, p}, 4} : mambac::Shape{{b, l, e}, 3}, {{b, l, d}, 3}, two ? mambac::Shape{{h}, 1} : mambac::Shape{{e, n}, 2},
                              {{b, l, g, n}, 4}, {{b, l, g, n}, 4}, two ? mambac::Shape{{h, p}, 2} : mambac::Shape{{e}, 1}, {{d}, 1},
-                             op.replay ? mambac::Shape{{b, mambac::replay_bytes(op, a)}, 2} : !rows ? mambac::Shape{{b, h, mambac::head_bytes(op.format, p, n)}, 3} : two ? mambac::Shape{{b, h, p, n}, 4} : mambac::Shape{{b, e, n}, 3}};
+                             op.replay ? mambac::Shape{{b, mambac::replay_bytes(op, a)}, 2} : !rows ? mambac::Shape{{b, h, mambac::packed_bytes(op, p, n)}, 3} : two ? mambac::Shape{{b, h, p, n}, 4} : mambac::Shape{{b, e, n}, 3}, {{h, p}, 2}, {{g, n}, 2}};
       bool intact = true;
       if (r.below(3)) {
-        mambac::Shape& s = in[r.below(8)];
+        mambac::Shape& s = in[r.below(mambac::scan_inputs(op))];
         const size_t at = (size_t)r.below((int)s.rank);
         if (r.below(2)) {
           const int64_t v = any();
@@ -205,7 +205,7 @@ static void refusals(int rounds) {
       }
     }
     if (!good) CHECK(memchr(m.text, 0, sizeof m.text) != nullptr && strncmp(m.text, op.name, strlen(op.name)) == 0, "no message");
-    mambac_scan call = {any(), any(), any(), any(), any(), any(), -INFINITY, INFINITY, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, any()};
+    mambac_scan call = {any(), any(), any(), any(), any(), any(), -INFINITY, INFINITY, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, any(), nullptr, nullptr};
     if (call.groups > 0 && call.heads > 0 && call.head_dim > 0 && call.d_state > 0) call.d_state = -call.d_state;  // never valid: there is no data
     char error[64];
     CHECK(mambac_scan_run(op.name, nullptr, &call, error, sizeof error) == 1 && memchr(error, 0, sizeof error) != nullptr, "accepted nonsense");

@@ -38,14 +38,14 @@ struct Op {
   std::string name;
   bool two;  // Mamba-2
   Kind kind;
-  bool max, token, replay;
+  bool max, token, replay, frozen;
   int qmax() const { return kind == Kind::H8 ? 127 : 7; }
   bool packed() const { return kind == Kind::H8 || kind == Kind::H4; }
 };
 inline Op parse(const std::string& name) {
   auto has = [&](const char* part) { return name.find(part) != std::string::npos; };
   Kind kind = has("F32") ? Kind::F32 : has("F16") ? Kind::F16 : has("H8") ? Kind::H8 : Kind::H4;
-  return {name, name[5] == '2', kind, has("Max"), has("Token"), has("Replay")};
+  return {name, name[5] == '2', kind, has("Max"), has("Token"), has("Replay"), has("Static")};
 }
 
 struct Sizes {
@@ -56,13 +56,23 @@ struct Sizes {
 inline size_t head_bytes(const Op& op, int P, int N) {
   if (op.kind == Kind::F32) return (size_t)P * N * 4;
   if (op.kind == Kind::F16) return (size_t)P * N * 2;
-  return (op.kind == Kind::H8 ? (size_t)P * N : (size_t)P * N / 2) + 2 * (size_t)(P + N);
+  return (op.kind == Kind::H8 ? (size_t)P * N : (size_t)P * N / 2) + (op.frozen ? 0 : 2 * (size_t)(P + N));
 }
 
 struct Inputs {
   std::vector<float> x, dt, A, B, C, D, bias;
   std::vector<uint8_t> past;
   float dt_min = -INFINITY, dt_max = INFINITY;
+  std::vector<float> row_step = {}, column_step = {};  // of Static operators, [H, P] and [G, N]
+  // Those of one head, [P] and [N].
+  std::vector<float> step_of(const Sizes& s, int head) const {
+    std::vector<float> v;
+    if (row_step.empty()) return v;
+    const int h = head % s.H, g = h / (s.H / s.G);
+    v.assign(row_step.begin() + (long)h * s.P, row_step.begin() + (long)(h + 1) * s.P);
+    v.insert(v.end(), column_step.begin() + (long)g * s.N, column_step.begin() + (long)(g + 1) * s.N);
+    return v;
+  }
 };
 
 inline uint16_t u16(const uint8_t* p) { return (uint16_t)(p[0] | p[1] << 8); }
@@ -75,7 +85,15 @@ inline int code_at(const Op& op, const uint8_t* head, int i) {
 struct Scales {
   std::vector<double> sc, ss;
 };
-inline Scales scales_of(const Op& op, const uint8_t* head, int P, int N) {
+// The scales of a Static operator, such that its step is one of theirs over qmax.
+inline Scales frozen_scales(const Op& op, const float* step, int P, int N) {
+  Scales s;
+  s.sc.assign(step, step + P);
+  for (int n = 0; n < N; n++) s.ss.push_back((double)step[P + n] * op.qmax());
+  return s;
+}
+inline Scales scales_of(const Op& op, const uint8_t* head, int P, int N, const float* step = nullptr) {
+  if (op.frozen) return frozen_scales(op, step, P, N);
   const uint8_t* p = head + (op.kind == Kind::H8 ? P * N : P * N / 2);
   Scales s;
   for (int i = 0; i < P; i++) s.sc.push_back(half_value(u16(p + 2 * i)));
@@ -84,7 +102,7 @@ inline Scales scales_of(const Op& op, const uint8_t* head, int P, int N) {
 }
 
 // One head's state as doubles.
-inline std::vector<double> decode(const Op& op, const uint8_t* head, int P, int N) {
+inline std::vector<double> decode(const Op& op, const uint8_t* head, int P, int N, const float* step = nullptr) {
   std::vector<double> h((size_t)P * N);
   if (op.kind == Kind::F32) {
     for (size_t i = 0; i < h.size(); i++) {
@@ -95,7 +113,7 @@ inline std::vector<double> decode(const Op& op, const uint8_t* head, int P, int 
   } else if (op.kind == Kind::F16) {
     for (size_t i = 0; i < h.size(); i++) h[i] = half_value(u16(head + 2 * i));
   } else {
-    Scales s = scales_of(op, head, P, N);
+    Scales s = scales_of(op, head, P, N, step);
     for (int p = 0; p < P; p++)
       for (int n = 0; n < N; n++) h[(size_t)p * N + n] = code_at(op, head, p * N + n) * (s.sc[p] * s.ss[n] / op.qmax());
   }
@@ -103,7 +121,8 @@ inline std::vector<double> decode(const Op& op, const uint8_t* head, int P, int 
 }
 
 inline double clamp(double v, double lo, double hi) { return v < lo ? lo : v > hi ? hi : v; }
-inline Scales choose_scales(const Op& op, const std::vector<double>& h, int P, int N) {
+inline Scales choose_scales(const Op& op, const std::vector<double>& h, int P, int N, const float* step = nullptr) {
+  if (op.frozen) return frozen_scales(op, step, P, N);
   Scales s;
   for (int p = 0; p < P; p++) {
     double sum = 0, top = 0;
@@ -121,11 +140,11 @@ inline int code_for(const Op& op, double h, double sc, double ss) {
   double step = sc * ss / op.qmax();
   return step > 0 ? (int)clamp(nearbyint(h / step), -op.qmax(), op.qmax()) : 0;
 }
-inline void round_state(const Op& op, std::vector<double>& h, int P, int N) {
+inline void round_state(const Op& op, std::vector<double>& h, int P, int N, const float* step = nullptr) {
   if (op.kind == Kind::F16)
     for (double& v : h) v = to_half(v);
   if (!op.packed()) return;
-  Scales s = choose_scales(op, h, P, N);
+  Scales s = choose_scales(op, h, P, N, step);
   for (int p = 0; p < P; p++)
     for (int n = 0; n < N; n++) {
       double& v = h[(size_t)p * N + n];
@@ -148,10 +167,10 @@ inline Result scan(const Op& op, const Sizes& s, const Inputs& in) {
   size_t bytes = head_bytes(op, s.P, s.N);
   for (int b = 0; b < s.B; b++)
     for (int h = 0; h < s.H; h++) {
-      std::vector<double> state = decode(op, in.past.data() + (size_t)(b * s.H + h) * bytes, s.P, s.N), size(state);
+      std::vector<double> state = decode(op, in.past.data() + (size_t)(b * s.H + h) * bytes, s.P, s.N, in.step_of(s, h).data()), size(state);
       for (double& v : size) v = fabs(v);
       for (int l = 0; l < s.L; l++) {
-        if (op.token && l > 0) round_state(op, state, s.P, s.N);
+        if (op.token && l > 0) round_state(op, state, s.P, s.N, in.step_of(s, h).data());
         for (int p = 0; p < s.P; p++) {
           int e = h * s.P + p, rate = op.two ? h : e, group = op.two ? h / (s.H / s.G) : e / (E / s.G);
           size_t row = (size_t)b * s.L + l;

@@ -218,7 +218,7 @@ inline int call_replay(const Op& op, const Sizes& s, int R, const Inputs& in, co
   out->present = alias ? in.past : std::vector<uint8_t>(in.past.size(), 0xa5);
   mambac_scan call = {s.B, s.L, s.H, s.P, s.N, s.G, in.dt_min, in.dt_max, in.x.data(), in.dt.data(), in.A.data(), in.B.data(),
                       in.C.data(), in.D.data(), in.bias.data(), alias ? out->present.data() : in.past.data(), out->y.data(),
-                      out->present.data(), R};
+                      out->present.data(), R, nullptr, nullptr};
   return mambac_scan_run(op.name.c_str(), isa, &call, error, room);
 }
 inline Output run_replay(const Op& op, const Sizes& s, int R, const Inputs& in, const char* isa, bool alias) {

@@ -8,11 +8,13 @@ import { gatedNorm, siluGate } from "./gate.js";
 import { hadamardRotate } from "./hadamard-rotate.js";
 import { mamba1Scan } from "./mamba1-scan.js";
 import { mamba2Scan } from "./mamba2-scan.js";
-import { type Family, type OpSpec, parseOpName, type ScanSpec } from "./names.js";
+import { type Family, isStatic, type OpSpec, parseOpName, type ScanSpec } from "./names.js";
 import { replayScan } from "./replay-scan.js";
 
 /** Inputs of every scan, in order. */
 const SCAN_INPUTS = ["x", "dt", "A", "B", "C", "D", "dt_bias", "past"] as const;
+/** What static scales add: steps of rows [H, P] and of columns [G, N]. */
+const STEP_INPUTS = ["row_step", "column_step"] as const;
 /** Inputs of the convolutions, in order. */
 const CONV_INPUTS = ["x", "weight", "bias", "past"] as const;
 /** Inputs of the rotation, in order. */
@@ -73,8 +75,12 @@ export function opFunction(name: string): FunctionDef {
     }
     default: {
       const [x, dt, A, B, C, D, bias, past] = SCAN_INPUTS;
-      const result = bodyOf(spec)(body, spec, { x, dt, A, B, C, D, bias, past });
-      const signature = { inputs: SCAN_INPUTS, outputs: OP_OUTPUTS, attributes };
+      const [rowStep, columnStep] = STEP_INPUTS;
+      const given = isStatic(spec);
+      const values = { x, dt, A, B, C, D, bias, past, ...(given ? { rowStep, columnStep } : {}) };
+      const result = bodyOf(spec)(body, spec, values);
+      const inputs = given ? [...SCAN_INPUTS, ...STEP_INPUTS] : SCAN_INPUTS;
+      const signature = { inputs, outputs: OP_OUTPUTS, attributes };
       return body.function(name, signature, [result.y, result.present], describe(spec));
     }
   }
@@ -96,7 +102,7 @@ function bodyOf(spec: ScanSpec): typeof mamba2Scan {
 }
 
 function describe(spec: ScanSpec): string {
-  return `Selective scan (${spec.family}) with a state stored as ${spec.format}${whenRounded(spec)}`;
+  return `Selective scan (${spec.family}) with a state stored as ${spec.format}${isStatic(spec) ? " with given steps" : ""}${whenRounded(spec)}`;
 }
 
 function whenRounded({ requantize, format }: ScanSpec): string {

@@ -19,7 +19,7 @@ const MIN_EXPONENT = -128;
 
 /** Whole calls: past -> y [B,L,H,P] and present. */
 export function mamba2Scan(body: Body, spec: ScanSpec, inputs: ScanValues): { y: string; present: string } {
-  const codec = stateCodec(spec, body.size("num_heads"));
+  const codec = stateCodec(spec, body.size("num_heads"), inputs);
   const d = stepSize(body, inputs.dt, inputs.bias);
   const values: StepValues = { ...inputs, d, B: codec.order(body, inputs.B, 4), C: codec.order(body, inputs.C, 4) };
   const parts = codec.load(body, inputs.past);

@@ -10,8 +10,8 @@ export const OP_VERSION = 1;
 export type Family = "mamba1" | "mamba2";
 /** How the recurrent state is stored between calls. */
 export type StateFormat = "f32" | "f16" | "h8" | "h4";
-/** Channel scale of the packed formats: sqrt(mean |h|) or max |h|. */
-export type StateScale = "dsq" | "dsq-max";
+/** Channel scale of the packed formats: sqrt(mean |h|), max |h|, or both scales from calibration, frozen. */
+export type StateScale = "dsq" | "dsq-max" | "static";
 /**
  * When the state is rounded to its format: once at the end of a call, after every token in it, or once in so many tokens
  * wherever the calls end, the tokens since then being kept beside it.
@@ -20,7 +20,7 @@ export type Requantize = "call" | "token" | "replay";
 
 const FAMILIES: readonly Family[] = ["mamba1", "mamba2"];
 export const STATE_FORMATS: readonly StateFormat[] = ["f32", "f16", "h8", "h4"];
-export const STATE_SCALES: readonly StateScale[] = ["dsq", "dsq-max"];
+export const STATE_SCALES: readonly StateScale[] = ["dsq", "dsq-max", "static"];
 export const REQUANTIZE_MODES: readonly Requantize[] = ["call", "token", "replay"];
 
 /** Tokens between two roundings of a replay state. */
@@ -48,18 +48,34 @@ export function opName(spec: {
   readonly scale?: StateScale;
   readonly requantize?: Requantize;
 }): string {
-  const max = isPacked(spec.format) && spec.scale === "dsq-max" ? "Max" : "";
   const family = spec.family === "mamba1" ? "Mamba1" : "Mamba2";
-  return `${family}Scan${spec.format.toUpperCase()}${max}${roundingName(spec)}`;
+  return `${family}Scan${spec.format.toUpperCase()}${scaleName(spec)}${roundingName(spec)}`;
+}
+
+function scaleName(spec: {
+  readonly family: Family;
+  readonly format: StateFormat;
+  readonly scale?: StateScale;
+}): string {
+  if (!isPacked(spec.format)) return "";
+  if (isStatic(spec)) {
+    invariant(spec.family === "mamba2", `opName: ${spec.family} has no static scales`);
+    return "Static";
+  }
+  return spec.scale === "dsq-max" ? "Max" : "";
 }
 
 function roundingName(spec: {
   readonly family: Family;
   readonly format: StateFormat;
+  readonly scale?: StateScale;
   readonly requantize?: Requantize;
 }): string {
   if (spec.requantize === "replay") {
-    invariant(hasReplay(spec), `opName: ${spec.family} with a ${spec.format} state has no replay form`);
+    invariant(
+      hasReplay(spec) && !isStatic(spec),
+      `opName: ${spec.family} with a ${spec.format} state has no replay form`,
+    );
     return "Replay";
   }
   return spec.format !== "f32" && spec.requantize === "token" ? "Token" : "";
@@ -68,6 +84,11 @@ function roundingName(spec: {
 /** Whether a scan of this family and format can keep tokens for replay: Mamba-2 with packed states. */
 export function hasReplay(spec: { readonly family: Family; readonly format: StateFormat }): boolean {
   return spec.family === "mamba2" && isPacked(spec.format);
+}
+
+/** Packed codes whose steps are an input of the operator instead of part of the state: Mamba-2 only. */
+export function isStatic(spec: { readonly format: StateFormat; readonly scale?: StateScale }): boolean {
+  return isPacked(spec.format) && spec.scale === "static";
 }
 
 /** Name of the convolution operator. */
@@ -90,8 +111,8 @@ const SPECS: ReadonlyMap<string, OpSpec> = new Map(allSpecs());
 function* allSpecs(): Generator<[string, OpSpec]> {
   for (const family of FAMILIES) {
     for (const format of STATE_FORMATS) {
-      for (const scale of isPacked(format) ? STATE_SCALES : STATE_SCALES.slice(0, 1)) {
-        for (const requantize of roundingsOf(family, format)) {
+      for (const scale of scalesOf(family, format)) {
+        for (const requantize of roundingsOf(family, format, scale)) {
           const spec: OpSpec = { kind: "scan", family, format, scale, requantize };
           yield [opName(spec), spec];
         }
@@ -103,9 +124,14 @@ function* allSpecs(): Generator<[string, OpSpec]> {
   for (const norm of [false, true]) yield [gateName(norm), { kind: "gate", norm }];
 }
 
-function roundingsOf(family: Family, format: StateFormat): readonly Requantize[] {
+function scalesOf(family: Family, format: StateFormat): readonly StateScale[] {
+  if (!isPacked(format)) return ["dsq"];
+  return family === "mamba2" ? STATE_SCALES : ["dsq", "dsq-max"];
+}
+
+function roundingsOf(family: Family, format: StateFormat, scale: StateScale): readonly Requantize[] {
   if (format === "f32") return ["call"];
-  return hasReplay({ family, format }) ? ["call", "token", "replay"] : ["call", "token"];
+  return hasReplay({ family, format }) && scale !== "static" ? ["call", "token", "replay"] : ["call", "token"];
 }
 
 /** Every operator name, in a fixed order. */
@@ -128,10 +154,15 @@ export function maxCode(format: "h8" | "h4"): number {
   return format === "h8" ? 127 : 7;
 }
 
-/** Bytes of one packed head: codes [P, N], then P channel scales and N state scales as halves. */
-export function packedHeadBytes(format: "h8" | "h4", headDim: number, dState: number): number {
-  const codes = headDim * dState;
-  return (format === "h8" ? codes : codes / 2) + 2 * headDim + 2 * dState;
+/** Bytes of one packed head: codes [P, N], then P channel scales and N state scales as halves unless they are static. */
+export function packedHeadBytes(
+  format: "h8" | "h4",
+  headDim: number,
+  dState: number,
+  scale: StateScale = "dsq",
+): number {
+  const codes = (headDim * dState) / (format === "h8" ? 1 : 2);
+  return scale === "static" ? codes : codes + 2 * headDim + 2 * dState;
 }
 
 /** Sizes of a state: `heads` is H for Mamba-2 and E / headDim for Mamba-1. */
@@ -183,7 +214,12 @@ export function checkedReplayLength(value: number): number {
 
 /** dtype, shape of one sequence (no batch axis) and bytes of one sequence. */
 export function stateType(
-  spec: { readonly family: Family; readonly format: StateFormat; readonly requantize?: Requantize },
+  spec: {
+    readonly family: Family;
+    readonly format: StateFormat;
+    readonly scale?: StateScale;
+    readonly requantize?: Requantize;
+  },
   dims: StateDims,
 ): { readonly dtype: DType; readonly shape: readonly number[]; readonly bytes: number } {
   const { heads, headDim, dState } = dims;
@@ -203,7 +239,7 @@ export function stateType(
       const { bytes } = replayLayout(spec.format, { heads, headDim, dState, groups, replayLength });
       return { dtype: "u8", shape: [bytes], bytes };
     }
-    const shape = [heads, packedHeadBytes(spec.format, headDim, dState)];
+    const shape = [heads, packedHeadBytes(spec.format, headDim, dState, spec.scale)];
     return { dtype: "u8", shape, bytes: elementCount(shape) };
   }
   const shape = spec.family === "mamba2" ? [heads, headDim, dState] : [heads * headDim, dState];

@@ -7,6 +7,7 @@ import {
   convName,
   DEFAULT_REPLAY_LENGTH,
   gateName,
+  isStatic,
   OP_DOMAIN,
   opName,
   type Requantize,
@@ -40,14 +41,18 @@ export type ScanParams = CommonParams &
     | { readonly family: "mamba1"; readonly channels: number }
   );
 
-/** A scan node. `inputs` are x, dt, A, B, C, D, dt_bias, past; `outputs` are y, present. */
+/** A scan node. `inputs` are x, dt, A, B, C, D, dt_bias, past, and row_step, column_step with static scales; `outputs` are y, present. */
 export function scanNode(
   params: ScanParams,
   inputs: readonly string[],
   outputs: readonly string[],
   name: string = "",
 ): Node {
-  invariant(inputs.length === 8 && outputs.length === 2, "scanNode: a scan has 8 inputs and 2 outputs");
+  const wanted = isStatic(params) ? 10 : 8;
+  invariant(
+    inputs.length === wanted && outputs.length === 2,
+    `scanNode: this scan has ${wanted} inputs and 2 outputs, not ${inputs.length} and ${outputs.length}`,
+  );
   const { headDim, dState, groups, dtMin, dtMax } = params;
   const attributes: [string, Attribute][] =
     params.family === "mamba2" ? [["num_heads", attr.int(params.heads)]] : [["channels", attr.int(params.channels)]];

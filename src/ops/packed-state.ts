@@ -8,6 +8,9 @@
 import { float16ToNumber, numberToFloat16, roundHalfEven } from "../ir/tensor.js";
 import { maxCode, packedHeadBytes, type StateScale } from "./names.js";
 
+/** Scales that are worked out from the state at each rounding, and stored with it. */
+export type MeasuredScale = Exclude<StateScale, "static">;
+
 /** Smallest channel scale: the smallest normal half, so that no scale is subnormal or zero. */
 export const MIN_CHANNEL_SCALE: number = 2 ** -14;
 /** Largest finite half. */
@@ -24,7 +27,7 @@ export function packHead(
   headDim: number,
   dState: number,
   format: "h8" | "h4",
-  scale: StateScale,
+  scale: MeasuredScale,
   out: Uint8Array,
   offset: number = 0,
 ): number {
@@ -47,10 +50,32 @@ export function packHead(
     }
   }
   for (let n = 0; n < dState; n++) state[n] = roundToHalf(Math.min(state[n]!, MAX_HALF));
+  let at = offset + packCodes(h, headDim, dState, format, (p, n) => (channel[p]! * state[n]!) / qmax, out, offset);
+  for (const half of [channel, state]) {
+    for (const value of half) {
+      const bits = numberToFloat16(value);
+      out[at++] = bits & 255;
+      out[at++] = bits >> 8;
+    }
+  }
+  return at - offset;
+}
+
+/** Writes the codes of a head h [headDim, dState] with these steps at `offset` of `out`; returns the bytes written. */
+export function packCodes(
+  h: ArrayLike<number>,
+  headDim: number,
+  dState: number,
+  format: "h8" | "h4",
+  stepOf: (p: number, n: number) => number,
+  out: Uint8Array,
+  offset: number,
+): number {
+  const qmax = maxCode(format);
   let at = offset;
   for (let p = 0; p < headDim; p++) {
     for (let n = 0; n < dState; n++) {
-      const step = (channel[p]! * state[n]!) / qmax;
+      const step = stepOf(p, n);
       const exact = step > 0 ? roundHalfEven(h[p * dState + n]! / step) : 0;
       const code = Math.min(Math.max(exact, -qmax), qmax);
       if (format === "h8") out[at++] = code & 255;
@@ -59,13 +84,6 @@ export function packHead(
         out[at] = out[at]! | ((code & 15) << 4);
         at += 1;
       }
-    }
-  }
-  for (const half of [channel, state]) {
-    for (const value of half) {
-      const bits = numberToFloat16(value);
-      out[at++] = bits & 255;
-      out[at++] = bits >> 8;
     }
   }
   return at - offset;
@@ -96,7 +114,8 @@ export function unpackHead(
   }
 }
 
-function codeAt(bytes: Uint8Array, offset: number, index: number, format: "h8" | "h4"): number {
+/** The code of value `index` of a head at `offset`. */
+export function codeAt(bytes: Uint8Array, offset: number, index: number, format: "h8" | "h4"): number {
   if (format === "h8") return (bytes[offset + index]! << 24) >> 24;
   const nibble = (bytes[offset + (index >> 1)]! >> (4 * (index & 1))) & 15;
   return (nibble << 28) >> 28;
@@ -107,7 +126,7 @@ export function packState(
   h: ArrayLike<number>,
   dims: { readonly heads: number; readonly headDim: number; readonly dState: number },
   format: "h8" | "h4",
-  scale: StateScale,
+  scale: MeasuredScale,
 ): Uint8Array {
   const { heads, headDim, dState } = dims;
   const stride = packedHeadBytes(format, headDim, dState);

@@ -17,6 +17,7 @@ import {
 } from "./names.js";
 import { packHead, unpackHead, unpackState } from "./packed-state.js";
 import { replayScanReference } from "./replay-reference.js";
+import { packStaticHead, unpackStaticHead } from "./static-state.js";
 
 type Numbers = Float32Array | Float64Array;
 
@@ -50,6 +51,9 @@ interface ScanArguments {
   readonly dtMax?: number;
   /** Values, or packed bytes of an h8 / h4 state; null for the zero state. */
   readonly past: Numbers | Uint8Array | null;
+  /** Steps of rows [H,P] and of columns [G,N]; read with static scales only. */
+  readonly rowStep?: Numbers;
+  readonly columnStep?: Numbers;
   /** Default 'f32', which rounds nothing here. */
   readonly format?: StateFormat;
   /** Default 'dsq'. */
@@ -111,8 +115,8 @@ export function selectiveScanReference(args: SelectiveScanArguments): SelectiveS
 function replayed(args: SelectiveScanArguments, heads: number, steps: Float64Array): SelectiveScanResult {
   const { past, format = "f32", scale = "dsq", replayLength = DEFAULT_REPLAY_LENGTH, rounding } = args;
   invariant(
-    args.family === "mamba2" && rounding === undefined,
-    "selectiveScanReference: only Mamba-2 has replay states",
+    args.family === "mamba2" && rounding === undefined && scale !== "static",
+    "selectiveScanReference: only Mamba-2 has replay states, and they measure their scales",
   );
   invariant(past === null || past instanceof Uint8Array, "selectiveScanReference: a replay state is bytes");
   return replayScanReference({ ...args, heads, steps, past, format, scale, replayLength });
@@ -196,21 +200,26 @@ function startState(args: SelectiveScanArguments, heads: number): { state: Float
   const format = args.format ?? "f32";
   const count = batch * heads * headDim * dState;
   let state = new Float64Array(count);
+  const frozen = frozenCodec(args, heads);
   if (past instanceof Uint8Array) {
     invariant(isPacked(format), "selectiveScanReference: bytes given for a state that is not packed");
-    state = new Float64Array(unpackState(past, { heads: batch * heads, headDim, dState }, format));
+    if (frozen !== null) frozen.unpack(past, state);
+    else state = new Float64Array(unpackState(past, { heads: batch * heads, headDim, dState }, format));
   } else if (past !== null) {
     invariant(past.length === count, "selectiveScanReference: past does not fit its sizes");
     state.set(past);
   }
   const { rounding } = args;
   if (rounding !== undefined) return { state, head: { round: (offset) => rounding(state, offset, headDim, dState) } };
+  if (frozen !== null) return { state, head: frozen.rounder(state) };
   if (isPacked(format)) {
     const stride = packedHeadBytes(format, headDim, dState);
+    const { scale = "dsq" } = args;
+    invariant(scale !== "static", "selectiveScanReference: static scales without steps");
     const packed = new Uint8Array(batch * heads * stride);
     const round = (offset: number, index: number): void => {
       const view = state.subarray(offset, offset + headDim * dState);
-      packHead(view, headDim, dState, format, args.scale ?? "dsq", packed, index * stride);
+      packHead(view, headDim, dState, format, scale, packed, index * stride);
       unpackHead(packed, headDim, dState, format, state, offset, index * stride);
     };
     return { state, head: { packed, round } };
@@ -220,6 +229,35 @@ function startState(args: SelectiveScanArguments, heads: number): { state: Float
     for (let i = offset; i < offset + headDim * dState; i++) state[i] = float16ToNumber(numberToFloat16(state[i]!));
   };
   return { state, head: { round } };
+}
+
+interface FrozenCodec {
+  unpack(bytes: Uint8Array, state: Float64Array): void;
+  rounder(state: Float64Array): HeadRounder;
+}
+
+/** Packed states with given steps; null for every other. */
+function frozenCodec(args: SelectiveScanArguments, heads: number): FrozenCodec | null {
+  const { format = "f32", headDim, dState, groups, rowStep, columnStep, batch } = args;
+  if (!isPacked(format) || args.scale !== "static" || rowStep === undefined || columnStep === undefined) return null;
+  invariant(
+    args.family === "mamba2" && rowStep.length === heads * headDim && columnStep.length === groups * dState,
+    "selectiveScanReference: the steps do not fit their sizes",
+  );
+  const steps = { heads, groups, headDim, dState, format, rowStep, columnStep };
+  return {
+    unpack: (bytes, state) => {
+      for (let index = 0; index < batch * heads; index++) unpackStaticHead(bytes, steps, index, state);
+    },
+    rounder: (state) => {
+      const packed = new Uint8Array(batch * heads * packedHeadBytes(format, headDim, dState, "static"));
+      const round = (offset: number, index: number): void => {
+        packStaticHead(state.subarray(offset, offset + headDim * dState), steps, index, packed);
+        unpackStaticHead(packed, steps, index, state);
+      };
+      return { packed, round };
+    },
+  };
 }
 
 /** `CausalConv` and `CausalConvSilu` of the contract. */

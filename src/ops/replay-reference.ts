@@ -1,8 +1,8 @@
 /** The replay scan of `runtime-ops/README.md` in float64, token by token. */
 
 import { invariant } from "../support/errors.js";
-import { isPacked, type ReplayDims, replayLayout, type StateFormat, type StateScale } from "./names.js";
-import { MAX_HALF, packState, roundToHalf, unpackState } from "./packed-state.js";
+import { isPacked, type ReplayDims, replayLayout, type StateFormat } from "./names.js";
+import { MAX_HALF, type MeasuredScale, packState, roundToHalf, unpackState } from "./packed-state.js";
 import { type ReplayState, type ReplayToken, readReplay, writeReplay } from "./replay-state.js";
 
 type Numbers = Float32Array | Float64Array;
@@ -11,7 +11,7 @@ export interface ReplayArguments extends ReplayDims {
   readonly batch: number;
   readonly length: number;
   readonly format: StateFormat;
-  readonly scale: StateScale;
+  readonly scale: MeasuredScale;
   /** [B,L,H,P]. */
   readonly x: Numbers;
   /** After bias, softplus and bounds: [B,L,H]. */

@@ -7,10 +7,10 @@
  */
 
 import { dtypeNumber } from "../ir/types.js";
-import { assertNever } from "../support/errors.js";
+import { assertNever, invariant } from "../support/errors.js";
 import type { Body } from "./body.js";
 import { bytesToHalves, halvesToBytes, roundToHalfIn } from "./half-bytes.js";
-import { maxCode, type ScanSpec, type StateScale } from "./names.js";
+import { maxCode, type ScanSpec } from "./names.js";
 import { MAX_HALF, MIN_CHANNEL_SCALE } from "./packed-state.js";
 
 /** The inputs of a scan body by their names in it. */
@@ -23,6 +23,9 @@ export interface ScanValues {
   readonly D: string;
   readonly bias: string;
   readonly past: string;
+  /** Steps of rows [H, P] and of columns [G, N]; given with static scales. */
+  readonly rowStep?: string;
+  readonly columnStep?: string;
 }
 
 export interface StateCodec {
@@ -38,15 +41,21 @@ export interface StateCodec {
   order(body: Body, value: string, rank: number): string;
 }
 
-/** The codec of a format; `heads` is the size of the head axis. */
-export function stateCodec(spec: ScanSpec, heads: string): StateCodec {
+/** The codec of a format; `heads` is the size of the head axis, `given` the steps of static scales. */
+export function stateCodec(
+  spec: ScanSpec,
+  heads: string,
+  given: Pick<ScanValues, "rowStep" | "columnStep"> = {},
+): StateCodec {
   switch (spec.format) {
     case "f32":
     case "f16":
       return plainCodec(spec, heads, spec.format);
     case "h8":
     case "h4":
-      return packedCodec(spec.format, spec.scale, heads);
+      if (spec.scale !== "static") return packedCodec(spec.format, spec.scale, heads);
+      invariant(given.rowStep !== undefined && given.columnStep !== undefined, "stateCodec: static scales are inputs");
+      return staticCodec(spec.format, heads, given.rowStep, given.columnStep);
     default:
       return assertNever(spec.format);
   }
@@ -68,7 +77,7 @@ function plainCodec(spec: ScanSpec, heads: string, dtype: "f32" | "f16"): StateC
   };
 }
 
-function packedCodec(format: "h8" | "h4", scale: StateScale, heads: string): StateCodec {
+function packedCodec(format: "h8" | "h4", scale: "dsq" | "dsq-max", heads: string): StateCodec {
   const qmax = maxCode(format);
   return {
     load: (body, past) => {
@@ -122,6 +131,39 @@ function packedCodec(format: "h8" | "h4", scale: StateScale, heads: string): Sta
       const bytes = format === "h8" ? body.cast(codes, "u8") : codes;
       return body.op("Concat", [body.reshape(bytes, 0, 0, -1), body.reshape(scales, 0, 0, -1)], { axis: 2 });
     },
+    order: (body, value, rank) => order(body, format, value, rank),
+  };
+}
+
+/** Codes alone; the step of row p and column n is the product of two given numbers. */
+function staticCodec(format: "h8" | "h4", heads: string, rowStep: string, columnStep: string): StateCodec {
+  const qmax = maxCode(format);
+  /** [H,P,1] and, in the codec's order, [H,1,N]. */
+  const steps = (body: Body): [rows: string, columns: string] => {
+    const [groups, dState] = [body.size("num_groups"), body.size("d_state")];
+    const columns = body.reshape(order(body, format, columnStep, 2), groups, 1, 1, dState);
+    const each = body.op("Expand", [columns, body.shape(groups, body.div(heads, groups), 1, dState)]);
+    return [body.unsqueeze(rowStep, 2), body.reshape(each, heads, 1, dState)];
+  };
+  return {
+    load: (body, past) => {
+      const codes = body.reshape(past, 0, heads, body.size("head_dim"), -1);
+      return [format === "h8" ? body.cast(codes, "i8") : codes];
+    },
+    decayed: (body, [codes = ""], decay) => {
+      const [rows, columns] = steps(body);
+      const [unit, signed] =
+        format === "h8" ? [rows, codes] : [body.mul(rows, body.float(1 / 16)), nibbles(body, codes)];
+      const factor = decay === null ? unit : body.mul(unit, body.reshape(decay, 0, heads, 1, 1));
+      return body.mul(body.mul(body.cast(signed, "f32"), factor), columns);
+    },
+    round: (body, h) => {
+      const [rows, columns] = steps(body);
+      const exact = body.op("Round", [body.div(body.div(h, rows), columns)]);
+      const codes = body.cast(body.op("Clip", [exact, body.float(-qmax), body.float(qmax)]), "i8");
+      return [format === "h8" ? codes : packNibbles(body, codes)];
+    },
+    store: (body, [codes = ""]) => body.reshape(format === "h8" ? body.cast(codes, "u8") : codes, 0, 0, -1),
     order: (body, value, rank) => order(body, format, value, rank),
   };
 }

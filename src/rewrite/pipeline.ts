@@ -17,12 +17,22 @@ export interface Step {
   readonly invalidates: readonly Fact[];
   /** Statistics it needs of the model as it is before the pass. */
   requests?(model: Model): readonly StatRequest[];
+  /** How the model is run for them, where it is not the usual way. */
+  readonly observation?: Observation;
   run(
     model: Model,
     tools: Omit<PassContext, "report">,
     report: (remark: Remark) => void,
     statistics: Statistics | null,
   ): Promise<{ readonly model: Model; readonly changed: number }>;
+}
+
+/** A way to run calibration data other than whole prefills of the model itself. */
+export interface Observation {
+  /** The model with values to watch that it does not have; it may not change those it has. */
+  instrument(model: Model): Model;
+  /** Tokens a call. */
+  readonly window: number;
 }
 
 /** Binds options to a pass. */
@@ -43,6 +53,7 @@ export function calibratedStep<Options>(
   pass: Pass<Options>,
   requests: (model: Model) => readonly StatRequest[],
   options: (statistics: Statistics, gemm: Gemm) => Options | Promise<Options>,
+  observation?: Observation,
 ): Step {
   const { name, requires, establishes, invalidates } = pass;
   return {
@@ -51,6 +62,7 @@ export function calibratedStep<Options>(
     establishes,
     invalidates,
     requests,
+    ...(observation === undefined ? {} : { observation }),
     run: async (model, tools, report, statistics) => {
       invariant(statistics !== null, `${name} ran without its statistics`);
       return pass.run(model, await options(statistics, tools.gemm), {
@@ -67,7 +79,12 @@ export interface PipelineHooks {
   /** Matrix products; a plain loop unless given. */
   readonly gemm?: Gemm;
   /** Collects statistics for a pass; absent when there is no calibration. Null ends the run before that pass. */
-  readonly collect?: (model: Model, requests: readonly StatRequest[], pass: string) => Promise<Statistics | null>;
+  readonly collect?: (
+    model: Model,
+    requests: readonly StatRequest[],
+    pass: string,
+    window?: number,
+  ) => Promise<Statistics | null>;
   /** Measures on calibration data; absent when no data were given. */
   readonly divergence?: PassContext["divergence"];
   /** Called after each pass with the model it made. */
@@ -150,7 +167,10 @@ async function gather(step: Step, model: Model, hooks: PipelineHooks): Promise<S
   if (hooks.collect === undefined) {
     throw noData(name);
   }
-  return hooks.collect(model, wanted, name);
+  const { observation } = step;
+  return observation === undefined
+    ? hooks.collect(model, wanted, name)
+    : hooks.collect(observation.instrument(model), wanted, name, observation.window);
 }
 
 function noData(pass: string): MambacError {

@@ -2,7 +2,8 @@
  * The semantic operators every pass between raise and lower sees, whatever exporter wrote the source (domain `mambac.ir`,
  * never written to a file):
  *
- * - `SelectiveScan` (x, dt, A, B, C, D, dt_bias, past) -> (y, present), shapes as in `runtime-ops/README.md`;
+ * - `SelectiveScan` (x, dt, A, B, C, D, dt_bias, past) -> (y, present), shapes as in `runtime-ops/README.md`; with static
+ *   scales also row_step and column_step;
  * - `CausalConv` (x, weight, bias, past) -> (y, present);
  * - `CausalAttention` (q, k, v, past_k, past_v) -> (y, present_k, present_v), only in hybrids merged from a pair.
  *
@@ -81,7 +82,18 @@ export type SemanticOp = ScanOp | ConvOp | AttentionOp;
 export const CLUSTERS_KEY = "mambac.clusters";
 
 /** Input and output positions, so that passes do not count. */
-export const SCAN_INPUT = { x: 0, dt: 1, A: 2, B: 3, C: 4, D: 5, dtBias: 6, past: 7 } as const;
+export const SCAN_INPUT = {
+  x: 0,
+  dt: 1,
+  A: 2,
+  B: 3,
+  C: 4,
+  D: 5,
+  dtBias: 6,
+  past: 7,
+  rowStep: 8,
+  columnStep: 9,
+} as const;
 export const CONV_INPUT = { x: 0, weight: 1, bias: 2, past: 3 } as const;
 export const ATTENTION_INPUT = { q: 0, k: 1, v: 2, pastK: 3, pastV: 4 } as const;
 

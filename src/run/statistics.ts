@@ -13,6 +13,9 @@ import type { SweepProgress } from "./sweep.js";
 
 export interface CollectOptions {
   readonly threads?: number;
+  /** Tokens of a prefill call, and the share of a sequence fed token by token; defaults as for a sweep. */
+  readonly window?: number;
+  readonly decodeShare?: number;
   /** Default: between stateful layers, for models of more than 64 MiB. */
   readonly boundaries?: readonly string[];
   readonly signal?: AbortSignal;
@@ -41,6 +44,7 @@ export async function collectStatistics(
   options: CollectOptions = {},
 ): Promise<ObservedStatistics & Disposable> {
   const { threads = 1, boundaries = usualBoundaries(model), signal, onProgress, onNotice } = options;
+  const { window, decodeShare } = options;
   await using products = openOrtGemm({ threads });
   const spool = new StatisticSpool();
   try {
@@ -52,6 +56,8 @@ export async function collectStatistics(
         boundaries,
         threads,
         gemm: products.gemm,
+        ...(window === undefined ? {} : { window }),
+        ...(decodeShare === undefined ? {} : { decodeShare }),
         ...(signal === undefined ? {} : { signal }),
         ...(onNotice === undefined ? {} : { onNotice }),
         onProgress: (at) => {

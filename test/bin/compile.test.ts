@@ -1,7 +1,8 @@
-import { copyFileSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { copyFileSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeEach, describe, expect, test } from "vitest";
+import { toNumbers } from "../../src/ir/tensor.js";
 import { readModel } from "../../src/onnx/read.js";
 import { documentIn, mambac } from "../support/command.js";
 import { fixture } from "../support/fixture-models.js";
@@ -108,6 +109,33 @@ describe("how the state is kept", () => {
     expect(scan?.attributes.get("replay_length")).toMatchObject({ value: 3n });
     expect((await mambac("inspect", out)).out).toMatch(/Mamba2ScanH4MaxReplay .* G=1 R=3 +\S+ u8\[\w+,960\]/);
     expect((await mambac("inspect", PREFILL, ...flags)).out).toMatch(/u8\[\w+,960\]/);
+  });
+
+  test("static scales are calibrated, and the state is codes alone", async () => {
+    const out = join(folder, "out.onnx");
+    const ids = join(folder, "ids.jsonl");
+    writeFileSync(ids, `${JSON.stringify({ input_ids: Array.from({ length: 400 }, (_, i) => (i * 37) % 64) })}\n`);
+    const flags = ["--state", "h4", "--state-scale", "static"];
+    const data = ["--calib", ids, "--num-samples", "2", "--seq-len", "40"];
+    const result = await mambac("compile", PREFILL, "-o", out, ...flags, ...data);
+    expect(result).toMatchObject({ code: 0 });
+    expect(result.out).toMatch(/layers\.0 +scan .* u8\[batch,4,64\] +2\.05 kB -> 256 B/);
+    expect(readModel(out).model.metadata.get("mambac.state")).toBe("h4 static requantize=call");
+    expect(scansIn(out).ops).toContain("com.mambac.Mamba2ScanH4Static");
+    const { initializers } = readModel(out).model.graph;
+    const rows = [...initializers].filter(([name]) => name.endsWith("row_step")).map(([, tensor]) => toNumbers(tensor));
+    expect(rows).toHaveLength(2);
+    // Measured, so no two alike, and neither zero nor without bounds.
+    for (const steps of rows) {
+      expect(new Set(steps).size).toBeGreaterThan(60);
+      expect(steps.every((step) => step > 1e-9 && step < 1e3)).toBe(true);
+    }
+    const without = await mambac("compile", PREFILL, "-o", out, ...flags);
+    expect(without.code).toBe(5);
+    expect(without.err).toContain("give --calib");
+    const replay = await mambac("compile", PREFILL, "-o", out, ...flags, "--requantize", "replay");
+    expect(replay.code).toBe(2);
+    expect(replay.err).toContain("a replay state measures its scales");
   });
 
   test("where there is no replay the state is rounded once a call, and that is said", async () => {

@@ -29,14 +29,14 @@ function nameOf(spec: OpSpec): string {
 }
 
 describe("operator names", () => {
-  test("are the 26 scans, 2 convolutions, the rotation and the 2 gates of the contract", () => {
+  test("are the 30 scans, 2 convolutions, the rotation and the 2 gates of the contract", () => {
     const formats = ["F32", "F16", "F16Token", "H8", "H8Token", "H8Max", "H8MaxToken"];
     formats.push("H4", "H4Token", "H4Max", "H4MaxToken");
     const replays = ["H8", "H8Max", "H4", "H4Max"].map((format) => `Mamba2Scan${format}Replay`);
     const scans = ["Mamba1", "Mamba2"].flatMap((family) => formats.map((format) => `${family}Scan${format}`));
-    expect(opNames().toSorted()).toEqual(
-      [...scans, ...replays, "CausalConv", "CausalConvSilu", "HadamardRotate", "SiluGate", "GatedRMSNorm"].toSorted(),
-    );
+    const statics = ["H8Static", "H4Static"].flatMap((format) => [`Mamba2Scan${format}`, `Mamba2Scan${format}Token`]);
+    const others = ["CausalConv", "CausalConvSilu", "HadamardRotate", "SiluGate", "GatedRMSNorm"];
+    expect(opNames().toSorted()).toEqual([...scans, ...replays, ...statics, ...others].toSorted());
   });
 
   test("round-trip through their specification", () => {
@@ -51,6 +51,9 @@ describe("operator names", () => {
       "Mamba2ScanF16Replay",
       "Mamba1ScanH8Replay",
       "Mamba2ScanH4TokenReplay",
+      "Mamba2ScanH4StaticReplay",
+      "Mamba2ScanF16Static",
+      "Mamba1ScanH8Static",
     ]) {
       expect(parseOpName(name)).toBeNull();
     }
@@ -60,6 +63,7 @@ describe("operator names", () => {
   test("drop what means nothing for a format", () => {
     expect(opName({ family: "mamba2", format: "f32", scale: "dsq-max", requantize: "token" })).toBe("Mamba2ScanF32");
     expect(opName({ family: "mamba1", format: "f16", scale: "dsq-max" })).toBe("Mamba1ScanF16");
+    expect(opName({ family: "mamba1", format: "f16", scale: "static" })).toBe("Mamba1ScanF16");
   });
 });
 
@@ -82,6 +86,15 @@ describe("state types", () => {
       shape: [24, 4480],
       bytes: 24 * 4480,
     });
+  });
+
+  test("with static scales are codes alone", () => {
+    const dims = { heads: 24, headDim: 64, dState: 128 };
+    const of = (format: "h8" | "h4"): unknown => stateType({ family: "mamba2", format, scale: "static" }, dims);
+    expect(of("h8")).toEqual({ dtype: "u8", shape: [24, 8192], bytes: 24 * 8192 });
+    expect(of("h4")).toEqual({ dtype: "u8", shape: [24, 4096], bytes: 24 * 4096 });
+    expect(opFunction("Mamba2ScanH4Static").inputs.slice(-2)).toEqual(["row_step", "column_step"]);
+    expect(opFunction("Mamba2ScanH4Max").inputs.at(-1)).toBe("past");
   });
 
   test("of a replay are bytes, a multiple of 64, with rings of R tokens behind the checkpoint", () => {

@@ -1,6 +1,5 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
-import type { StateScale } from "../../src/ops/names.js";
 import { packHead, packState, unpackState } from "../../src/ops/packed-state.js";
 import { Noise } from "./scan-case.js";
 
@@ -61,7 +60,7 @@ function contractBytes(h: number[][], bits: 8 | 4, max: boolean): number[] {
   return [...payload, ...scales];
 }
 
-const SCALES: readonly StateScale[] = ["dsq", "dsq-max"];
+const SCALES = ["dsq", "dsq-max"] as const;
 const MAGNITUDES = [0, 1e-8, 1e-5, 1e-3, 1, 30, 1e4, 1e7];
 
 const heads = fc

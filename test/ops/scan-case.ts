@@ -8,18 +8,21 @@ import { opFunction } from "../../src/ops/functions.js";
 import {
   DEFAULT_REPLAY_LENGTH,
   isPacked,
+  isStatic,
   OP_DOMAIN,
   OP_VERSION,
   packedHeadBytes,
   type ReplayDims,
   replayLayout,
   type ScanSpec,
+  type StateScale,
   stateType,
 } from "../../src/ops/names.js";
 import { scanNode } from "../../src/ops/nodes.js";
 import { packState, roundToHalf } from "../../src/ops/packed-state.js";
 import { type SelectiveScanResult, selectiveScanReference } from "../../src/ops/reference.js";
 import { type ReplayState, readReplay, writeReplay } from "../../src/ops/replay-state.js";
+import { packStaticHead, type StaticSteps } from "../../src/ops/static-state.js";
 import { openSession, type Session, type SessionOptions } from "../../src/run/session.js";
 
 export interface ScanSizes {
@@ -46,6 +49,8 @@ export interface ScanData {
   readonly D: Float32Array;
   readonly dtBias: Float32Array;
   readonly past: Float32Array | Uint8Array;
+  /** Of static scales: steps of rows [H, P] and columns [G, N]. */
+  readonly steps?: { readonly rowStep: Float32Array; readonly columnStep: Float32Array };
 }
 
 /** Deterministic noise. */
@@ -84,8 +89,18 @@ export function randomData(spec: ScanSpec, sizes: ScanSizes, seed: number): Scan
   // Halves, so that every format starts from the same state.
   const state = noise.normals(batch * rows * dState, 2).map(roundToHalf);
   const { format, scale } = spec;
-  const packed = isPacked(format) ? packState(state, { heads: batch * heads, headDim, dState }, format, scale) : null;
+  const dims = { heads: batch * heads, headDim, dState };
+  // Steps of their own noise: the other values are those of every format.
+  const given = isStatic(spec) ? randomSteps(spec, sizes, new Noise(seed + 1)) : null;
+  const packed = !isPacked(format)
+    ? null
+    : given !== null
+      ? packStaticState(state, { ...sizes, format, ...given })
+      : scale === "static"
+        ? null
+        : packState(state, dims, format, scale);
   return {
+    ...(given === null ? {} : { steps: given }),
     x: noise.normals(batch * length * rows),
     dt: noise.normals(batch * length * steps),
     A: Float32Array.from({ length: rates }, () => -Math.exp(Math.log(0.05) + noise.uniform() * Math.log(320))),
@@ -95,6 +110,26 @@ export function randomData(spec: ScanSpec, sizes: ScanSizes, seed: number): Scan
     dtBias: Float32Array.from({ length: steps }, () => -7 + 8 * noise.uniform()),
     past: packed === null ? state : spec.requantize === "replay" ? replayPast(spec, sizes, packed, noise) : packed,
   };
+}
+
+/** Steps that fit most of a random state and clip some of it. */
+function randomSteps(spec: ScanSpec, s: ScanSizes, noise: Noise): NonNullable<ScanData["steps"]> {
+  const about = (length: number, size: number): Float32Array =>
+    Float32Array.from({ length }, () => size * Math.exp(0.3 * noise.normal()));
+  return {
+    rowStep: about(s.heads * s.headDim, 2),
+    columnStep: about(s.groups * s.dState, spec.format === "h8" ? 3 / 127 : 3 / 7),
+  };
+}
+
+function packStaticState(state: Float32Array, steps: StaticSteps & { readonly batch: number }): Uint8Array {
+  const { batch, heads, headDim, dState, format } = steps;
+  const size = headDim * dState;
+  const out = new Uint8Array(batch * heads * packedHeadBytes(format, headDim, dState, "static"));
+  for (let index = 0; index < batch * heads; index++) {
+    packStaticHead(state.subarray(index * size, (index + 1) * size), steps, index, out);
+  }
+  return out;
 }
 
 /** The sizes a replay state depends on. */
@@ -135,7 +170,17 @@ export function replayStates(spec: ScanSpec, sizes: ScanSizes, bytes: Uint8Array
 export function scanModel(spec: ScanSpec, sizes: ScanSizes): Uint8Array {
   const { heads, headDim, dState, groups, chunkSize, dtMin, dtMax } = sizes;
   const rows = heads * headDim;
-  const inputs = ["x", "dt", "A", "B", "C", "D", "dt_bias", "past"];
+  const inputs = [
+    "x",
+    "dt",
+    "A",
+    "B",
+    "C",
+    "D",
+    "dt_bias",
+    "past",
+    ...(isStatic(spec) ? ["row_step", "column_step"] : []),
+  ];
   const node = scanNode(
     spec.family === "mamba2"
       ? { ...spec, ...replayDims(sizes), family: "mamba2", heads, chunkSize, headDim, dState, groups, dtMin, dtMax }
@@ -155,6 +200,8 @@ export function scanModel(spec: ScanSpec, sizes: ScanSizes): Uint8Array {
     ["D", tensorType("f32", perRow)],
     ["dt_bias", tensorType("f32", [steps])],
     ["past", tensorType(state.dtype, ["batch", ...state.shape])],
+    ["row_step", tensorType("f32", [heads, headDim])],
+    ["column_step", tensorType("f32", [groups, dState])],
     ["y", tensorType("f32", ["batch", "length", ...perRow])],
     ["present", tensorType(state.dtype, ["batch", ...state.shape])],
   ]);
@@ -199,6 +246,12 @@ export function scanFeeds(spec: ScanSpec, sizes: ScanSizes, data: ScanData): Map
     ["D", f32Tensor(perRow, data.D)],
     ["dt_bias", f32Tensor([steps], data.dtBias)],
     ["past", stateTensor(spec, sizes, data.past)],
+    ...(data.steps === undefined
+      ? []
+      : [
+          ["row_step", f32Tensor([heads, headDim], data.steps.rowStep)] as const,
+          ["column_step", f32Tensor([groups, dState], data.steps.columnStep)] as const,
+        ]),
   ]);
 }
 
@@ -237,10 +290,10 @@ export async function runScan(
 /** The float64 reference on the same data. */
 export function referenceScan(spec: ScanSpec, sizes: ScanSizes, data: ScanData): SelectiveScanResult {
   const { batch, length, heads, headDim, dState, groups, dtMin, dtMax } = sizes;
-  const { x, dt, A, B, C, D, dtBias, past } = data;
+  const { x, dt, A, B, C, D, dtBias, past, steps } = data;
   const { format, scale, requantize } = spec;
   const rest = { batch, length, headDim, dState, groups, dtMin, dtMax, x, dt, A, B, C, D, dtBias, past };
-  const rounding = { format, scale, requantize, replayLength: replayDims(sizes).replayLength };
+  const rounding = { format, scale, requantize, replayLength: replayDims(sizes).replayLength, ...steps };
   return spec.family === "mamba2"
     ? selectiveScanReference({ family: "mamba2", heads, ...rest, ...rounding })
     : selectiveScanReference({ family: "mamba1", channels: heads * headDim, ...rest, ...rounding });
@@ -279,9 +332,10 @@ export function compareCodes(
   dState: number,
   actual: Uint8Array,
   expected: Uint8Array,
+  scale: StateScale = "dsq",
 ): CodeDifference {
-  const stride = packedHeadBytes(format, headDim, dState);
-  const codeBytes = stride - 2 * (headDim + dState);
+  const stride = packedHeadBytes(format, headDim, dState, scale);
+  const codeBytes = packedHeadBytes(format, headDim, dState, "static");
   let [codes, different, largest, scaleUlps] = [0, 0, 0, 0];
   for (let at = 0; at < expected.length; at += stride) {
     for (let i = 0; i < codeBytes; i++) {

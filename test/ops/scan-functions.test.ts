@@ -58,7 +58,7 @@ class CodeTally {
 
   check(spec: ScanSpec, s: ScanSizes, actual: Tensor, expected: Uint8Array | undefined): void {
     if (!isPacked(spec.format) || expected === undefined) throw new Error("not a packed state");
-    const difference = compareCodes(spec.format, s.headDim, s.dState, actual.bytes(), expected);
+    const difference = compareCodes(spec.format, s.headDim, s.dState, actual.bytes(), expected, spec.scale);
     expect(difference.largest).toBeLessThanOrEqual(1);
     // Another rounding of Sc moves Sc by one place, and Ss by two where it is just above a power of two.
     expect(difference.scaleUlps).toBeLessThanOrEqual(2);

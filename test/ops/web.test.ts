@@ -68,7 +68,7 @@ test.each(SPECS)("$name runs in WebAssembly", async ({ spec }) => {
       const difference =
         spec.requantize === "replay"
           ? compareReplay(spec, s, present.data, expected.packed)
-          : compareCodes(spec.format, s.headDim, s.dState, present.data, expected.packed);
+          : compareCodes(spec.format, s.headDim, s.dState, present.data, expected.packed, spec.scale);
       expect(difference.largest).toBeLessThanOrEqual(1);
       expect(difference.different).toBeLessThanOrEqual(1);
     } else if (present.data instanceof Float32Array) {

@@ -8,8 +8,9 @@ import { i64Tensor, type Tensor, tensorFromBytes, toNumbers } from "../../src/ir
 import { packedBytes } from "../../src/ir/types.js";
 import { encodeModel } from "../../src/onnx/write.js";
 import { REQUANTIZE_MODES, STATE_FORMATS, STATE_SCALES } from "../../src/ops/names.js";
+import type { GivenSteps } from "../../src/quant/static-steps.js";
 import { step } from "../../src/rewrite/pipeline.js";
-import { type StateChoice, scanNode, semanticOps } from "../../src/rewrite/semantic.js";
+import { type ScanOp, type StateChoice, scanNode, semanticOps } from "../../src/rewrite/semantic.js";
 import { stateSlots } from "../../src/rewrite/states.js";
 import { openSession } from "../../src/run/session.js";
 import { Random } from "../../src/support/random.js";
@@ -79,6 +80,14 @@ function loss(actual: readonly Float64Array[], expected: readonly Float64Array[]
     }
   }
   return Math.sqrt(difference / scale);
+}
+
+/** The same step everywhere. */
+function evenSteps({ heads, headDim, groups, dState }: ScanOp, step: number = 1 / 16): GivenSteps {
+  return {
+    rows: new Float32Array(heads * headDim).fill(1),
+    columns: new Float32Array(groups * dState).fill(step),
+  };
 }
 
 /** The model with its scan once more, as if it were Mamba-1. */
@@ -209,6 +218,41 @@ describe("quantize-state", () => {
     });
   });
 
+  test("static steps become inputs of the scan, and codes are in their units", async () => {
+    const choice: StateChoice = { format: "h8", scale: "static", requantize: "call" };
+    const before = await complete({ family: "mamba2" });
+    const exact = await generate((await runPass(quantizeState, before, { ...PLAIN, format: "f32" })).model, TOKENS, 1);
+    const lossAt = async (step: number): Promise<number> => {
+      const steps = (op: ScanOp): GivenSteps => evenSteps(op, step);
+      const { model, remarks } = await runPass(quantizeState, before, { ...choice, steps });
+      expect(remarks).toEqual([]);
+      const [scan] = semanticOps(model.graph.nodes).filter((op) => op.kind === "scan");
+      expect(scan?.node.inputs).toHaveLength(10);
+      expect(model.graph.initializers.get(scan?.node.inputs[8] ?? "")?.shape).toEqual([scan?.heads, scan?.headDim]);
+      expect(model.graph.initializers.get(scan?.node.inputs[9] ?? "")?.shape).toEqual([scan?.groups, scan?.dState]);
+      return loss(await generate(model, TOKENS, 1), exact);
+    };
+    // Too coarse rounds everything away, too fine clips; in between it is close.
+    expect(await lossAt(1 / 16)).toBeLessThan(0.06);
+    expect(await lossAt(100)).toBeGreaterThan(0.1);
+    expect(await lossAt(1e-6)).toBeGreaterThan(0.1);
+  });
+
+  test("static scales are for Mamba-2 without replay, and need steps", async () => {
+    const choice: StateChoice = { format: "h4", scale: "static", requantize: "call" };
+    const before = await complete({ family: "mamba2" });
+    const both = await runPass(quantizeState, withMamba1Twin(before), { ...choice, steps: evenSteps });
+    expect(both.remarks).toMatchObject([{ kind: "missed", where: "layers.twin", code: "quantize-state/no-static" }]);
+    const states = semanticOps(both.model.graph.nodes).flatMap((op) => (op.kind === "scan" ? [op.state] : []));
+    expect(states).toEqual([choice, { ...choice, scale: "dsq-max" }]);
+    await expect(runPass(quantizeState, before, { ...choice, requantize: "replay" })).rejects.toMatchObject({
+      code: "quantize-state/static-replay",
+    });
+    await expect(runPass(quantizeState, before, choice)).rejects.toThrow(/need steps/);
+    // Of a float state the scale says nothing.
+    expect(await runPass(quantizeState, before, { ...choice, format: "f16" })).toMatchObject({ remarks: [] });
+  });
+
   test("a state that is lost is told from one that is rounded", async () => {
     const before = await complete({ family: "mamba2" });
     const exact = await generate((await runPass(quantizeState, before, { ...PLAIN, format: "f32" })).model, TOKENS, 1);
@@ -239,7 +283,8 @@ describe("quantize-state", () => {
     for (const format of STATE_FORMATS) {
       for (const scale of STATE_SCALES) {
         for (const requantize of REQUANTIZE_MODES) {
-          const choice = { format, scale, requantize };
+          if (scale === "static" && requantize === "replay") continue;
+          const choice = { format, scale, requantize, ...(scale === "static" ? { steps: evenSteps } : {}) };
           await expectSettled(quantizeState, before, (await runPass(quantizeState, before, choice)).model, choice);
         }
       }

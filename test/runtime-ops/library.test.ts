@@ -96,7 +96,7 @@ describe.skipIf(built.kind !== "built")("the op library", () => {
       const present = output(outputs, "present");
       if (isPacked(spec.format)) {
         if (expected.packed === undefined) throw new Error("the reference packed nothing");
-        const difference = compareCodes(spec.format, headDim, dState, present.bytes(), expected.packed);
+        const difference = compareCodes(spec.format, headDim, dState, present.bytes(), expected.packed, spec.scale);
         expect(difference.largest).toBeLessThanOrEqual(1);
         expect(difference.scaleUlps).toBeLessThanOrEqual(2);
         codes += difference.codes;

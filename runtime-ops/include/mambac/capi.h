@@ -22,6 +22,7 @@ typedef struct {
   float* y;
   void* present;
   int64_t replay_length; /* of Replay operators, otherwise unused */
+  const float *row_step, *column_step; /* of Static operators, otherwise unused */
 } mambac_scan;
 
 typedef struct {

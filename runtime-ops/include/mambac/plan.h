@@ -8,9 +8,9 @@ struct ScanOp {
   char name[32];
   Family family;
   Format format;
-  bool max_norm, per_token, replay;
+  bool max_norm, per_token, replay, frozen;
 };
-constexpr int kScanOps = 26;
+constexpr int kScanOps = 30;
 const ScanOp* scan_ops();                     // kScanOps of them
 const ScanOp* find_scan_op(const char* name);  // null where there is none
 
@@ -31,7 +31,9 @@ struct RowOp {
 constexpr int kRowOps = 3;
 const RowOp* row_ops();  // in the order of RowKind
 
-constexpr int kScanInputs = 8, kConvInputs = 4, kHadamardInputs = 2, kGateInputs = 3;
+constexpr int kPastInput = 7, kRowStepInput = 8, kColumnStepInput = 9;  // of scans; only Static operators have the last two
+constexpr int kMostScanInputs = 10, kConvInputs = 4, kHadamardInputs = 2, kGateInputs = 3;
+inline int scan_inputs(const ScanOp& op) { return op.frozen ? 10 : 8; }
 constexpr size_t kMaxRank = 8;
 
 struct Shape {
@@ -68,8 +70,11 @@ bool check_row_attributes(const RowOp& op, const RowAttributes& attributes, Mess
 // Bytes of one sequence's state of a Replay operator with checked attributes; 0 where they are beyond counting.
 int64_t replay_bytes(const ScanOp& op, const ScanAttributes& attributes);
 
-// Checks the input shapes against checked attributes and fills in every size of `args` (no pointers).
-bool plan_scan(const ScanOp& op, const ScanAttributes& attributes, const Shape inputs[kScanInputs], ScanArgs* args,
+// Bytes of one packed head of an operator with packed states.
+inline int64_t packed_bytes(const ScanOp& op, int64_t p, int64_t n) { return op.frozen ? code_bytes(op.format, p, n) : head_bytes(op.format, p, n); }
+
+// Checks the input shapes (scan_inputs(op) of them) against checked attributes and fills in every size of `args` (no pointers).
+bool plan_scan(const ScanOp& op, const ScanAttributes& attributes, const Shape* inputs, ScanArgs* args,
                Message* message);
 bool plan_conv(const ConvOp& op, const ConvAttributes& attributes, const Shape inputs[kConvInputs], ConvArgs* args,
                Message* message);

@@ -31,6 +31,8 @@ struct ScanArgs {
   const float* C;        // [batch, length, groups, d_state]
   const float* D;        // [channels]
   const float* dt_bias;  // [heads]; Mamba-1 [channels]
+  const float* row_step;     // [heads, head_dim], Static operators; null for every other
+  const float* column_step;  // [groups, d_state]
   const void* past;
   float* y;       // [batch, length, channels]
   void* present;  // may be the same buffer as past; must not overlap it otherwise
@@ -38,6 +40,9 @@ struct ScanArgs {
   int32_t* counts;  // [batch]: tokens in the rings of past
   float* dots;      // [batch, groups, replay], one token: C against b of every token in the ring and the new one
   float* steps;     // [batch, 2, heads], one token: its d and d * A
+  // Static, one token at a time, set by run_scan and Kernels::static_prepare:
+  int64_t token;
+  float* prepared;  // [batch, static_prepared_floats(args)]: what heads share
 };
 
 struct ConvArgs {
@@ -88,6 +93,14 @@ MAMBAC_ANYWHERE inline int64_t head_bytes(Format format, int64_t p, int64_t n) {
   return 0;
 }
 
+// The same for a Static operator, whose steps are not part of the state.
+MAMBAC_ANYWHERE inline int64_t code_bytes(Format format, int64_t p, int64_t n) { return format == Format::kH4 ? p * n / 2 : p * n; }
+
+// Floats of one sequence's preparation: d and decays of all heads; for each group B and C, as they are and in 16 and 24 bits.
+constexpr int64_t kStaticScalars = 16;
+inline int64_t static_group_floats(const ScanArgs& a) { return kStaticScalars + 4 * ((a.d_state + 127) / 128 * 128); }
+inline int64_t static_prepared_floats(const ScanArgs& a) { return 2 * ((a.heads + 15) / 16 * 16) + a.groups * static_group_floats(a); }
+
 constexpr int64_t kMostReplay = 64;
 
 // Where the parts of one sequence's Replay state lie, in bytes from its start.
@@ -124,6 +137,11 @@ struct Kernels {
   void (*replay_finish)(const ScanArgs& args, int64_t sequence);
   void (*hadamard)(const HadamardArgs& args, int64_t task);
   void (*gate)(const GateArgs& args, int64_t task);
+  // One token of a Static operator: the first for every sequence, then the second for every (batch, head). Calls that round
+  // at their end only take the third.
+  void (*static_prepare)(const ScanArgs& args, int64_t sequence);
+  void (*static_token)(const ScanArgs& args, int64_t task, void* scratch);
+  void (*static_prefill)(const ScanArgs& args, int64_t task, void* scratch);
 };
 
 constexpr int64_t kConvBlock = 64;

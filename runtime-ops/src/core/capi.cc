@@ -24,21 +24,24 @@ bool scan_args(const char* name, const mambac_scan* c, ScanArgs* a, Message* m) 
   const ScanAttributes attributes = {h, e, p, n, g, 1, c->replay_length, c->dt_min, c->dt_max};
   if (!check_scan_attributes(*op, attributes, m)) return false;
   const bool rows = op->format == Format::kF32 || op->format == Format::kF16;
-  Shape past = rows ? (two ? Shape{{b, h, p, n}, 4} : Shape{{b, e, n}, 3}) : Shape{{b, h, head_bytes(op->format, p, n)}, 3};
+  Shape past = rows ? (two ? Shape{{b, h, p, n}, 4} : Shape{{b, e, n}, 3}) : Shape{{b, h, packed_bytes(*op, p, n)}, 3};
   if (op->replay) {
     const int64_t bytes = replay_bytes(*op, attributes);
     past = {{b, bytes}, 2};
     if (bytes == 0) return refuse(m, name, ": sizes out of range");
   }
-  const Shape shapes[kScanInputs] = {two ? Shape{{b, l, h, p}, 4} : Shape{{b, l, e}, 3},
+  const Shape shapes[kMostScanInputs] = {two ? Shape{{b, l, h, p}, 4} : Shape{{b, l, e}, 3},
                                      {{b, l, two ? h : e}, 3},
                                      two ? Shape{{h}, 1} : Shape{{e, n}, 2},
                                      {{b, l, g, n}, 4},
                                      {{b, l, g, n}, 4},
                                      two ? Shape{{h, p}, 2} : Shape{{e}, 1},
                                      {{two ? h : e}, 1},
-                                     past};
+                                     past,
+                                     {{h, p}, 2},
+                                     {{g, n}, 2}};
   if (!plan_scan(*op, attributes, shapes, a, m)) return false;
+  if (op->frozen && (c->row_step == nullptr || c->column_step == nullptr)) return refuse(m, name, ": there are no steps");
   a->x = c->x;
   a->dt = c->dt;
   a->A = c->A;
@@ -49,6 +52,10 @@ bool scan_args(const char* name, const mambac_scan* c, ScanArgs* a, Message* m) 
   a->past = c->past;
   a->y = c->y;
   a->present = c->present;
+  if (op->frozen) {
+    a->row_step = c->row_step;
+    a->column_step = c->column_step;
+  }
   return true;
 }
 
@@ -155,7 +162,7 @@ extern "C" int64_t mambac_state_bytes(const char* name, int64_t heads, int64_t h
   const int64_t limit = 1 << 20;
   if (op == nullptr || op->replay || heads < 1 || head_dim < 1 || d_state < 1) return 0;
   if (heads > limit || head_dim > limit || d_state > limit) return 0;
-  return heads * head_bytes(op->format, head_dim, d_state);
+  return heads * packed_bytes(*op, head_dim, d_state);
 }
 
 extern "C" int64_t mambac_replay_bytes(const char* name, int64_t heads, int64_t head_dim, int64_t d_state, int64_t groups, int64_t replay_length) {

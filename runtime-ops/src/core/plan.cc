@@ -10,21 +10,25 @@ namespace {
 
 // Constant data: nothing here needs a guard, a destructor or the C++ runtime.
 #define MAMBAC_PACKED(digit, family, suffix, format)                                   \
-  {"Mamba" digit "Scan" suffix, family, format, false, false, false},                  \
-      {"Mamba" digit "Scan" suffix "Token", family, format, false, true, false},       \
-      {"Mamba" digit "Scan" suffix "Max", family, format, true, false, false},         \
-      {"Mamba" digit "Scan" suffix "MaxToken", family, format, true, true, false}
+  {"Mamba" digit "Scan" suffix, family, format, false, false, false, false},                  \
+      {"Mamba" digit "Scan" suffix "Token", family, format, false, true, false, false},       \
+      {"Mamba" digit "Scan" suffix "Max", family, format, true, false, false, false},         \
+      {"Mamba" digit "Scan" suffix "MaxToken", family, format, true, true, false, false}
 #define MAMBAC_FAMILY(digit, family)                                                   \
-  {"Mamba" digit "ScanF32", family, Format::kF32, false, false, false},                \
-      {"Mamba" digit "ScanF16", family, Format::kF16, false, false, false},            \
-      {"Mamba" digit "ScanF16Token", family, Format::kF16, false, true, false},        \
+  {"Mamba" digit "ScanF32", family, Format::kF32, false, false, false, false},                \
+      {"Mamba" digit "ScanF16", family, Format::kF16, false, false, false, false},            \
+      {"Mamba" digit "ScanF16Token", family, Format::kF16, false, true, false, false},        \
       MAMBAC_PACKED(digit, family, "H8", Format::kH8), MAMBAC_PACKED(digit, family, "H4", Format::kH4)
 #define MAMBAC_REPLAY(suffix, format)                                                  \
-  {"Mamba2Scan" suffix "Replay", Family::kMamba2, format, false, false, true},         \
-      {"Mamba2Scan" suffix "MaxReplay", Family::kMamba2, format, true, false, true}
+  {"Mamba2Scan" suffix "Replay", Family::kMamba2, format, false, false, true, false},         \
+      {"Mamba2Scan" suffix "MaxReplay", Family::kMamba2, format, true, false, true, false}
+#define MAMBAC_STATIC(suffix, format)                                                  \
+  {"Mamba2Scan" suffix "Static", Family::kMamba2, format, false, false, false, true},  \
+      {"Mamba2Scan" suffix "StaticToken", Family::kMamba2, format, false, true, false, true}
 
 constexpr ScanOp kScanTable[] = {MAMBAC_FAMILY("1", Family::kMamba1), MAMBAC_FAMILY("2", Family::kMamba2),
-                                 MAMBAC_REPLAY("H8", Format::kH8), MAMBAC_REPLAY("H4", Format::kH4)};
+                                 MAMBAC_REPLAY("H8", Format::kH8), MAMBAC_REPLAY("H4", Format::kH4),
+                                 MAMBAC_STATIC("H8", Format::kH8), MAMBAC_STATIC("H4", Format::kH4)};
 static_assert(sizeof kScanTable == kScanOps * sizeof(ScanOp), "kScanOps");
 
 #if defined(__GNUC__)
@@ -88,7 +92,7 @@ bool rows_of(const char* op, const char* input, const Shape& got, int64_t width,
   return true;
 }
 
-const char* const kScanInputNames[kScanInputs] = {"x", "dt", "A", "B", "C", "D", "dt_bias", "past"};
+const char* const kScanInputNames[kMostScanInputs] = {"x", "dt", "A", "B", "C", "D", "dt_bias", "past", "row_step", "column_step"};
 
 }  // namespace
 
@@ -180,7 +184,7 @@ int64_t replay_bytes(const ScanOp& op, const ScanAttributes& a) {
   return replay_layout(op.format, a.num_heads, a.head_dim, a.d_state, a.num_groups, a.replay_length).bytes;
 }
 
-bool plan_scan(const ScanOp& op, const ScanAttributes& a, const Shape in[kScanInputs], ScanArgs* args, Message* m) {
+bool plan_scan(const ScanOp& op, const ScanAttributes& a, const Shape* in, ScanArgs* args, Message* m) {
   const bool two = op.family == Family::kMamba2;
   const int64_t p = a.head_dim, n = a.d_state, g = a.num_groups;
   const int64_t h = two ? a.num_heads : a.channels / p, e = h * p;
@@ -191,7 +195,7 @@ bool plan_scan(const ScanOp& op, const ScanAttributes& a, const Shape in[kScanIn
   const int64_t per_dt = two ? h : e;
   const int64_t dt[] = {b, l, per_dt}, bc[] = {b, l, g, n}, decay[] = {per_dt, n}, skip[] = {h, p}, one[] = {per_dt}, all[] = {e};
   const bool rows = op.format == Format::kF32 || op.format == Format::kF16;
-  const int64_t state2[] = {b, h, p, n}, state1[] = {b, e, n}, packed[] = {b, h, head_bytes(op.format, p, n)};
+  const int64_t state2[] = {b, h, p, n}, state1[] = {b, e, n}, packed[] = {b, h, packed_bytes(op, p, n)}, row_step[] = {h, p}, column_step[] = {g, n};
   if (!shaped(op.name, names[1], in[1], 3, dt, two ? "[B, L, H]" : "[B, L, E]", m)) return false;
   if (!shaped(op.name, names[2], in[2], two ? 1 : 2, decay, two ? "[H]" : "[E, N]", m)) return false;
   if (!shaped(op.name, names[3], in[3], 4, bc, "[B, L, G, N]", m)) return false;
@@ -205,6 +209,9 @@ bool plan_scan(const ScanOp& op, const ScanAttributes& a, const Shape in[kScanIn
     if (!addressable(op.name, "past", sequence, 2, 1, m) || !shaped(op.name, names[7], in[7], 2, sequence, "[B, bytes]", m)) return false;
   } else if (!shaped(op.name, names[7], in[7], rows && two ? 4 : 3, rows ? (two ? state2 : state1) : packed,
               rows ? (two ? "[B, H, P, N]" : "[B, E, N]") : "[B, heads, bytes]", m))
+    return false;
+  if (op.frozen && (!shaped(op.name, names[kRowStepInput], in[kRowStepInput], 2, row_step, "[H, P]", m) ||
+                    !shaped(op.name, names[kColumnStepInput], in[kColumnStepInput], 2, column_step, "[G, N]", m)))
     return false;
   const int64_t large_y[] = {b, l, e}, large_state[] = {b, e, n}, large_bc[] = {b, l, g, n};
   if (!addressable(op.name, "x", large_y, 3, 4, m) || !addressable(op.name, "past", large_state, 3, 4, m) ||
@@ -221,6 +228,10 @@ bool plan_scan(const ScanOp& op, const ScanAttributes& a, const Shape in[kScanIn
   args->d_state = n;
   args->groups = g;
   args->replay = replay;
+  args->row_step = nullptr;
+  args->column_step = nullptr;
+  args->token = 0;
+  args->prepared = nullptr;
   args->counts = nullptr;
   args->dots = nullptr;
   args->steps = nullptr;

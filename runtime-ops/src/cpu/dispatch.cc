@@ -103,6 +103,7 @@ const Kernels& kernels() {
 // An upper bound over all paths of all instruction sets, piece by piece as the kernels take them.
 size_t scan_scratch_bytes(const ScanArgs& a) {
   const size_t p = round16((size_t)a.head_dim), n = round16((size_t)a.d_state), r = (size_t)a.replay;
+  if (a.prepared != nullptr) return sizeof(float) * (2 * n + 2 * p + 64);
   const size_t packing = p * n + 3 * n + p + (p / 2 + 16) + (n / 2 + 16) + 32;
   const size_t ordered = 2 * n;                     // B and C of one token
   const size_t prefill = n * p + 2 * 32 * p;        // transposed state, inputs and sums of a block
@@ -159,11 +160,46 @@ constexpr char kNoMemory[] = "out of memory for scratch";
 
 bool run_heads(ScanRun& run, const char* name, const Spread& spread, char* error, size_t room) {
   const ScanArgs& a = run.args;
-  const int64_t tasks = a.batch * a.heads, tokens = a.length > 0 ? a.length : 1;
+  const int64_t tasks = a.batch * a.heads, tokens = a.length > 0 && a.prepared == nullptr ? a.length : 1;
   run.scratch = scan_scratch_bytes(a);
   run.failed.store(false, std::memory_order_relaxed);
   if (!spread.run(spread.host, head_piece, tasks, (double)tasks * (double)(tokens * a.head_dim) * (double)a.d_state, &run)) return false;
   return !run.failed.load(std::memory_order_relaxed) || refuse(error, room, name, kNoMemory);
+}
+
+// Token by token where the state is rounded after each: what the heads of a group share is worked out first.
+bool run_static(const Kernels& k, ScanRun& run, const char* name, const Spread& spread, char* error, size_t room) {
+  ScanArgs& a = run.args;
+  if (a.length == 0) {
+    const size_t bytes = (size_t)(a.batch * a.heads * code_bytes(a.format, a.head_dim, a.d_state));
+    if (a.past != a.present && bytes > 0) memcpy(a.present, a.past, bytes);
+    return true;
+  }
+  if (a.length > 1 && !a.per_token) {
+    run.task = k.static_prefill;
+    return run_heads(run, name, spread, error, room);
+  }
+  const size_t bytes = sizeof(float) * (size_t)(a.batch * static_prepared_floats(a));
+  alignas(kScratchAlign) unsigned char local[8192];
+  void *block = nullptr, *prepared = local;
+  if (bytes > sizeof local) {
+    block = malloc(bytes + kScratchAlign);
+    if (block == nullptr) return refuse(error, room, name, kNoMemory);
+    prepared = (void*)(((uintptr_t)block + kScratchAlign - 1) & ~(uintptr_t)(kScratchAlign - 1));
+  }
+  a.prepared = (float*)prepared;
+  run.task = k.static_token;
+  run.sequence = k.static_prepare;
+  const int64_t length = a.length;
+  bool good = true;
+  for (int64_t t = 0; good && t < length; t++) {
+    a.token = t;
+    good = spread.run(spread.host, sequence_piece, a.batch, 8 * (double)a.batch * (double)a.groups * (double)a.d_state, &run) &&
+           run_heads(run, name, spread, error, room);
+    a.past = a.present;
+  }
+  free(block);
+  return good;
 }
 
 bool run_replay(const Kernels& k, ScanRun& run, const char* name, const Spread& spread, char* error, size_t room) {
@@ -212,6 +248,7 @@ bool run_scan(const Kernels& k, const ScanArgs& args, const char* name, const Sp
   ScanRun run;
   run.args = args;
   if (args.replay > 0) return run_replay(k, run, name, spread, error, room);
+  if (args.row_step != nullptr) return run_static(k, run, name, spread, error, room);
   run.task = args.family == Family::kMamba2 ? k.mamba2 : k.mamba1;
   return run_heads(run, name, spread, error, room);
 }

@@ -7,6 +7,8 @@
 #include "mamba2_decode.h"
 #include "mamba2_prefill.h"
 #include "mamba2_replay.h"
+#include "static_i4.h"
+#include "mamba2_static.h"
 #include "mamba1.h"
 #include "conv.h"
 #include "hadamard.h"

@@ -204,14 +204,25 @@ MAMBAC_INLINE void i4_store_strided(uint8_t* p, const Vec* a) {
 
 // 128 coefficients times `scale`, rounded, into planes; the products stay within +-0x7f7f7f.
 static void split_planes(DotPlanes& k, const float* c, Vec scale) {
-  float scaled[128];
-  int32_t even[64], odd[64];
-  for (int i = 0; i < 128; i += 16) v_store(scaled + i, v_round(v_mul(v_load(c + i), scale)));
-  for (int i = 0; i < 64; i++) {
-    even[i] = (int32_t)scaled[2 * i];
-    odd[i] = (int32_t)scaled[2 * i + 1];
+  // Bytes of four dwords in a register come out as [lanes][even 0 2, odd 0 2] and are put in order at the end.
+  const __m256i half = _mm256_set1_epi32(128), pieces = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  const __m256i order = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15));
+  for (int i = 0; i < 128; i += 32) {
+    __m256i v[4];
+    for (int j = 0; j < 4; j++) v[j] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(c + i + 8 * j), scale.lo));
+    for (int plane = 0; plane < 3; plane++) {
+      __m256i low[4];
+      for (int j = 0; j < 4; j++) {
+        low[j] = _mm256_srai_epi32(_mm256_slli_epi32(v[j], 24), 24);
+        v[j] = _mm256_srai_epi32(_mm256_add_epi32(v[j], half), 8);
+      }
+      __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(low[0], low[1]), _mm256_packs_epi32(low[2], low[3]));
+      bytes = _mm256_permutevar8x32_epi32(bytes, pieces);  // columns in order
+      bytes = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(bytes, order), 0xD8);
+      _mm_storeu_si128((__m128i*)(k.c[plane][0] + i / 2), _mm256_castsi256_si128(bytes));
+      _mm_storeu_si128((__m128i*)(k.c[plane][1] + i / 2), _mm256_extracti128_si256(bytes, 1));
+    }
   }
-  split_whole(k, even, odd);
 }
 
 // Sums of 128 codes of 4 bits times coefficients (dot.h).
@@ -225,9 +236,14 @@ struct NibbleDot {
     }
   }
   MAMBAC_MEMBER __m256i part(__m256i row, int half) const {
-    const __m256i mask = _mm256_set1_epi8(15), one = _mm256_set1_epi16(1);
+    const __m256i mask = _mm256_set1_epi8(15);
     row = _mm256_xor_si256(row, _mm256_set1_epi8((char)0x88));  // codes plus 8
     const __m256i even = _mm256_and_si256(row, mask), odd = _mm256_and_si256(_mm256_srli_epi16(row, 4), mask);
+    return _mm256_sub_epi32(sums(even, odd, half), bias[half]);
+  }
+  // Of codes plus 8, in bytes; `bias` is what the 8 add.
+  MAMBAC_MEMBER __m256i sums(__m256i even, __m256i odd, int half) const {
+    const __m256i one = _mm256_set1_epi16(1);
     __m256i p[3];
     for (int plane = 0; plane < 3; plane++) {
       const __m256i a = _mm256_maddubs_epi16(even, _mm256_loadu_si256((const __m256i*)(k.c[plane][0] + 32 * half)));
@@ -235,8 +251,7 @@ struct NibbleDot {
       p[plane] = _mm256_add_epi16(a, b);
     }
     __m256i sum = _mm256_add_epi32(_mm256_madd_epi16(p[2], _mm256_set1_epi16(256)), _mm256_madd_epi16(p[1], one));
-    sum = _mm256_add_epi32(_mm256_slli_epi32(sum, 8), _mm256_madd_epi16(p[0], one));
-    return _mm256_sub_epi32(sum, bias[half]);
+    return _mm256_add_epi32(_mm256_slli_epi32(sum, 8), _mm256_madd_epi16(p[0], one));
   }
   MAMBAC_MEMBER Vec row(const uint8_t* codes) const {
     return {_mm256_cvtepi32_ps(part(_mm256_loadu_si256((const __m256i*)codes), 0)),

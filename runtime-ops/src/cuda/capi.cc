@@ -23,10 +23,10 @@ int launched(int code, const char* what, char* error, size_t room) {
 
 }  // namespace
 
-// Replay operators have CPU kernels only.
+// Replay and Static operators have CPU kernels only.
 static bool cuda_args(const char* name, const mambac_scan* c, ScanArgs* a, Message* m) {
   if (!scan_args(name, c, a, m)) return false;
-  if (a->replay == 0) return true;
+  if (a->replay == 0 && a->row_step == nullptr) return true;
   snprintf(m->text, sizeof m->text, "%s: there is no CUDA kernel; run it on the CPU", name);
   return false;
 }

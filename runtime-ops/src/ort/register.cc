@@ -31,8 +31,9 @@ struct Op : CustomOp {
   const RowOp* row;
   bool cuda;
   const char* name() const { return scan != nullptr ? scan->name : conv != nullptr ? conv->name : row->name; }
-  int inputs() const { return scan != nullptr ? kScanInputs : conv != nullptr ? kConvInputs : row->inputs; }
+  int inputs() const { return scan != nullptr ? scan_inputs(*scan) : conv != nullptr ? kConvInputs : row->inputs; }
   int outputs() const { return row != nullptr ? 1 : 2; }
+  int past() const { return scan != nullptr ? kPastInput : conv != nullptr ? kConvInputs - 1 : 0; }
   ElementType state_type() const {
     if (scan == nullptr || scan->format == Format::kF32) return kFloat;
     return scan->format == Format::kF16 ? kFloat16 : kUint8;
@@ -145,7 +146,7 @@ Status* read_input(const Op& op, KernelContext* c, size_t i, Shape* shape, const
   int type = 0;
   Status* s = call<Status*>(api, kGetTensorElementType, (const TensorInfo*)info, &type);
   if (s == nullptr) s = call<Status*>(api, kGetDimensionsCount, (const TensorInfo*)info, &shape->rank);
-  const int wanted = (int)i == op.inputs() - 1 ? op.state_type() : kFloat;
+  const int wanted = (int)i == op.past() ? op.state_type() : kFloat;
   if (s == nullptr && (shape->rank > kMaxRank || type != wanted)) {
     snprintf(text, sizeof text, "%s: input %d has element type %d and rank %d; expected type %d and rank 1 to 4", op.name(),
              (int)i, type, (int)shape->rank, wanted);
@@ -205,7 +206,7 @@ Status* compute_scan(const Kernel& k, KernelContext* c, const Shape* in, const v
   if (!plan_scan(*op.scan, k.scan, in, &a, &m)) return invalid(op.api, m.text);
   void *y = nullptr, *present = nullptr;
   if (Status* s = make_output(op.api, c, 0, in[0], &y)) return s;
-  if (Status* s = make_output(op.api, c, 1, in[7], &present)) return s;
+  if (Status* s = make_output(op.api, c, 1, in[kPastInput], &present)) return s;
   a.x = (const float*)data[0];
   a.dt = (const float*)data[1];
   a.A = (const float*)data[2];
@@ -213,7 +214,11 @@ Status* compute_scan(const Kernel& k, KernelContext* c, const Shape* in, const v
   a.C = (const float*)data[4];
   a.D = (const float*)data[5];
   a.dt_bias = (const float*)data[6];
-  a.past = data[7];
+  a.past = data[kPastInput];
+  if (op.scan->frozen) {
+    a.row_step = (const float*)data[kRowStepInput];
+    a.column_step = (const float*)data[kColumnStepInput];
+  }
   a.y = (float*)y;
   a.present = present;
 #ifdef MAMBAC_CUDA
@@ -303,8 +308,8 @@ Status* compute(void* kernel, KernelContext* c) {
   size_t given = 0;
   if (Status* s = call<Status*>(api, kContextInputCount, (const KernelContext*)c, &given)) return s;
   if ((int)given != k.op->inputs()) return invalid(api, "mambac: a node has the wrong number of inputs");
-  Shape shapes[kScanInputs];
-  const void* data[kScanInputs];
+  Shape shapes[kMostScanInputs];
+  const void* data[kMostScanInputs];
   for (size_t i = 0; i < given; i++)
     if (Status* s = read_input(*k.op, c, i, &shapes[i], &data[i])) return s;
   if (k.op->scan != nullptr) return compute_scan(k, c, shapes, data);
@@ -315,7 +320,7 @@ Status* compute(void* kernel, KernelContext* c) {
 // y is shaped like the first input, or the one an operator on rows says; present like past.
 Status* infer_shapes(const CustomOp* base, ShapeContext* c) {
   const Op& op = op_of(base);
-  const size_t from[2] = {op.row != nullptr ? (size_t)op.row->like : 0, (size_t)op.inputs() - 1};
+  const size_t from[2] = {op.row != nullptr ? (size_t)op.row->like : 0, (size_t)op.past()};
   for (size_t i = 0; i < (size_t)op.outputs(); i++) {
     TensorInfo* info = nullptr;
     if (Status* s = call<Status*>(op.api, kShapeInput, (const ShapeContext*)c, from[i], &info)) return s;
@@ -349,7 +354,7 @@ void fill(Op& op, const Api* api, const ScanOp* scan, const ConvOp* conv, const 
   op.GetInputTypeCount = [](const CustomOp* o) -> size_t { return (size_t)op_of(o).inputs(); };
   op.GetOutputTypeCount = [](const CustomOp* o) -> size_t { return (size_t)op_of(o).outputs(); };
   op.GetInputType = [](const CustomOp* o, size_t i) {
-    return (int)i == op_of(o).inputs() - 1 ? op_of(o).state_type() : kFloat;
+    return (int)i == op_of(o).past() ? op_of(o).state_type() : kFloat;
   };
   op.GetOutputType = [](const CustomOp* o, size_t i) { return i == 1 ? op_of(o).state_type() : kFloat; };
   op.GetInputCharacteristic = op.GetOutputCharacteristic = [](const CustomOp*, size_t) { return kRequired; };
@@ -362,7 +367,7 @@ void fill(Op& op, const Api* api, const ScanOp* scan, const ConvOp* conv, const 
   op.InferOutputShape = infer_shapes;
   op.GetStartVersion = [](const CustomOp*) { return 1; };
   op.GetEndVersion = [](const CustomOp*) { return 0x7fffffff; };
-  op.GetMayInplace = scan != nullptr ? may_inplace<kScanInputs - 1, 1> : conv != nullptr ? may_inplace<kConvInputs - 1, 1> : row->like == 0 ? may_inplace<0, 0> : may_inplace<1, 0>;
+  op.GetMayInplace = scan != nullptr ? may_inplace<kPastInput, 1> : conv != nullptr ? may_inplace<kConvInputs - 1, 1> : row->like == 0 ? may_inplace<0, 0> : may_inplace<1, 0>;
   op.ReleaseMayInplace = keep;
 }
 
@@ -404,7 +409,7 @@ Status* host_for(const Api* api, Host** out) {
     const ScanOp* scan = at < kScanOps ? scan_ops() + at : nullptr;
     const ConvOp* conv = at >= kScanOps && at < kScanOps + kConvOps ? conv_ops() + (at - kScanOps) : nullptr;
     const RowOp* row = at >= kScanOps + kConvOps ? row_ops() + (at - kScanOps - kConvOps) : nullptr;
-    if (i >= kOps && scan != nullptr && scan->replay) continue;  // there are CPU kernels only
+    if (i >= kOps && scan != nullptr && (scan->replay || scan->frozen)) continue;  // there are CPU kernels only
     // Of these too; but their functions are as fast on a device, and a kernel here would be copied around.
     if (kProviders > 1 && row != nullptr) continue;
     fill(h->ops[i], api, scan, conv, row, i >= kOps);

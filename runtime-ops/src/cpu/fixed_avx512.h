@@ -1,0 +1,67 @@
+// Rows of 128 codes of 4 bits in 16-bit whole numbers (static_i4.h), 32 lanes at a time.
+#pragma once
+
+MAMBAC_INLINE void fixed_store(int16_t* p, Vec a) { _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(a.v))); }
+MAMBAC_INLINE void fixed_twice(int32_t* p, Vec a) {
+  const __m512i i = _mm512_cvtps_epi32(a.v);
+  _mm512_storeu_si512(p, _mm512_mask_blend_epi16(0xaaaaaaaa, i, _mm512_slli_epi32(i, 16)));
+}
+MAMBAC_INLINE float fixed_top(Vec a) { return _mm512_reduce_max_ps(a.v); }
+
+// Vector j holds nibble j of every 16-bit word, columns 4 w + j: one shift of the row, and a permute that reads five bits of
+// each word, of which the fifth is ignored as the table is there twice.
+template <bool kVnni>
+struct FixedRowOf {
+  __m512i c[3][2], start[3];  // planes, and what the 8 adds to their sums, taken off
+  __m512i table, b[4];
+  static MAMBAC_MEMBER void order(int16_t* out, const int16_t* natural) {
+    alignas(64) static constexpr int16_t kEvery[32] = {0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60,
+                                                       0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60};
+    __m512i z[4];
+    for (int i = 0; i < 4; i++) z[i] = _mm512_loadu_si512(natural + 32 * i);
+    for (int j = 0; j < 4; j++) {
+      const __m512i at = _mm512_add_epi16(_mm512_load_si512(kEvery), _mm512_set1_epi16((short)j));
+      const __m512i low = _mm512_permutex2var_epi16(z[0], at, z[1]), high = _mm512_permutex2var_epi16(z[2], at, z[3]);
+      _mm512_storeu_si512(out + 32 * j, _mm512_mask_blend_epi64(0xf0, low, high));
+    }
+  }
+  MAMBAC_MEMBER FixedRowOf(const DotPlanes& planes, const int16_t* values, const int16_t* ordered) {
+    const __m512i eight = _mm512_set1_epi8(8);
+    for (int plane = 0; plane < 3; plane++) {
+      for (int odd = 0; odd < 2; odd++) c[plane][odd] = _mm512_loadu_si512(planes.c[plane][odd]);
+      const __m512i zero = _mm512_setzero_si512();
+      start[plane] = _mm512_sub_epi32(zero, products(plane, eight, eight, zero));
+    }
+    table = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i*)values));
+    for (int j = 0; j < 4; j++) b[j] = _mm512_loadu_si512(ordered + 32 * j);
+  }
+  // from + the sums of four neighbouring bytes of codes plus 8 in each lane.
+  MAMBAC_MEMBER __m512i products(int plane, __m512i even, __m512i odd, __m512i from) const {
+    if (kVnni) return NibbleDotOf<true>::add(NibbleDotOf<true>::add(from, even, c[plane][0]), odd, c[plane][1]);
+    const __m512i pairs = _mm512_add_epi16(_mm512_maddubs_epi16(even, c[plane][0]), _mm512_maddubs_epi16(odd, c[plane][1]));
+    return _mm512_add_epi32(from, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+  }
+  // The planes on their own: short chains of dependent instructions.
+  MAMBAC_MEMBER Vec row(const uint8_t* in, const int32_t* fed, uint8_t* out) const {
+    const __m512i r = _mm512_loadu_si512(in), x = _mm512_set1_epi32(*fed), bottom = _mm512_set1_epi16(-7 * 4096);
+    const __m512i mask = _mm512_set1_epi8(15), eight = _mm512_set1_epi8(8);
+    const __m512i even = _mm512_ternarylogic_epi32(r, mask, eight, 0x6A);  // (r & mask) ^ eight
+    const __m512i odd = _mm512_ternarylogic_epi32(_mm512_srli_epi16(r, 4), mask, eight, 0x6A);
+    __m512i sums = products(2, even, odd, start[2]);
+    sums = _mm512_add_epi32(_mm512_slli_epi32(sums, 8), products(1, even, odd, start[1]));
+    sums = _mm512_add_epi32(_mm512_slli_epi32(sums, 8), products(0, even, odd, start[0]));
+    const Vec sum = {_mm512_cvtepi32_ps(sums)};
+    __m512i w[4];
+    for (int j = 0; j < 4; j++) {
+      w[j] = _mm512_permutexvar_epi16(j == 0 ? r : _mm512_srli_epi16(r, (unsigned)(4 * j)), table);
+      w[j] = _mm512_max_epi16(_mm512_adds_epi16(w[j], _mm512_mulhrs_epi16(x, b[j])), bottom);
+    }
+    __m512i all = _mm512_srli_epi16(w[0], 12);  // 0xF8: a | (b & c)
+    all = _mm512_ternarylogic_epi32(all, _mm512_srli_epi16(w[1], 8), _mm512_set1_epi16(0x00f0), 0xF8);
+    all = _mm512_ternarylogic_epi32(all, _mm512_srli_epi16(w[2], 4), _mm512_set1_epi16(0x0f00), 0xF8);
+    all = _mm512_ternarylogic_epi32(all, w[3], _mm512_set1_epi16((short)0xf000), 0xF8);
+    _mm512_storeu_si512(out, all);
+    return sum;
+  }
+};
+typedef FixedRowOf<false> FixedRow;
