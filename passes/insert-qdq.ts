@@ -23,6 +23,7 @@ import { definePass, type Pass, type PassContext } from "../src/rewrite/pass.js"
 import { addConstant, addGrid, addPairOn, type PairGrid, type ValueRange } from "../src/rewrite/qdq-pair.js";
 import { qdqPlan } from "../src/rewrite/qdq-plan.js";
 import { profileRules, type QdqProfile } from "../src/rewrite/qdq-profile.js";
+import { SEMANTIC_DOMAIN } from "../src/rewrite/semantic.js";
 import { type LinearRole, type LinearSite, type Sites, sitesOf } from "../src/rewrite/sites.js";
 import { invariant } from "../src/support/errors.js";
 
@@ -61,7 +62,11 @@ export const insertQdq: Pass<InsertQdqOptions> = definePass({
   },
 });
 
-/** Pairs as the profile has them, on grids from calibration. */
+/**
+ * Pairs as the profile has them, on grids from calibration. Where a scan or convolution reads what a pair made, a sum of one
+ * summand stands between: ONNX Runtime 1.30 moves pairs into the functions of these operators, past what reshapes there,
+ * and dies where an If reads that.
+ */
 function placePairs(
   builder: GraphBuilder,
   edit: GraphEdit,
@@ -93,14 +98,22 @@ function placePairs(
     const grid = grids.get(plan.moved.get(value) ?? value);
     const producer = sites.index.producer.get(value);
     invariant(grid !== undefined && producer !== undefined, `${value} has no grid`);
-    if (!sites.index.outputs.has(value)) {
-      edit.replaceValue(value, addPairOn(builder, value, grid));
-      continue;
+    let rounded = value;
+    if (sites.index.outputs.has(value)) {
+      // The name of an output stays with what comes out.
+      const raw = edit.unused(`${value}_float`);
+      change(producer, (now) => ({ outputs: now.outputs.map((output) => (output === value ? raw : output)) }));
+      addPairOn(builder, raw, grid, value);
+    } else {
+      rounded = addPairOn(builder, value, grid);
+      edit.replaceValue(value, rounded);
     }
-    // The name of an output stays with what comes out.
-    const raw = edit.unused(`${value}_float`);
-    change(producer, (now) => ({ outputs: now.outputs.map((output) => (output === value ? raw : output)) }));
-    addPairOn(builder, raw, grid, value);
+    const functions = (sites.index.users.get(value) ?? []).filter(({ domain }) => domain === SEMANTIC_DOMAIN);
+    if (functions.length === 0) continue;
+    const fenced = builder.op("Sum", [rounded]);
+    for (const node of functions) {
+      change(node, (now) => ({ inputs: now.inputs.map((input) => (input === value ? fenced : input)) }));
+    }
   }
   for (const [node, to] of changed) edit.swapNode(node, to);
 }

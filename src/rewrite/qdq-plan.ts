@@ -26,9 +26,7 @@ export interface QdqPlan {
 
 /**
  * Pairs for these projections. With `results`, operators are complete: the result of a projection gets a pair too, so does
- * that of its bias, and as long as a result is only moved about, every value on its way has the grid it started with. That
- * leaves the last pair right in front of what computes in float, where ONNX Runtime does not move it: version 1.30 moves pairs
- * past a Reshape, and dies where the Reshape's reader is an If, as in the functions of scans.
+ * that of its bias, and as long as a result is only moved about, every value on its way has the grid it started with.
  */
 export function qdqPlan(sites: Sites, chosen: readonly LinearSite[], results: boolean): QdqPlan {
   const inputs = [...new Set(chosen.map(({ input }) => input))];

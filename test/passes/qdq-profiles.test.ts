@@ -1,9 +1,14 @@
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
+import { passesFor } from "../../passes/index.js";
 import { insertQdq, quantizedValues } from "../../passes/insert-qdq.js";
 import { PRESETS, presetNamed, type QuantRecipe } from "../../passes/quant-recipes.js";
 import { quantSteps } from "../../passes/quant-steps.js";
 import { roundNearest } from "../../passes/round-nearest.js";
+import { compile } from "../../src/compile.js";
 import { attrInt, type Graph, type Model, makeValue, type Node, useIndex } from "../../src/ir/graph.js";
 import { type Tensor, toNumbers } from "../../src/ir/tensor.js";
 import { tensorType } from "../../src/ir/types.js";
@@ -12,6 +17,7 @@ import { step } from "../../src/rewrite/pipeline.js";
 import type { ValueRange } from "../../src/rewrite/qdq-pair.js";
 import { QDQ_PROFILES, type QdqProfile } from "../../src/rewrite/qdq-profile.js";
 import { sitesOf } from "../../src/rewrite/sites.js";
+import { loadPackage } from "../../src/run/stateful.js";
 import { compiledLogits } from "../support/compiled-logits.js";
 import { ALL_ROLES } from "../support/exact-steps.js";
 import { fixture } from "../support/fixture-models.js";
@@ -168,6 +174,28 @@ describe.each(QDQ_PROFILES)("%s", (profile) => {
     });
   }
 });
+
+test.each(["h8", "h4"] as const)(
+  "Mamba-1 with a state of %s loads in ONNX Runtime with all optimisations",
+  async (format) => {
+    const folder = mkdtempSync(join(tmpdir(), "mambac-test-"));
+    try {
+      const output = join(folder, "out.onnx");
+      const quant: QuantRecipe = { ...presetNamed("w8a8h4"), qdqProfile: "qnn" };
+      const state = { ...quant.state, format };
+      const calibration = { paths: ["random"], samples: 2, sequenceLength: 24 };
+      await compile(
+        { inputs: [fixture("hf/mamba/prefill.onnx")], output, state, calibration },
+        passesFor({ state, quant }),
+      );
+      await using model = await loadPackage(output, { library: "none" });
+      const { data } = await model.prefill([3, 14, 15, 92, 65]);
+      expect(data.every((logit) => Number.isFinite(logit))).toBe(true);
+    } finally {
+      rmSync(folder, { recursive: true, force: true });
+    }
+  },
+);
 
 test("two bytes of activations lose less than one", async () => {
   const name = "hf/mamba2/prefill.onnx";
