@@ -88,7 +88,9 @@ bool rows_of(const char* op, const char* input, const Shape& got, int64_t width,
   }
   if (!addressable(op, input, got.dims, got.rank, 4, m)) return false;
   *rows = 1;
-  for (size_t i = 0; i + 1 < got.rank; i++) *rows *= got.dims[i];
+  for (size_t i = 0; i < got.rank; i++)
+    if (got.dims[i] == 0) *rows = 0;  // the others may be anything
+  for (size_t i = 0; *rows > 0 && i + 1 < got.rank; i++) *rows *= got.dims[i];
   return true;
 }
 
