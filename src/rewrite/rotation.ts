@@ -4,7 +4,7 @@ import type { GraphBuilder } from "../ir/builder.js";
 import { makeNode } from "../ir/graph.js";
 import { f32Tensor, type Tensor } from "../ir/tensor.js";
 import { type HadamardRotation, hadamardRotation, rotateColumns, rotateRows } from "../linalg/hadamard.js";
-import { lazyWeight, weightValues } from "./weights.js";
+import { lazyWeight, withWeightValues } from "./weights.js";
 
 /** An orthogonal map of row vectors, x -> x R. */
 export type Rotation =
@@ -33,11 +33,12 @@ export function rotateWriter(weight: Tensor, rotation: Rotation): Tensor {
 
 function mapped(weight: Tensor, map: (values: Float32Array, k: number, n: number) => void): Tensor {
   const [k = 1, n = 1] = weight.shape.length === 1 ? [1, weight.shape[0] ?? 1] : weight.shape;
-  return lazyWeight(weight.shape, () => {
-    const values = weightValues(weight).slice();
+  const turned = (lent: Float32Array): Float32Array => {
+    const values = lent.slice();
     map(values, k, n);
     return values;
-  });
+  };
+  return lazyWeight(weight.shape, () => withWeightValues(weight, turned), weight);
 }
 
 /** values [k, n] := R^T values, in place, a strip of columns at a time. */

@@ -12,9 +12,16 @@ let latest: { readonly source: LazyWeight; readonly bytes: Uint8Array } | null =
 
 class LazyWeight implements ByteSource {
   readonly #compute: () => Float32Array;
+  readonly #reads: Tensor | null;
 
-  constructor(compute: () => Float32Array) {
+  constructor(compute: () => Float32Array, reads: Tensor | null) {
     this.#compute = compute;
+    this.#reads = reads;
+  }
+
+  prefetch(): Promise<void> | null {
+    if (latest?.source === this) return null;
+    return this.#reads?.prefetch(0, this.#reads.byteLength) ?? null;
   }
 
   read(offset: number, length: number): Uint8Array {
@@ -23,8 +30,11 @@ class LazyWeight implements ByteSource {
   }
 }
 
-/** A float32 tensor computed on demand; `compute` must give the same values every time. */
-export function lazyWeight(shape: readonly number[], compute: () => Float32Array): Tensor {
+/**
+ * A float32 tensor computed on demand; `compute` must give the same values every time. `reads`: the weight it asks
+ * `withWeightValues` for.
+ */
+export function lazyWeight(shape: readonly number[], compute: () => Float32Array, reads: Tensor | null = null): Tensor {
   const source = new LazyWeight(() => {
     const values = compute();
     invariant(
@@ -32,7 +42,7 @@ export function lazyWeight(shape: readonly number[], compute: () => Float32Array
       `a computed weight has ${values.length} values, not ${elementCount(shape)}`,
     );
     return values;
-  });
+  }, reads);
   return tensorFromSource("f32", shape, source, 0, "lazy");
 }
 
@@ -61,8 +71,7 @@ export function scaledWeight(tensor: Tensor, rows: Float64Array | null, columns:
     (rows === null || rows.length === k) && (columns === null || columns.length === n),
     "scaledWeight: sizes differ",
   );
-  return lazyWeight([k, n], () => {
-    const values = weightValues(tensor);
+  const scaled = (values: Float32Array): Float32Array => {
     const out = new Float32Array(values.length);
     for (let i = 0; i < k; i++) {
       const row = rows === null ? 1 : (rows[i] ?? 1);
@@ -70,18 +79,19 @@ export function scaledWeight(tensor: Tensor, rows: Float64Array | null, columns:
         out[i * n + j] = (values[i * n + j] ?? 0) * row * (columns === null ? 1 : (columns[j] ?? 1));
     }
     return out;
-  });
+  };
+  return lazyWeight([k, n], () => withWeightValues(tensor, scaled), tensor);
 }
 
 /** The transpose of W [K, N]. */
 export function transposedWeight(tensor: Tensor): Tensor {
   const [k, n] = matrixShape(tensor);
-  return lazyWeight([n, k], () => {
-    const values = weightValues(tensor);
+  const turned = (values: Float32Array): Float32Array => {
     const out = new Float32Array(values.length);
     for (let i = 0; i < k; i++) for (let j = 0; j < n; j++) out[j * k + i] = values[i * n + j] ?? 0;
     return out;
-  });
+  };
+  return lazyWeight([n, k], () => withWeightValues(tensor, turned), tensor);
 }
 
 function matrixShape(tensor: Tensor): [number, number] {
