@@ -41,7 +41,7 @@ interface FinishOptions {
 
 /**
  * Semantic operators to the graph to write. Attention is raised so that a prefill graph of a hybrid can read a cache; a
- * graph that reads one already keeps its attention. The length is freed before states are added, so that new states get the free batch. Renaming comes after all states exist, lowering and tidying last.
+ * graph that reads one already keeps its attention. The length is freed before states are added, so that new states get the free batch. Renaming comes after all states exist, fusing, lowering and tidying last.
  */
 function finishRecipe(options: FinishOptions): Step[] {
   const names = new Map<string, string>();
@@ -53,9 +53,9 @@ function finishRecipe(options: FinishOptions): Step[] {
     step(completeStates, { names }),
     ...(options.quant === null ? [] : quantSteps(options.quant, options.decided)),
     step(divideNorm, {}),
-    ...(options.target === "mambac" ? [step(fuseGate, {})] : []),
     stateStep(options.state),
     ...(options.stateNames === null ? [] : [step(renameStates, { style: options.stateNames })]),
+    ...(options.target === "mambac" ? [step(fuseGate, {})] : []),
     step(lower, { target: options.target }),
     step(tidy, {}),
   ];
