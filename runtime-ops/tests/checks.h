@@ -76,7 +76,11 @@ inline void encode(const Op& op, const std::vector<double>& h, int P, int N, uin
   }
 }
 
-inline Inputs make_inputs(const Op& op, const Sizes& s, Random& r, double scale, bool zero_state) {
+// What kernels take other ways for: columns of a state without any value, of values so small that their scale has few bits,
+// and decays down to nothing.
+enum Oddity { kHoles = 1, kFaint = 2, kSteep = 4 };
+
+inline Inputs make_inputs(const Op& op, const Sizes& s, Random& r, double scale, bool zero_state, int odd = kHoles) {
   Inputs in;
   int E = s.channels(), R = s.rates(op);
   size_t rows = (size_t)s.B * s.L;
@@ -84,7 +88,9 @@ inline Inputs make_inputs(const Op& op, const Sizes& s, Random& r, double scale,
   in.dt = r.normals(rows * R, 1.5);
   in.A = r.normals(op.two ? s.H : (size_t)E * s.N, 1);
   for (float& a : in.A) a = -(float)exp(a);
+  for (size_t i = 0; (odd & kSteep) && i < in.A.size(); i++) in.A[i] *= i % 3 == 1 ? 60 : i % 3 == 2 ? 2000 : 1;
   in.B = r.normals(rows * s.G * s.N, 1);
+  for (size_t i = 0; (odd & kFaint) && i < in.B.size(); i++) in.B[i] *= i % (size_t)s.N % 17 == 2 ? 3e-7f : i % (size_t)s.N % 17 == 4 ? 1e-8f : 1;
   in.C = r.normals(rows * s.G * s.N, 1);
   in.D = r.normals(E, 1);
   in.bias = r.normals(R, 1);
@@ -99,7 +105,8 @@ inline Inputs make_inputs(const Op& op, const Sizes& s, Random& r, double scale,
     std::vector<double> h((size_t)s.P * s.N);
     for (int p = 0; p < s.P; p++)
       for (int n = 0; n < s.N; n++)
-        h[(size_t)p * s.N + n] = scale * r.normal() * (p % 7 == 3 ? 8 : 1) * (n % 11 == 5 ? 5 : 1) * (n % 13 == 1 ? 0 : 1);
+        h[(size_t)p * s.N + n] = scale * r.normal() * (p % 7 == 3 ? 8 : 1) * (n % 11 == 5 ? 5 : 1) * ((odd & kHoles) && n % 13 == 1 ? 0 : 1) *
+                                   ((odd & kFaint) && n % 17 == 2 ? 1e-6 : 1);
     encode(op, h, s.P, s.N, in.past.data() + i * bytes, in.step_of(s, i).data());
   }
   return in;

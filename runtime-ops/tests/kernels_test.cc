@@ -23,7 +23,7 @@ static Output run(const Op& op, const Sizes& s, const Inputs& in, const char* is
 
 static void one_case(const Op& op, const Sizes& s, uint64_t seed, double scale, bool zero_state) {
   Random r(seed);
-  Inputs in = make_inputs(op, s, r, scale, zero_state);
+  Inputs in = make_inputs(op, s, r, scale, zero_state, (int)(seed % 8));
   Result want = scan(op, s, in);
   const double tolerance = 3e-6;
   Output first;
@@ -103,6 +103,29 @@ static void long_run(const Op& op, int tokens) {
     }
     CHECK(step.past == out.present, "tokens alone give another state");
   }
+}
+
+// One input that is not a number: it shows in y and ends as the lowest code, in its own row alone.
+static void not_a_number(const Op& op) {
+  const int row = 5;
+  for (int n : {64, 100, 128, 256})
+    for (int tokens : {1, 2}) {
+      Sizes s = {1, tokens, 2, 16, n, 1};
+      Random r(123);
+      Inputs in = make_inputs(op, s, r, 1, false, 0), broken = in;
+      const size_t at = (size_t)((tokens - 1) * s.channels() + row);  // of the last token
+      broken.x[at] = NAN;
+      for (const char* isa : g_isas) {
+        g_where = std::string(isa) + " " + op.name + " not a number, N = " + std::to_string(n);
+        Output good = run(op, s, in, isa, false), bad = run(op, s, broken, isa, true);
+        for (size_t i = 0; i < good.y.size(); i++)
+          CHECK(i == at ? bad.y[i] != bad.y[i] : same_bits(&good.y[i], &bad.y[i], 1), "y[%zu] = %g", i, (double)bad.y[i]);
+        for (int i = 0; i < s.P * n; i++) {
+          int code = code_at(op, bad.present.data(), i);
+          CHECK(i / n == row ? code == -op.qmax() : abs(code) <= op.qmax(), "code %d of row %d: %d", i % n, i / n, code);
+        }
+      }
+    }
 }
 
 static void conv_case(const ConvSizes& s, bool silu, uint64_t seed, double scale) {
@@ -272,6 +295,7 @@ int main(int argc, char** argv) {
       g_where = std::string(isa) + " " + op.name + " no token";
       CHECK(run(op, none, in, isa, false).present == in.past, "the state changed without a token");
     }
+    if (op.packed()) not_a_number(op);
     if (op.token && (!quick || op.kind == Kind::H4)) long_run(op, quick ? 400 : 2000);
   }
   for (int k : {1, 2, 3, 4, 5, 7})

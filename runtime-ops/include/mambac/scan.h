@@ -36,6 +36,9 @@ struct ScanArgs {
   const void* past;
   float* y;       // [batch, length, channels]
   void* present;  // may be the same buffer as past; must not overlap it otherwise
+  // Mamba-2, one token, set by run_scan and Kernels::mamba2_prepare; else null:
+  float* decays;   // [batch, 2, heads]: d and exp(d * A)
+  float* ordered;  // [batch, groups, 2, d_state]: B and C in the order of a kernel's vectors, where it has one of its own
   // Replay, set by run_scan and Kernels::replay_prepare:
   int32_t* counts;  // [batch]: tokens in the rings of past
   float* dots;      // [batch, groups, replay], one token: C against b of every token in the ring and the new one
@@ -127,6 +130,8 @@ MAMBAC_ANYWHERE inline ReplayLayout replay_layout(const ScanArgs& a) {
 // task of an operator on rows is kRowBlock rows.
 struct Kernels {
   const char* name;
+  // One token of Mamba-2 is prepared for every sequence before the tasks.
+  void (*mamba2_prepare)(const ScanArgs& args, int64_t sequence);
   void (*mamba2)(const ScanArgs& args, int64_t task, void* scratch);
   void (*mamba1)(const ScanArgs& args, int64_t task, void* scratch);
   void (*conv)(const ConvArgs& args, int64_t task);

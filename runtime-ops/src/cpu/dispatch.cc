@@ -105,13 +105,14 @@ size_t scan_scratch_bytes(const ScanArgs& a) {
   const size_t p = round16((size_t)a.head_dim), n = round16((size_t)a.d_state), r = (size_t)a.replay;
   if (a.prepared != nullptr) return sizeof(float) * (2 * n + 2 * p + 64);
   const size_t packing = p * n + 3 * n + p + (p / 2 + 16) + (n / 2 + 16) + 32;
-  const size_t ordered = 2 * n;                     // B and C of one token
+  const size_t ordered = 4 * n + 2 * p;             // B, C, x and units of one token
   const size_t prefill = n * p + 2 * 32 * p;        // transposed state, inputs and sums of a block
   const size_t lanes = 2 * 64 * n + 3 * 32 * 64;    // Mamba-1: states, rates and a block of tokens of 64 channels
   if (r > 0) {
     const size_t token = 2 * n + 2 * p + r * (n + p), block = prefill + 2 * 32 * n;  // the rings, or B and C of a block
     return sizeof(float) * (packing + (a.length == 1 ? token : block) + 64);
   }
+  if (a.decays != nullptr) return sizeof(float) * (packing + ordered + 64);
   return sizeof(float) * (packing + ordered + (prefill > lanes ? prefill : lanes) + 64);
 }
 
@@ -202,6 +203,26 @@ bool run_static(const Kernels& k, ScanRun& run, const char* name, const Spread& 
   return good;
 }
 
+// One token of Mamba-2.
+bool run_step(const Kernels& k, ScanRun& run, const char* name, const Spread& spread, char* error, size_t room) {
+  ScanArgs& a = run.args;
+  const size_t batch = (size_t)a.batch, decays = round16(2 * batch * (size_t)a.heads), ordered = 2 * batch * (size_t)(a.groups * a.d_state);
+  alignas(kScratchAlign) unsigned char local[4096];
+  void *block = nullptr, *whole = local;
+  if (sizeof(float) * (decays + ordered) > sizeof local) {
+    block = malloc(sizeof(float) * (decays + ordered) + kScratchAlign);
+    if (block == nullptr) return refuse(error, room, name, kNoMemory);
+    whole = (void*)(((uintptr_t)block + kScratchAlign - 1) & ~(uintptr_t)(kScratchAlign - 1));
+  }
+  a.decays = (float*)whole;
+  a.ordered = a.decays + decays;
+  run.sequence = k.mamba2_prepare;
+  const double work = 8.0 * (double)a.batch * (double)(a.heads + 2 * a.groups * a.d_state);
+  const bool good = spread.run(spread.host, sequence_piece, a.batch, work, &run) && run_heads(run, name, spread, error, room);
+  free(block);
+  return good;
+}
+
 bool run_replay(const Kernels& k, ScanRun& run, const char* name, const Spread& spread, char* error, size_t room) {
   ScanArgs& a = run.args;
   const ReplayLayout at = replay_layout(a);
@@ -247,9 +268,11 @@ bool run_scan(const Kernels& k, const ScanArgs& args, const char* name, const Sp
   if (room > 0) error[0] = 0;
   ScanRun run;
   run.args = args;
+  run.args.decays = run.args.ordered = nullptr;
   if (args.replay > 0) return run_replay(k, run, name, spread, error, room);
   if (args.row_step != nullptr) return run_static(k, run, name, spread, error, room);
   run.task = args.family == Family::kMamba2 ? k.mamba2 : k.mamba1;
+  if (args.family == Family::kMamba2 && args.length == 1) return run_step(k, run, name, spread, error, room);
   return run_heads(run, name, spread, error, room);
 }
 

@@ -5,6 +5,7 @@
 struct Token {
   Vec decay, delta;  // the same in all lanes
   const float *x, *D, *B, *C;
+  const float *ordered_b, *ordered_c;  // B and C in the order of StridedI4's vectors; states of 4 bits with N = 128
   float* y;
 };
 
@@ -112,7 +113,7 @@ static void step_packed(Packing& k, const Token& t, const uint8_t* past, uint8_t
   const Int np = 16 * vectors, bytes = Codec::row_bytes(n), head = p * bytes + 2 * (p + n);
   const uint8_t* sc = past + p * bytes;
   old_steps<Codec>(k, sc + 2 * p, n);
-  start_packing(k, vectors);
+  start_packing(k, vectors, kMax && Codec::kGroup > 1);
   for (Int p0 = 0; p0 < p; p0 += 16) {
     const int count = rows_left(p0, p);
     const uint8_t* codes = past + p0 * bytes;
@@ -141,6 +142,114 @@ static void step_packed(Packing& k, const Token& t, const uint8_t* past, uint8_t
   finish_packing<Codec, kVectors>(k, present, p, n);
 }
 
+// What a head's state is in units of its old steps: h = unit_p step_n g with g = code + input_p gain_n, and y = unit_p sum g
+// weight_n. One multiplication a value less than with h itself.
+struct Folded {
+  const float *gain, *weight;  // B / step, C * step, in vector order
+};
+
+// Rows of k.rows from old codes, in the units of Folded; sums of g weight, and statistics of step |g|, of each.
+template <class Codec, bool kMax, int kVectors, int kRows>
+MAMBAC_INLINE void fold_rows(const float* steps, const Folded& f, const uint8_t* codes, Int bytes, float* rows, const float* input,
+                             Vec* sums, Vec* statistic) {
+  Vec x[kRows], sum[kRows], stat[kRows];
+  for (int r = 0; r < kRows; r++) {
+    x[r] = v_set(input[r]);
+    sum[r] = stat[r] = v_zero();
+  }
+  MAMBAC_UNROLL
+  for (Int v = 0; v < kVectors; v++) {
+    const Vec step = v_load(steps + 16 * v), b = v_load(f.gain + 16 * v), c = v_load(f.weight + 16 * v);
+    for (int r = 0; r < kRows; r++) {
+      const Vec g = v_fma(x[r], b, Codec::codes(codes + r * bytes, v));
+      v_store(rows + 16 * (r * kVectors + v), g);
+      sum[r] = v_fma(g, c, sum[r]);
+      stat[r] = kMax ? v_max_abs(stat[r], v_mul(g, step)) : v_fma(v_abs(g), step, stat[r]);
+      v_now(stat[r]);
+    }
+  }
+  for (int r = 0; r < kRows; r++) {
+    sums[r] = sum[r];
+    statistic[r] = stat[r];
+  }
+}
+
+// Units of rows into k.units and of columns into k.step, and what Folded and its inputs hold. False where a unit is so small
+// or an input so large that the state in such units might leave the range of floats; a step of zero is no unit at all.
+template <class Codec, int kVectors>
+MAMBAC_INLINE bool fold(Packing& k, const Token& t, const uint8_t* scales, Int p, float* gain, float* weight, float* input) {
+  constexpr int kTogether = Codec::kGroup == 8 ? 8 : 1;
+  const Vec limit = v_set((float)Codec::kLimit), share = v_set(1.0f / (float)Codec::kLimit);
+  const float *B = kTogether == 8 ? t.ordered_b : t.B, *C = kTogether == 8 ? t.ordered_c : t.C;
+  float *steps = k.step, *units = k.units;
+  Vec low = v_set(1.0f), high = v_zero(), most = v_zero();
+  for (int v = 0; v < kVectors; v += kTogether) {
+    Vec ss[kTogether];
+    load_scales<Codec>(scales + 2 * (p + 16 * v), ss);
+    for (int i = 0; i < kTogether; i++) {
+      const int at = 16 * (v + i);
+      const Vec b = v_div(v_mul(limit, v_load(B + at)), ss[i]), step = v_mul(ss[i], share);
+      low = v_min(low, ss[i]);
+      high = v_max(high, ss[i]);
+      most = v_max_abs(most, b);
+      v_store(steps + at, step);
+      v_store(gain + at, b);
+      v_store(weight + at, v_mul(v_load(C + at), step));
+    }
+  }
+  for (Int i = 0; i < p; i += 16) {
+    const Vec unit = v_mul(t.decay, h_widen(h_load(scales + 2 * i))), x = v_div(v_mul(t.delta, v_load(t.x + i)), unit);
+    low = v_min(low, unit);
+    high = v_max(high, unit);
+    most = v_max_abs(most, x);
+    v_store(units + i, unit);
+    v_store(input + i, x);
+  }
+  return !v_any_above(v_set(0x1p-60f), low, 16) && !v_any_above(high, v_set(65504.0f), 16) && !v_any_above(most, v_set(0x1p36f), 16);
+}
+
+// y, and channel scales, of 16 rows from what fold_rows gave. Units of rows lie in k.units.
+MAMBAC_INLINE void fold_outputs(Packing& k, const Token& t, Int p0, const Vec* sums) {
+  const Vec sum = v_reduce16<v_add>(sums);
+  k.wild |= v_any_above(sum, v_set(INFINITY), 16);  // NaN, which a maximum does not show
+  finish_rows(t, p0, 16, v_mul(v_load(k.units + p0), sum));
+}
+template <bool kMax>
+MAMBAC_INLINE void fold_scales(Packing& k, Int p0, const Vec* statistic, float n) {
+  const Vec size = kMax ? v_reduce16<v_max>(statistic) : v_reduce16<v_add>(statistic), unit = v_load(k.units + p0);
+  channel_scales<kMax>(k, p0, 16, v_mul(unit, size), n);
+  v_store(k.inverse + p0, v_mul(unit, v_load(k.inverse + p0)));
+}
+
+// step_packed for whole vectors of rows and columns, in units of the old steps. False: nothing was done.
+template <class Codec, bool kMax, int kVectors>
+static bool step_folded(Packing k, float* order, const Token& t, const uint8_t* past, uint8_t* present, Int p) {
+  const Int n = 16 * kVectors, bytes = Codec::row_bytes(n), head = p * bytes + 2 * (p + n);
+  float *gain = order, *weight = order + n, *input = order + 2 * n;
+  k.units = input + round16(p);
+  if (p % 16 != 0 || !fold<Codec, kVectors>(k, t, past + p * bytes, p, gain, weight, input)) return false;
+  const Folded f = {gain, weight};
+  k.sc = (uint16_t*)(present + p * bytes);
+  k.ss = k.sc + p;
+  start_packing(k, kVectors, false);
+  Vec sums[16], statistic[16];
+  for (Int p0 = 0; p0 < p; p0 += 16) {
+    const uint8_t* codes = past + p0 * bytes;
+    for (int r = 0; r < 16; r += kFoldRows) {
+      for (Int i = 0; i < kFoldRows * bytes; i += 64) MAMBAC_PREFETCH(codes + head + r * bytes + i);  // the next head's
+      fold_rows<Codec, kMax, kVectors, kFoldRows>(k.step, f, codes + r * bytes, bytes, k.rows + (p0 + r) * n, input + p0 + r, sums + r,
+                                                  statistic + r);
+    }
+    fold_outputs(k, t, p0, sums);
+    fold_scales<kMax>(k, p0, statistic, (float)n);
+    // One block late, so that its work hides the latency of the sums, root and division above.
+    if (p0 > 0) column_maxima<kVectors>(k, k.rows + (p0 - 16) * n, p0 - 16, 16, kVectors);
+  }
+  column_maxima<kVectors>(k, k.rows + (p - 16) * n, p - 16, 16, kVectors);
+  finish_packing<Codec, kVectors, true>(k, present, p, n);
+  return true;
+}
+
 // One token of a packed head. `order` has room for B and C in vector order.
 template <class Codec, bool kMax, int kVectors, bool kTail>
 MAMBAC_INLINE void step_ordered(Packing& k, float* order, Token t, const uint8_t* past, uint8_t* present, Int p, Int n) {
@@ -154,20 +263,17 @@ MAMBAC_INLINE void step_ordered(Packing& k, float* order, Token t, const uint8_t
 // `Whole` serves rows of whole groups of its vectors with 64 or 128 columns, `Plain` all others.
 template <class Whole, class Plain, bool kMax>
 MAMBAC_INLINE void step_plain(Packing& k, float* order, const Token& t, const uint8_t* past, uint8_t* present, Int p, Int n) {
-  if (n == 128)
-    step_ordered<Whole, kMax, 8, false>(k, order, t, past, present, p, n);
-  else if (n == 64)
-    step_ordered<Whole, kMax, 4, false>(k, order, t, past, present, p, n);
-  else if (n % 16 == 0)
+  if (n == 128 && step_folded<Whole, kMax, 8>(k, order, t, past, present, p)) return;
+  if (n == 64 && step_folded<Whole, kMax, 4>(k, order, t, past, present, p)) return;
+  if (n % 16 == 0)
     step_ordered<Plain, kMax, 0, false>(k, order, t, past, present, p, n);
   else
     step_ordered<Plain, kMax, 0, true>(k, order, t, past, present, p, n);
 }
 template <bool kMax>
 MAMBAC_INLINE void step_i4(Packing& k, float* order, const Token& t, const uint8_t* past, uint8_t* present, Int p, Int n) {
-  if (n == 128)
-    step_ordered<StridedI4, kMax, 8, false>(k, order, t, past, present, p, n);
-  else if (n % 128 == 0)
+  if (n == 128 && step_folded<StridedI4, kMax, 8>(k, order, t, past, present, p)) return;
+  if (n % 128 == 0)
     step_ordered<StridedI4, kMax, 0, false>(k, order, t, past, present, p, n);
   else
     step_plain<PlainI4, PlainI4, kMax>(k, order, t, past, present, p, n);

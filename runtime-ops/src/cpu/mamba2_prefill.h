@@ -189,6 +189,25 @@ static void prefill_head(const ScanArgs& a, Int b, Int h, const void* past, void
 // Below this many tokens, token by token over the stored rows is faster than turning the state around twice.
 constexpr Int kPrefillTokens = 10;
 
+// Whether StridedI4's kernel for rows of 128 columns takes a token.
+MAMBAC_INLINE bool wants_order(const ScanArgs& a) { return a.format == Format::kH4 && a.d_state == 128; }
+
+// One token: step sizes of all heads, which one vector holds many of, and B and C in vector order, which heads share.
+static void mamba2_prepare(const ScanArgs& a, int64_t b) {
+  float* decays = a.decays + 2 * b * a.heads;
+  for (Int h = 0; h < a.heads; h += 16) {
+    const int some = rows_left(h, a.heads);
+    const Vec delta = v_delta(v_load_n(a.dt + b * a.heads + h, some), v_load_n(a.dt_bias + h, some), a.dt_min, a.dt_max);
+    v_store_n(decays + h, delta, some);
+    v_store_n(decays + a.heads + h, v_exp(v_mul(delta, v_load_n(a.A + h, some))), some);
+  }
+  const Int n = a.d_state;
+  for (Int g = b * a.groups; wants_order(a) && g < (b + 1) * a.groups; g++) {
+    to_vector_order<StridedI4>(a.ordered + 2 * g * n, a.B + g * n, n);
+    to_vector_order<StridedI4>(a.ordered + (2 * g + 1) * n, a.C + g * n, n);
+  }
+}
+
 static void mamba2_task(const ScanArgs& a, int64_t task, void* scratch) {
   const Int b = task / a.heads, h = task % a.heads, p = a.head_dim, n = a.d_state;
   const Int bytes = head_bytes(a.format, p, n);
@@ -206,18 +225,32 @@ static void mamba2_task(const ScanArgs& a, int64_t task, void* scratch) {
     return;
   }
   Packing k(c, packed ? p : 0, packed ? round16(n) : 0);
-  float *order = c.take(2 * round16(n)), *other = order + round16(n);
+  float *order = c.take(2 * round16(n) + 2 * round16(p)), *other = order + round16(n);
+  float* strided = c.take(wants_order(a) ? 2 * n : 0);
   const Int group = h / (a.heads / a.groups);
   Token t;
   t.D = a.D + h * p;
   // The state's first lines travel while the step size is worked out, a long chain of dependent operations.
   for (Int i = 0; i < 2048 && i < bytes; i += 64) MAMBAC_PREFETCH((const char*)past + i);
   for (Int l = 0; l < a.length; l++) {
-    mamba2_deltas(a, b, h, l, 1, &t.delta, &t.decay);
     t.x = a.x + ((b * a.length + l) * a.heads + h) * p;
     t.y = a.y + ((b * a.length + l) * a.heads + h) * p;
     t.B = a.B + ((b * a.length + l) * a.groups + group) * n;
     t.C = a.C + ((b * a.length + l) * a.groups + group) * n;
+    if (a.decays != nullptr) {
+      t.delta = v_set(a.decays[2 * b * a.heads + h]);
+      t.decay = v_set(a.decays[(2 * b + 1) * a.heads + h]);
+      t.ordered_b = a.ordered + 2 * (b * a.groups + group) * n;
+      t.ordered_c = t.ordered_b + n;
+    } else {
+      mamba2_deltas(a, b, h, l, 1, &t.delta, &t.decay);
+      t.ordered_b = strided;
+      t.ordered_c = strided + n;
+      if (wants_order(a)) {
+        to_vector_order<StridedI4>(strided, t.B, n);
+        to_vector_order<StridedI4>(strided + n, t.C, n);
+      }
+    }
     if (packed) {
       step_packed_any(a, k, order, t, past, present);
     } else {

@@ -191,7 +191,7 @@ MAMBAC_APART void replay_round(const ScanArgs& a, Packing& k, const ReplayHead& 
     const Vec w = v_set(weights[j]);
     for (Int i = 0; i < p; i += 16) v_store(fed + j * pp + i, v_mul(w, halves_at(s.u + 2 * (j * p + i), rows_left(i, p))));
   }
-  start_packing(k, np / 16);
+  start_packing(k, np / 16, kMax && Codec::kGroup > 1);
   for (Int p0 = 0; p0 < p; p0 += 16) {
     const int count = rows_left(p0, p);
     float scale[16];

@@ -12,6 +12,7 @@ struct HalfVec {
 constexpr int kTileRows = 1;
 constexpr int kTileStates = 4;
 constexpr int kStepRows = 2;    // packed decode: rows that share one load of B, C and the steps
+constexpr int kFoldRows = 2;    // the same in units of the old steps
 constexpr int kReplayRows = 4;   // rebuilding a replayed state: rows ...
 constexpr int kReplayWide = 1;   // ... times vectors of columns
 
@@ -46,7 +47,7 @@ MAMBAC_INLINE Vec v_abs(Vec a) {
   const __m256 m = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
   return {_mm256_and_ps(a.lo, m), _mm256_and_ps(a.hi, m)};
 }
-MAMBAC_INLINE Vec v_max_abs(Vec m, Vec a) { return v_max(m, v_abs(a)); }  // m >= 0
+MAMBAC_INLINE Vec v_max_abs(Vec m, Vec a) { return v_max(v_abs(a), m); }  // m >= 0; NaN is left out
 MAMBAC_INLINE Vec v_sqrt(Vec a) { return {_mm256_sqrt_ps(a.lo), _mm256_sqrt_ps(a.hi)}; }
 MAMBAC_INLINE Vec v_round(Vec a) { return {_mm256_round_ps(a.lo, 8), _mm256_round_ps(a.hi, 8)}; }
 // a * 2^n for whole |n| <= 250, in two factors so that neither leaves the exponent range.
@@ -83,6 +84,39 @@ MAMBAC_INLINE HalfVec h_load(const void* p) {
 MAMBAC_INLINE void h_store(uint16_t* p, HalfVec a) {
   _mm_storeu_si128((__m128i*)p, a.lo);
   _mm_storeu_si128((__m128i*)(p + 8), a.hi);
+}
+
+// [8][16] halves to [16][8], in place.
+MAMBAC_INLINE void join128(uint16_t* p) {
+  __m128i r[16];
+  for (int half = 0; half < 2; half++) {
+    __m128i t[8], u[8], *a = r + 8 * half;
+    for (int i = 0; i < 8; i++) a[i] = _mm_loadu_si128((const __m128i*)(p + 16 * i + 8 * half));
+    for (int i = 0; i < 4; i++) {  // pairs of rows i, i + 4
+      t[2 * i] = _mm_unpacklo_epi16(a[i], a[i + 4]);
+      t[2 * i + 1] = _mm_unpackhi_epi16(a[i], a[i + 4]);
+    }
+    for (int i = 0; i < 4; i++) {
+      u[2 * i] = _mm_unpacklo_epi16(t[i], t[i + 4]);
+      u[2 * i + 1] = _mm_unpackhi_epi16(t[i], t[i + 4]);
+    }
+    for (int i = 0; i < 4; i++) {
+      a[2 * i] = _mm_unpacklo_epi16(u[i], u[i + 4]);
+      a[2 * i + 1] = _mm_unpackhi_epi16(u[i], u[i + 4]);
+    }
+  }
+  for (int i = 0; i < 16; i++) _mm_storeu_si128((__m128i*)(p + 8 * i), r[i]);
+}
+// 128 halves as eight vectors, of which vector k holds elements 8 d + k, and back.
+MAMBAC_INLINE void h_split128(const uint8_t* p, Vec* out) {
+  float plain[128], strided[128];
+  for (int i = 0; i < 8; i++) v_store(plain + 16 * i, h_widen(h_load(p + 32 * i)));
+  split128(strided, plain);
+  for (int i = 0; i < 8; i++) out[i] = v_load(strided + 16 * i);
+}
+MAMBAC_INLINE void h_join128(uint16_t* p, const HalfVec* in) {
+  for (int i = 0; i < 8; i++) h_store(p + 16 * i, in[i]);
+  join128(p);
 }
 
 template <Vec (*Op)(Vec, Vec)>
@@ -142,6 +176,23 @@ MAMBAC_INLINE __m128i bytes_of(Vec a) {
 MAMBAC_INLINE void i8_store(uint8_t* p, Vec a) {
   _mm_storeu_si128((__m128i*)p, _mm_max_epi8(bytes_of(a), _mm_set1_epi8(-127)));
 }
+// Codes as whole floats.
+MAMBAC_INLINE __m256 float_bytes(__m128i b) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(b)); }
+MAMBAC_INLINE Vec whole_bytes(__m128i b) { return {float_bytes(b), float_bytes(_mm_unpackhi_epi64(b, b))}; }
+MAMBAC_INLINE Vec i8_codes(const uint8_t* p) { return whole_bytes(_mm_loadu_si128((const __m128i*)p)); }
+// Four vectors of floats whose lowest byte is the code.
+MAMBAC_INLINE __m256i low_words(Vec a) {  // in 64-bit pieces 0, 2, 1, 3
+  return _mm256_blend_epi16(_mm256_castps_si256(a.lo), _mm256_slli_epi32(_mm256_castps_si256(a.hi), 16), 0xAA);
+}
+MAMBAC_INLINE void i8_store_low4(uint8_t* p, const Vec* a) {
+  // Of two vectors of words [lo0 hi0 lo1 hi1 ...]: bytes put in order lane by lane, then the lanes.
+  const __m256i order = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15));
+  const __m256i pieces = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  for (int k = 0; k < 4; k += 2) {
+    const __m256i b = _mm256_packs_epi16(low_words(a[k]), low_words(a[k + 1]));
+    _mm256_storeu_si256((__m256i*)(p + 16 * k), _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(b, order), pieces));
+  }
+}
 // Four vectors at once: packed in 128-bit lanes, put in order at the end.
 MAMBAC_INLINE void i8_store4(uint8_t* p, const Vec* a) {
   const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
@@ -176,6 +227,26 @@ struct I4 {
             _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_and_si256(b, top)), scale28)};
   }
 };
+// Codes as whole floats.
+MAMBAC_INLINE Vec i4_codes(const uint8_t* p) {
+  const __m128i b = _mm_loadl_epi64((const __m128i*)p), mask = _mm_set1_epi8(15);
+  const __m128i n = _mm_and_si128(_mm_unpacklo_epi8(b, _mm_srli_epi16(b, 4)), mask);
+  return whole_bytes(_mm_shuffle_epi8(_mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1), n));
+}
+MAMBAC_INLINE Vec i4_codes_strided(const uint8_t* p, int k) {
+  const __m256i a = _mm256_slli_epi32(_mm256_loadu_si256((const __m256i*)p), 28 - 4 * k);
+  const __m256i b = _mm256_slli_epi32(_mm256_loadu_si256((const __m256i*)(p + 32)), 28 - 4 * k);
+  return {_mm256_cvtepi32_ps(_mm256_srai_epi32(a, 28)), _mm256_cvtepi32_ps(_mm256_srai_epi32(b, 28))};
+}
+// Two vectors of floats whose lowest 16 bits are four codes plus 8: those of nibbles 0 to 3, and 4 to 7, of every dword.
+MAMBAC_INLINE __m256i join_low(__m256 low, __m256 high) {
+  const __m256i both = _mm256_blend_epi16(_mm256_castps_si256(low), _mm256_slli_epi32(_mm256_castps_si256(high), 16), 0xAA);
+  return _mm256_xor_si256(both, _mm256_set1_epi8((char)0x88));
+}
+MAMBAC_INLINE void i4_store_low(uint8_t* p, Vec low, Vec high) {
+  _mm256_storeu_si256((__m256i*)p, join_low(low.lo, high.lo));
+  _mm256_storeu_si256((__m256i*)(p + 32), join_low(low.hi, high.hi));
+}
 MAMBAC_INLINE void i4_store(uint8_t* p, Vec a) {
   __m128i c = _mm_min_epi8(_mm_max_epi8(bytes_of(a), _mm_set1_epi8(-7)), _mm_set1_epi8(7));
   __m128i w = _mm_maddubs_epi16(_mm_and_si128(c, _mm_set1_epi8(15)), _mm_set1_epi16(0x1001));

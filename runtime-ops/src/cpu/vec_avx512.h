@@ -12,6 +12,7 @@ struct HalfVec {
 constexpr int kTileRows = 2;   // prefill register tile: vectors of channels ...
 constexpr int kTileStates = 8;  // ... times states
 constexpr int kStepRows = 4;    // packed decode: rows that share one load of B, C and the steps
+constexpr int kFoldRows = 4;    // the same in units of the old steps
 constexpr int kReplayRows = 4;   // rebuilding a replayed state: rows ...
 constexpr int kReplayWide = 4;   // ... times vectors of columns
 
@@ -30,7 +31,7 @@ MAMBAC_INLINE Vec v_fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v,
 MAMBAC_INLINE Vec v_max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }  // a > b ? a : b
 MAMBAC_INLINE Vec v_min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }  // a < b ? a : b
 MAMBAC_INLINE Vec v_abs(Vec a) { return {_mm512_abs_ps(a.v)}; }
-MAMBAC_INLINE Vec v_max_abs(Vec m, Vec a) { return {_mm512_range_ps(m.v, a.v, 11)}; }  // m >= 0; 11: larger magnitude, sign off
+MAMBAC_INLINE Vec v_max_abs(Vec m, Vec a) { return {_mm512_range_ps(m.v, a.v, 11)}; }  // m >= 0; 11: larger magnitude, sign off; NaN is left out
 MAMBAC_INLINE Vec v_sqrt(Vec a) { return {_mm512_sqrt_ps(a.v)}; }
 MAMBAC_INLINE Vec v_round(Vec a) { return {_mm512_roundscale_ps(a.v, 8)}; }  // nearest even
 MAMBAC_INLINE Vec v_scale2(Vec a, Vec n) { return {_mm512_scalef_ps(a.v, n.v)}; }  // a * 2^n, n whole
@@ -53,19 +54,48 @@ MAMBAC_INLINE Vec h_widen(HalfVec a) { return {_mm512_cvtph_ps(a.v)}; }
 MAMBAC_INLINE HalfVec h_load(const void* p) { return {_mm256_loadu_si256((const __m256i*)p)}; }
 MAMBAC_INLINE void h_store(uint16_t* p, HalfVec a) { _mm256_storeu_si256((__m256i*)p, a.v); }
 
-// Lane i of the result is row i reduced over its lanes, always in the order 8, 4, 2, 1.
+// 128 halves as eight vectors, of which vector k holds elements 8 d + k, and back.
+MAMBAC_INLINE void h_split128(const uint8_t* p, Vec* out) {
+  alignas(64) static const uint16_t kPick[32] = {0, 8, 16, 24, 32, 40, 48, 56, 1, 9, 17, 25, 33, 41, 49, 57, 2, 10, 18, 26, 34, 42, 50, 58, 3, 11, 19, 27, 35, 43, 51, 59};
+  const __m512i a = _mm512_loadu_si512(p), b = _mm512_loadu_si512(p + 64), c = _mm512_loadu_si512(p + 128), d = _mm512_loadu_si512(p + 192);
+  for (int q = 0; q < 2; q++) {  // vectors 4 q to 4 q + 3: lanes 0 to 7 of each from the first half, then the others
+    const __m512i pick = _mm512_add_epi16(_mm512_load_si512(kPick), _mm512_set1_epi16((short)(4 * q)));
+    const __m512i low = _mm512_permutex2var_epi16(a, pick, b), high = _mm512_permutex2var_epi16(c, pick, d);
+    const __m512i x = _mm512_permutex2var_epi64(low, _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), high);
+    const __m512i y = _mm512_permutex2var_epi64(low, _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15), high);
+    out[4 * q].v = _mm512_cvtph_ps(_mm512_castsi512_si256(x));
+    out[4 * q + 1].v = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(x, 1));
+    out[4 * q + 2].v = _mm512_cvtph_ps(_mm512_castsi512_si256(y));
+    out[4 * q + 3].v = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(y, 1));
+  }
+}
+MAMBAC_INLINE void h_join128(uint16_t* p, const HalfVec* in) {
+  alignas(64) static const uint16_t kPick[32] = {0, 8, 16, 24, 32, 40, 48, 56, 1, 9, 17, 25, 33, 41, 49, 57, 2, 10, 18, 26, 34, 42, 50, 58, 3, 11, 19, 27, 35, 43, 51, 59};
+  const __m512i pick = _mm512_load_si512(kPick), next = _mm512_add_epi16(pick, _mm512_set1_epi16(4));
+  __m512i w[4];
+  for (int i = 0; i < 4; i++) w[i] = _mm512_inserti64x4(_mm512_castsi256_si512(in[2 * i].v), in[2 * i + 1].v, 1);
+  for (int half = 0; half < 2; half++) {  // lanes 8 half to 8 half + 7 of vectors 0 to 3, and of 4 to 7
+    const __m512i low = half ? _mm512_shuffle_i64x2(w[0], w[1], 0xDD) : _mm512_shuffle_i64x2(w[0], w[1], 0x88);
+    const __m512i high = half ? _mm512_shuffle_i64x2(w[2], w[3], 0xDD) : _mm512_shuffle_i64x2(w[2], w[3], 0x88);
+    _mm512_storeu_si512(p + 64 * half, _mm512_permutex2var_epi16(low, pick, high));
+    _mm512_storeu_si512(p + 64 * half + 32, _mm512_permutex2var_epi16(low, next, high));
+  }
+}
+
+// Lane i of the result is row i reduced over its lanes, always in the order 8, 4, 2, 1. Halves that stay where they are take
+// a blend, which any unit does, the others a shuffle.
 template <Vec (*Op)(Vec, Vec)>
 MAMBAC_INLINE Vec v_reduce16(const Vec* r) {
+  const __m512i quarters = _mm512_setr_epi32(4, 5, 6, 7, 16, 17, 18, 19, 12, 13, 14, 15, 24, 25, 26, 27);
+  const __m512i singles = _mm512_setr_epi32(1, 16, 3, 18, 5, 20, 7, 22, 9, 24, 11, 26, 13, 28, 15, 30);
   Vec s[8], u[4], w[2];
-  for (int i = 0; i < 4; i++) {
-    s[i] = Op({_mm512_shuffle_f32x4(r[i].v, r[i + 4].v, 0x44)}, {_mm512_shuffle_f32x4(r[i].v, r[i + 4].v, 0xEE)});
-    s[i + 4] = Op({_mm512_shuffle_f32x4(r[i + 8].v, r[i + 12].v, 0x44)}, {_mm512_shuffle_f32x4(r[i + 8].v, r[i + 12].v, 0xEE)});
-  }
+  for (int i = 0; i < 8; i++)
+    s[i] = Op({_mm512_mask_blend_ps(0xFF00, r[i].v, r[i + 8].v)}, {_mm512_shuffle_f32x4(r[i].v, r[i + 8].v, 0x4E)});
   for (int i = 0; i < 4; i++)
-    u[i] = Op({_mm512_shuffle_f32x4(s[i].v, s[i + 4].v, 0x88)}, {_mm512_shuffle_f32x4(s[i].v, s[i + 4].v, 0xDD)});
+    u[i] = Op({_mm512_mask_blend_ps(0xF0F0, s[i].v, s[i + 4].v)}, {_mm512_permutex2var_ps(s[i].v, quarters, s[i + 4].v)});
   for (int i = 0; i < 2; i++)
-    w[i] = Op({_mm512_shuffle_ps(u[2 * i].v, u[2 * i + 1].v, 0x44)}, {_mm512_shuffle_ps(u[2 * i].v, u[2 * i + 1].v, 0xEE)});
-  return Op({_mm512_shuffle_ps(w[0].v, w[1].v, 0x88)}, {_mm512_shuffle_ps(w[0].v, w[1].v, 0xDD)});
+    w[i] = Op({_mm512_mask_blend_ps(0xCCCC, u[i].v, u[i + 2].v)}, {_mm512_shuffle_ps(u[i].v, u[i + 2].v, 0x4E)});
+  return Op({_mm512_mask_blend_ps(0xAAAA, w[0].v, w[1].v)}, {_mm512_permutex2var_ps(w[0].v, singles, w[1].v)});
 }
 
 MAMBAC_INLINE void v_transpose16(Vec* r) {
@@ -110,6 +140,17 @@ MAMBAC_INLINE __m128i bytes_of(Vec a) { return _mm512_cvtsepi32_epi8(_mm512_cvtp
 MAMBAC_INLINE void i8_store(uint8_t* p, Vec a) {
   _mm_storeu_si128((__m128i*)p, _mm_max_epi8(bytes_of(a), _mm_set1_epi8(-127)));
 }
+// Codes as whole floats.
+MAMBAC_INLINE Vec i8_codes(const uint8_t* p) { return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)))}; }
+// Four vectors of floats whose lowest byte is the code.
+MAMBAC_INLINE void i8_store_low4(uint8_t* p, const Vec* a) {
+  const __m512i half = _mm512_set1_epi32(0x20000), step = _mm512_set1_epi32(0x40004);  // even words of two vectors
+  const __m512i low = _mm512_or_si512(_mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), step), half);
+  const __m512i x = _mm512_permutex2var_epi16(_mm512_castps_si512(a[0].v), low, _mm512_castps_si512(a[1].v));
+  const __m512i y = _mm512_permutex2var_epi16(_mm512_castps_si512(a[2].v), low, _mm512_castps_si512(a[3].v));
+  const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+  _mm512_storeu_si512(p, _mm512_permutexvar_epi64(order, _mm512_packs_epi16(x, y)));
+}
 // Four vectors at once: packed in 128-bit lanes, put in order at the end.
 MAMBAC_INLINE void i8_store4(uint8_t* p, const Vec* a) {
   __m512i c[4];
@@ -135,6 +176,21 @@ struct I4 {
     return {_mm512_permutexvar_ps(_mm512_srli_epi32(_mm512_loadu_si512(p), (unsigned)(4 * k)), table)};
   }
 };
+// Codes as whole floats.
+MAMBAC_INLINE __m512 nibble_values() { return _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1); }
+MAMBAC_INLINE Vec i4_codes(const uint8_t* p) {
+  const __m128i b = _mm_loadl_epi64((const __m128i*)p);
+  return {_mm512_permutexvar_ps(_mm512_cvtepu8_epi32(_mm_unpacklo_epi8(b, _mm_srli_epi16(b, 4))), nibble_values())};
+}
+MAMBAC_INLINE Vec i4_codes_strided(const uint8_t* p, int k) {
+  return {_mm512_permutexvar_ps(_mm512_srli_epi32(_mm512_loadu_si512(p), (unsigned)(4 * k)), nibble_values())};
+}
+// Two vectors of floats whose lowest 16 bits are four codes plus 8: those of nibbles 0 to 3, and 4 to 7, of every dword.
+MAMBAC_INLINE void i4_store_low(uint8_t* p, Vec low, Vec high) {
+  const __m512i top = _mm512_slli_epi32(_mm512_castps_si512(high.v), 16), mask = _mm512_set1_epi32(0xffff);
+  const __m512i both = _mm512_ternarylogic_epi32(top, _mm512_castps_si512(low.v), mask, 0xF8);  // top | (low & mask)
+  _mm512_storeu_si512(p, _mm512_xor_si512(both, _mm512_set1_epi8((char)0x88)));
+}
 MAMBAC_INLINE void i4_store(uint8_t* p, Vec a) {
   __m128i c = _mm_min_epi8(_mm_max_epi8(bytes_of(a), _mm_set1_epi8(-7)), _mm_set1_epi8(7));
   __m128i w = _mm_maddubs_epi16(_mm_and_si128(c, _mm_set1_epi8(15)), _mm_set1_epi16(0x1001));

@@ -30,6 +30,7 @@ struct HalfVec {
 constexpr int kTileRows = 1;
 constexpr int kTileStates = 2;
 constexpr int kStepRows = 1;    // packed decode: rows that share one load of B, C and the steps
+constexpr int kFoldRows = 1;    // the same in units of the old steps
 constexpr int kReplayRows = 1;   // rebuilding a replayed state: rows ...
 constexpr int kReplayWide = 2;   // ... times vectors of columns
 
@@ -69,7 +70,7 @@ MAMBAC_INLINE Vec v_fma(Vec a, Vec b, Vec c) { return {a.v * b.v + c.v}; }
 static inline Vec v_max(Vec a, Vec b) { MAMBAC_LANES(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
 static inline Vec v_min(Vec a, Vec b) { MAMBAC_LANES(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
 static inline Vec v_abs(Vec a) { MAMBAC_LANES(bits_to_float(float_to_bits(a.v[i]) & 0x7fffffffu)); }
-MAMBAC_INLINE Vec v_max_abs(Vec m, Vec a) { return v_max(m, v_abs(a)); }  // m >= 0
+MAMBAC_INLINE Vec v_max_abs(Vec m, Vec a) { return v_max(v_abs(a), m); }  // m >= 0; NaN is left out
 static inline Vec v_sqrt(Vec a) { MAMBAC_LANES(sqrtf(a.v[i])); }
 // Nearest even without the floating-point environment: adding and taking off 1.5 * 2^23 rounds |f| < 2^22.
 MAMBAC_INLINE float round_even(float f) {
@@ -154,11 +155,16 @@ static inline void split128(float* out, const float* in) {
   for (int k = 0; k < 8; k++)
     for (int d = 0; d < 16; d++) out[16 * k + d] = in[8 * d + k];
 }
-// [8][16] halves to [16][8], in place.
-static inline void join128(uint16_t* p) {
+// 128 halves as eight vectors, of which vector k holds elements 8 d + k, and back.
+static inline void h_split128(const uint8_t* p, Vec* out) {
   uint16_t t[128];
   memcpy(t, p, sizeof t);
-  for (int i = 0; i < 128; i++) p[i] = t[16 * (i % 8) + i / 8];
+  for (int i = 0; i < 128; i++) out[i % 8].v[i / 8] = float_of_half(t[i]);
+}
+static inline void h_join128(uint16_t* p, const HalfVec* in) {
+  uint16_t t[128];
+  for (int i = 0; i < 128; i++) t[i] = in[i % 8].v[i / 8];
+  memcpy(p, t, sizeof t);
 }
 
 // A code: nearest even, clamped; NaN becomes the lowest code, as the vector units give it.
@@ -187,6 +193,12 @@ struct I8 {
 static inline void i8_store(uint8_t* p, Vec a) {
   for (int i = 0; i < 16; i++) p[i] = (uint8_t)(int8_t)code_of(a.v[i], 127);
 }
+// Codes as whole floats, and vectors of floats whose lowest byte is the code.
+static inline Vec i8_codes(const uint8_t* p) { MAMBAC_LANES((float)(int8_t)p[i]); }
+static inline void i8_store_low4(uint8_t* p, const Vec* a) {
+  for (int k = 0; k < 4; k++)
+    for (int i = 0; i < 16; i++) p[16 * k + i] = (uint8_t)float_to_bits(a[k].v[i]);
+}
 static inline void i8_store4(uint8_t* p, const Vec* a) {
   for (int k = 0; k < 4; k++) i8_store(p + 16 * k, a[k]);
 }
@@ -199,12 +211,34 @@ struct I4 {
   // Vector k of a block of 128 nibbles: lane d is nibble k of dword d, that is element 8 d + k.
   Vec load_strided(const uint8_t* p, int k) const { MAMBAC_LANES((float)nibble(p, 8 * i + k) * scale); }
 };
+// Codes as whole floats.
+static inline Vec i4_codes(const uint8_t* p) { MAMBAC_LANES((float)nibble(p, i)); }
+static inline Vec i4_codes_strided(const uint8_t* p, int k) { MAMBAC_LANES((float)nibble(p, 8 * i + k)); }
+// Two vectors of floats whose lowest 16 bits are four codes plus 8: those of nibbles 0 to 3, and 4 to 7, of every dword.
+static inline void i4_store_low(uint8_t* p, Vec low, Vec high) {
+  for (int i = 0; i < 16; i++) {
+    const uint32_t both = ((float_to_bits(low.v[i]) & 0xffffu) | float_to_bits(high.v[i]) << 16) ^ 0x88888888u;
+    for (int k = 0; k < 4; k++) p[4 * i + k] = (uint8_t)(both >> (8 * k));
+  }
+}
 static inline void i4_store(uint8_t* p, Vec a) {
   for (int i = 0; i < 16; i++) set_nibble(p, i, code_of(a.v[i], 7));
 }
 static inline void i4_store_strided(uint8_t* p, const Vec* a) {
   for (int k = 0; k < 8; k++)
     for (int i = 0; i < 16; i++) set_nibble(p, 8 * i + k, code_of(a[k].v[i], 7));
+}
+
+// 64 whole numbers within +-0x7f7f7f of each kind into planes.
+static inline void split_whole(DotPlanes& k, const int32_t* even, const int32_t* odd) {
+  const int32_t* whole[2] = {even, odd};
+  for (int i = 0; i < 2; i++)
+    for (int j = 0; j < 64; j++) {
+      const int32_t c = whole[i][j], high = (c + 128) >> 8;
+      k.c[0][i][j] = (int8_t)c;
+      k.c[1][i][j] = (int8_t)high;
+      k.c[2][i][j] = (int8_t)((high + 128) >> 8);
+    }
 }
 
 // 128 coefficients times `scale`, rounded, into planes; the products stay within +-0x7f7f7f.

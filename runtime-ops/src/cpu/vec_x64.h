@@ -28,25 +28,3 @@ MAMBAC_INLINE void split128(float* out, const float* in) {
     for (int i = 0; i < 8; i++) _mm256_storeu_ps(out + 16 * i + 8 * half, r[i]);
   }
 }
-
-// [8][16] halves to [16][8], in place.
-MAMBAC_INLINE void join128(uint16_t* p) {
-  __m128i r[16];
-  for (int half = 0; half < 2; half++) {
-    __m128i t[8], u[8], *a = r + 8 * half;
-    for (int i = 0; i < 8; i++) a[i] = _mm_loadu_si128((const __m128i*)(p + 16 * i + 8 * half));
-    for (int i = 0; i < 4; i++) {  // pairs of rows i, i + 4
-      t[2 * i] = _mm_unpacklo_epi16(a[i], a[i + 4]);
-      t[2 * i + 1] = _mm_unpackhi_epi16(a[i], a[i + 4]);
-    }
-    for (int i = 0; i < 4; i++) {
-      u[2 * i] = _mm_unpacklo_epi16(t[i], t[i + 4]);
-      u[2 * i + 1] = _mm_unpackhi_epi16(t[i], t[i + 4]);
-    }
-    for (int i = 0; i < 4; i++) {
-      a[2 * i] = _mm_unpacklo_epi16(u[i], u[i + 4]);
-      a[2 * i + 1] = _mm_unpackhi_epi16(u[i], u[i + 4]);
-    }
-  }
-  for (int i = 0; i < 16; i++) _mm_storeu_si128((__m128i*)(p + 8 * i), r[i]);
-}
