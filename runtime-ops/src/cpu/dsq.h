@@ -2,7 +2,7 @@
 #pragma once
 
 // Rounding by magic numbers: the sum of a small float and 1.5 * 2^(23 + d) is rounded, to nearest even, to a multiple of 2^d,
-// and its lowest bits are the number of those multiples. For codes that need no clamp.
+// and its lowest bits are the number of those multiples. For codes that need no clamp: neither NaN nor beyond the largest.
 constexpr float kMagic = 0x1.8p23f;
 
 // Four codes a lane, rounded products a b, as digits of base 16: the lowest 16 bits of the result are the codes plus 8. The
@@ -138,7 +138,7 @@ MAMBAC_INLINE void column_maxima(Packing& k, const float* rows, Int p0, int coun
   }
 }
 
-// Halves of old or new state scales, to or from vector order; `count` vectors, a whole group of the codec's.
+// State scales of the codec's columns that belong together, 128 or 16: halves to vectors in vector order, and back.
 template <class Codec>
 MAMBAC_INLINE void load_scales(const uint8_t* ss, Vec* out) {
   if (Codec::kGroup == 8)

@@ -221,7 +221,8 @@ MAMBAC_INLINE void fold_scales(Packing& k, Int p0, const Vec* statistic, float n
   v_store(k.inverse + p0, v_mul(unit, v_load(k.inverse + p0)));
 }
 
-// step_packed for whole vectors of rows and columns, in units of the old steps. False: nothing was done.
+// step_packed for whole vectors of rows and columns, in units of the old steps. False: the state is as it was, and nobody
+// has such units: a column without values, as all are at the first token, or a decay down to nothing.
 template <class Codec, bool kMax, int kVectors>
 static bool step_folded(Packing k, float* order, const Token& t, const uint8_t* past, uint8_t* present, Int p) {
   const Int n = 16 * kVectors, bytes = Codec::row_bytes(n), head = p * bytes + 2 * (p + n);
