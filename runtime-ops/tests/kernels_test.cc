@@ -108,6 +108,7 @@ static void long_run(const Op& op, int tokens) {
 // One input that is not a number: it shows in y and ends as the lowest code, in its own row alone.
 static void not_a_number(const Op& op) {
   const int row = 5;
+  const bool fixed = op.name.find("Static") != std::string::npos;  // such a head is worked out in floats instead
   for (int n : {64, 100, 128, 256})
     for (int tokens : {1, 2}) {
       Sizes s = {1, tokens, 2, 16, n, 1};
@@ -119,7 +120,8 @@ static void not_a_number(const Op& op) {
         g_where = std::string(isa) + " " + op.name + " not a number, N = " + std::to_string(n);
         Output good = run(op, s, in, isa, false), bad = run(op, s, broken, isa, true);
         for (size_t i = 0; i < good.y.size(); i++)
-          CHECK(i == at ? bad.y[i] != bad.y[i] : same_bits(&good.y[i], &bad.y[i], 1), "y[%zu] = %g", i, (double)bad.y[i]);
+          CHECK(i == at ? bad.y[i] != bad.y[i] : fixed ? fabs(good.y[i] - bad.y[i]) <= 1e-5 * fabs(good.y[i]) + 1e-4 : same_bits(&good.y[i], &bad.y[i], 1),
+                "y[%zu] = %.9g, without it %.9g", i, (double)bad.y[i], (double)good.y[i]);
         for (int i = 0; i < s.P * n; i++) {
           int code = code_at(op, bad.present.data(), i);
           CHECK(i / n == row ? code == -op.qmax() : abs(code) <= op.qmax(), "code %d of row %d: %d", i % n, i / n, code);

@@ -35,7 +35,7 @@ static void static_prepare(const ScanArgs& a, int64_t sequence) {
     const StaticGroup k = static_group(a, b, g);
     float *vb = (float*)k.b, *vc = (float*)k.c, *scalars = vb - kStaticScalars;
     const float *B = a.B + (token * a.groups + g) * n, *C = a.C + (token * a.groups + g) * n, *column = a.column_step + g * n;
-    Vec top = v_zero(), product = v_zero();
+    Vec top = v_zero(), product = v_zero(), finite = v_zero();
     for (Int i = 0; i < n; i += 16) {
       const int some = rows_left(i, n);
       const Vec step = v_load_n(column + i, some), bi = v_load_n(B + i, some), ci = v_load_n(C + i, some);
@@ -43,13 +43,14 @@ static void static_prepare(const ScanArgs& a, int64_t sequence) {
       v_store(vb + i, scaled);
       v_store(vc + i, v_mul(ci, step));
       top = v_max_abs(top, scaled);
+      finite = v_fma(bi, v_zero(), finite);
       product = v_fma(bi, ci, product);
     }
     Vec products[16];
     for (int i = 0; i < 16; i++) products[i] = product;
     float sums[16];
     v_store(sums, v_reduce16<v_add>(products));
-    scalars[0] = fixed_top(top);
+    scalars[0] = v_any_above(finite, v_zero(), 16) ? NAN : fixed_top(top);  // a maximum leaves NaN out
     scalars[1] = sums[0];
     scalars[2] = scalars[3] = 0;
     if (!static_fixed(a) || !(scalars[0] > 1e-20f && scalars[0] < 1e20f)) continue;
@@ -150,14 +151,15 @@ static void static_token(const ScanArgs& a, int64_t task, void* scratch) {
   float* per_row = c.take(p);
   const StaticHead s = {p, n, shared[h], shared[round16(a.heads) + h], a.row_step + h * p, per_row, a.x + at, a.D + h * p, a.y + at};
   const StaticGroup k = static_group(a, b, h / (a.heads / a.groups));
-  Vec top = v_zero();
+  Vec top = v_zero(), finite = v_zero();
   for (Int i = 0; i < p; i += 16) {
     const int some = rows_left(i, p);
-    const Vec inverse = static_inverse(v_load_n(s.row + i, some));
+    const Vec dx = v_mul(v_set(s.delta), v_load_n(s.x + i, some)), inverse = static_inverse(v_load_n(s.row + i, some));
     v_store(per_row + i, inverse);
-    top = v_max_abs(top, v_mul(v_mul(v_set(s.delta), v_load_n(s.x + i, some)), inverse));
+    top = v_max_abs(top, v_mul(dx, inverse));
+    finite = v_fma(dx, v_zero(), finite);
   }
-  const float most = fixed_top(top);
+  const float most = v_any_above(finite, v_zero(), 16) ? NAN : fixed_top(top);
   const uint8_t* past = (const uint8_t*)a.past + task * bytes;
   uint8_t* present = (uint8_t*)a.present + task * bytes;
   if (a.format == Format::kH8)
