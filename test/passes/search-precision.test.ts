@@ -161,7 +161,9 @@ describe("search-precision", () => {
     const tight = search(model, madeUp, { precisions, budget: { kind: "bytes", most: four - 1 } });
     await expect(tight).rejects.toMatchObject({ code: "search-precision/budget", exitCode: 3 });
     await expect(tight).rejects.toThrow(`the least is ${four};`);
-    await expect(search(model, madeUp, { precisions, budget: { kind: "bits", most: 1 } })).rejects.toThrow(/the least is 5\.4386;/);
+    await expect(search(model, madeUp, { precisions, budget: { kind: "bits", most: 1 } })).rejects.toThrow(
+      /the least is 5\.4386;/,
+    );
   });
 
   test("a share of raised weights counts what has another precision than the first", async () => {
