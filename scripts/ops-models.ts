@@ -6,7 +6,7 @@ import type { DType } from "../src/ir/types.js";
 import { packedBytes } from "../src/ir/types.js";
 import { encodeModel } from "../src/onnx/write.js";
 import { opFunction } from "../src/ops/functions.js";
-import { OP_DOMAIN, OP_VERSION, opName, parseOpName, stateType } from "../src/ops/names.js";
+import { isStatic, OP_DOMAIN, OP_VERSION, opName, parseOpName, stateType } from "../src/ops/names.js";
 import { scanNode } from "../src/ops/nodes.js";
 import {
   allocate,
@@ -102,6 +102,9 @@ function empty({ dtype, shape }: Slot): Memory {
   return { dtype, shape, bytes: allocate(packedBytes(dtype, shape) ?? 0) };
 }
 
+/** Steps of static scales, by input: such that few codes are clipped. */
+const STEPS: Readonly<Record<string, number>> = { row_step: 1, column_step: 1 / 16 };
+
 /** Values like those of a trained model; decays stay below one, so that states neither grow nor vanish. */
 function filled(slot: Slot, random: Random): Memory {
   const memory = empty(slot);
@@ -109,7 +112,15 @@ function filled(slot: Slot, random: Random): Memory {
   for (let i = 0; i < values.length; i++) {
     const value = 2 * random.uniform() - 1;
     values[i] =
-      slot.name === "A" ? -1 - Math.abs(value) : slot.name === "dt_bias" ? -2 : slot.name === "decay" ? 0.9 : value;
+      slot.name in STEPS
+        ? (STEPS[slot.name] ?? 1)
+        : slot.name === "A"
+          ? -1 - Math.abs(value)
+          : slot.name === "dt_bias"
+            ? -2
+            : slot.name === "decay"
+              ? 0.9
+              : value;
   }
   return memory;
 }
@@ -150,12 +161,13 @@ function scanPlan(name: string, shape: Shape): Plan {
     builder.nodes.push(
       scanNode(
         { ...spec, ...bounds, ...dims, family: "mamba2" },
-        ["x", "dt", "A", "B", "C", "D", "dt_bias", past.name],
+        ["x", "dt", "A", "B", "C", "D", "dt_bias", past.name, ...(isStatic(spec) ? Object.keys(STEPS) : [])],
         [`y${layer}`, `present${layer}`],
       ),
     );
   }
-  const parts = { inputs: scanInputs(shape), states, outputs };
+  const steps = isStatic(spec) ? [f32("row_step", heads, headDim), f32("column_step", 1, dState)] : [];
+  const parts = { inputs: [...scanInputs(shape), ...steps], states, outputs };
   return { ...parts, model: asModel(builder, parts, [opFunction(opName(spec))]) };
 }
 

@@ -23,6 +23,7 @@ MAMBAC_INLINE float fixed_top(Vec a) {
 // Half a row is 32 bytes: low nibbles are even columns, high ones odd. Each code plus 8 finds its two bytes in two tables;
 // they are interleaved in 128-bit lanes, which the packing at the end undoes.
 struct FixedRow {
+  enum { kSingle = 0 };
   NibbleDot dot;
   __m256i low, high;  // bytes of the table, from code -8 on
   const int16_t* b;   // vectors of 16: half a row, even and odd columns, first and second eight of each lane

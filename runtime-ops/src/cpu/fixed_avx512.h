@@ -12,6 +12,7 @@ MAMBAC_INLINE float fixed_top(Vec a) { return _mm512_reduce_max_ps(a.v); }
 // each word, of which the fifth is ignored as the table is there twice.
 template <bool kVnni>
 struct FixedRowOf {
+  enum { kSingle = 1 };  // a loop of its own for rows of one block pays
   __m512i c[3][2], start[3];  // planes, and what the 8 adds to their sums, taken off
   __m512i table, b[4];
   static MAMBAC_MEMBER void order(int16_t* out, const int16_t* natural) {

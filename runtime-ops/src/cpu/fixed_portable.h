@@ -12,6 +12,7 @@ static inline void fixed_twice(int32_t* p, Vec a) {
 static inline float fixed_top(Vec a) { return reduce1<v_max>(a); }
 
 struct FixedRow {
+  enum { kSingle = 0 };
   NibbleDot dot;
   const int16_t *table, *b;
   // What `b` is in the order this reads it: that of the columns.

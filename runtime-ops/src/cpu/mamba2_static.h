@@ -117,7 +117,7 @@ template <class Row, class Codec, int kVectors, bool kTail>
 MAMBAC_APART void static_head(const StaticHead& s, const StaticGroup& k, float most, const uint8_t* past, uint8_t* present, Carve c) {
   const float *B = k.b, *C = k.c;
   if (Codec::kGroup == 8) {
-    if (fixed_token<Row>(s, k, most, past, present, c)) return;
+    if (fixed_token<Row, Row::kSingle ? kVectors / 8 : 0>(s, k, most, past, present, c)) return;
     float *vb = c.take(s.n), *vc = c.take(s.n);
     to_vector_order<Codec>(vb, B, s.n);
     to_vector_order<Codec>(vc, C, s.n);
@@ -150,7 +150,13 @@ static void static_token(const ScanArgs& a, int64_t task, void* scratch) {
   Carve c(scratch);
   float* per_row = c.take(p);
   const StaticHead s = {p, n, shared[h], shared[round16(a.heads) + h], a.row_step + h * p, per_row, a.x + at, a.D + h * p, a.y + at};
-  const StaticGroup k = static_group(a, b, h / (a.heads / a.groups));
+  const StaticGroup k = static_group(a, b, a.groups == 1 ? 0 : h / (a.heads / a.groups));
+  for (Int i = p; i < 2 * p; i += 16) {  // the next head's operands; its codes are fetched row by row
+    MAMBAC_PREFETCH_READ(s.row + i);
+    MAMBAC_PREFETCH_READ(s.x + i);
+    MAMBAC_PREFETCH_READ(s.D + i);
+    MAMBAC_PREFETCH(s.y + i);
+  }
   Vec top = v_zero(), finite = v_zero();
   for (Int i = 0; i < p; i += 16) {
     const int some = rows_left(i, p);

@@ -29,11 +29,11 @@ struct StaticHead {
   float* y;
 };
 
-// False, and nothing is done, where the numbers do not fit 16 bits. `most`: the largest |d x / row|.
-template <class Row>
+// kBlocks: blocks of 128 columns a row when known at compile time, else 0. False, and nothing is done, where the numbers do not fit 16 bits. `most`: the largest |d x / row|.
+template <class Row, int kBlocks>
 static bool fixed_token(const StaticHead& s, const StaticGroup& k, float most, const uint8_t* past, uint8_t* present, Carve scratch) {
   if (!(k.unit != 0 && most * k.largest < kFixedMost && s.decay <= 1.0f)) return false;
-  const Int p = s.p, blocks = s.n / 128, bytes = s.n / 2;
+  const Int p = s.p, blocks = kBlocks > 0 ? kBlocks : s.n / 128, bytes = 64 * blocks;
   int32_t* fed = (int32_t*)scratch.take(p);
   const Vec scale = v_set(s.delta * (kFixedUnit * 32768.0f / k.per_unit));
   for (Int i = 0; i < p; i += 16) fixed_twice(fed + i, v_mul(v_mul(scale, v_load_n(s.x + i, rows_left(i, p))), v_load(s.per_row + i)));
@@ -50,7 +50,7 @@ static bool fixed_token(const StaticHead& s, const StaticGroup& k, float most, c
         const uint8_t* in = past + (p0 + r) * bytes + 64 * i;
         MAMBAC_PREFETCH(in + kStaticAhead);
         const Vec sum = step.row(in, fed + p0 + r, present + (p0 + r) * bytes + 64 * i);
-        sums[r] = i == 0 ? sum : v_add(sums[r], sum);
+        sums[r] = kBlocks == 1 || i == 0 ? sum : v_add(sums[r], sum);
       }
     }
     const Vec x = v_load_n(s.x + p0, count);
