@@ -165,8 +165,14 @@ describe("a process of its own", () => {
       const folder = emptyFolder();
       const argv = ["compile", fixture("hf/mamba2"), "-o", join(folder, "out.onnx"), "--print-ir", "all"];
       const result = await spawnMambac(argv, { interruptAfter: moment });
+      const left = readdirSync(folder);
+      // The last signal may come when the file is whole and the process is leaving.
+      if (moment === "; after tidy" && left.length > 0) {
+        expect(left).toEqual(["out.onnx"]);
+        continue;
+      }
       expect(result.code, `${moment}: ${result.err.slice(-300)}`).toBe(130);
-      expect(readdirSync(folder)).toEqual([]);
+      expect(left).toEqual([]);
     }
   });
 
