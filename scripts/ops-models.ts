@@ -71,7 +71,8 @@ export async function openCase(kind: Kind, shape: Shape, settings: CaseSettings)
         ? attentionPlan(shape)
         : scanPlan(kind, shape);
   const { library, threads, inPlace } = settings;
-  const options = { threads };
+  // Threads of one session that wait spinning would take the cores of the session timed next.
+  const options = { threads, config: { "session.force_spinning_stop": "1" } };
   const own = plan.model.functions.length > 0;
   const session = await openNativeSession(encodeModel(plan.model), own ? { ...options, library } : options);
   const binding = bindPlan(session, plan, inPlace);
