@@ -8,14 +8,13 @@
  * Ends with 1 when a replay state diverges more than the same format rounded at every token.
  */
 
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { basename, join } from "node:path";
+import { join } from "node:path";
 import { FLOAT_STATE, type StateChoice } from "../src/rewrite/semantic.js";
-import { evaluate } from "../src/run/evaluate.js";
-import { type LoadedPackage, loadPackage } from "../src/run/stateful.js";
 import { compileWith } from "../test/support/fixture-row.js";
-import { DEMO, losses, mean, TEXTS } from "../test/support/state-quality.js";
+import { DEMO, DEMO_TEXTS } from "../test/support/state-quality.js";
+import { loadStored, StateTable, type Stored, sourcesUnder, textsUnder } from "./state-table.js";
 
 interface Choice {
   readonly label: string;
@@ -40,68 +39,27 @@ const [path, count = "12"] = process.argv.slice(2);
 const windows = Number(count);
 const folder = mkdtempSync(join(tmpdir(), "mambac-replay-"));
 
-interface Scores {
-  readonly bits: readonly number[];
-  readonly divergence: number;
-}
-
-async function scores(model: LoadedPackage, reference: LoadedPackage, texts: readonly string[]): Promise<Scores> {
-  const bits: number[] = [];
-  const divergence: number[] = [];
-  for (const text of texts) {
-    const result = await evaluate({ model, reference, text: readFileSync(text), windows, window: 512, mode: "token" });
-    bits.push(result.bitsPerByte ?? Number.NaN);
-    divergence.push(result.comparison?.meanKlBits ?? Number.NaN);
-  }
-  return { bits, divergence: mean(divergence) };
-}
-
-/** Compiles and loads; also the bytes of a sequence's scan states as float32 and as compiled. */
-async function load(source: string, state: StateChoice, name: string): Promise<[LoadedPackage, number, number] | null> {
+/** Compiles and loads. Null for models without Mamba-2. */
+async function load(source: string, state: StateChoice, name: string): Promise<Stored | null> {
   const output = join(folder, `${name}.onnx`);
   const { rows } = await compileWith([source], output, state);
-  const scans = rows.filter(({ kind }) => kind === "scan");
-  if (!scans.every(({ form }) => form.startsWith("mamba2"))) return null;
-  const total = (of: (row: (typeof scans)[number]) => number): number => scans.reduce((sum, row) => sum + of(row), 0);
-  const model = await loadPackage(output, { batch: windows, library: "none" });
-  return [model, total(({ bytesBefore }) => bytesBefore), total(({ bytesAfter }) => bytesAfter)];
+  return loadStored(output, rows, { batch: windows, library: "none" });
 }
 
 async function table(source: string, texts: readonly string[]): Promise<void> {
   const float = await load(source, FLOAT_STATE, "float");
   const again = await load(source, FLOAT_STATE, "float-again");
   if (float === null || again === null) return;
-  await using reference = float[0];
-  await using plain = again[0];
-  const base = await scores(plain, reference, texts);
-  const names = texts.map((text) => basename(text).replace(/\..*/, ""));
-  const heads = [...names.map((name) => `${name} bits`), ...names.map((name) => `${name} %`), "mean %", "KL bits"];
-  process.stdout.write(
-    `\n${source}, ${windows} x 512 bytes of each text\n` +
-      `${["state".padEnd(26), ...heads.map((head) => head.padStart(13))].join("")}   bytes a sequence\n`,
-  );
-  const row = (label: string, { bits, divergence }: Scores, before: number, after: number): void => {
-    const change = losses(bits, base.bits);
-    const cells = [
-      ...bits.map((value) => value.toFixed(4)),
-      ...[...change, mean(change)].map((value) => value.toFixed(2)),
-      divergence.toExponential(2),
-    ].map((cell) => cell.padStart(13));
-    process.stdout.write(
-      `${label.padEnd(26)}${cells.join("")}   ${after} (${(before / after).toFixed(2)}x less than f32)\n`,
-    );
-  };
-  row("f32", base, float[1], float[2]);
+  await using _reference = float.model;
+  await using _plain = again.model;
+  const rows = await StateTable.open(source, texts, windows, float, again);
   const found = new Map<string, number>();
   for (const [index, { label, state, against }] of CHOICES.entries()) {
-    const loaded = await load(source, state, `state${index}`);
-    if (loaded === null) continue;
-    const [model, before, after] = loaded;
-    const result = await scores(model, reference, texts);
-    await model.close();
-    row(label, result, before, after);
-    found.set(label, result.divergence);
-    if (against !== null && !(result.divergence <= (found.get(against) ?? Number.NaN))) {
+    const stored = await load(source, state, `state${index}`);
+    if (stored === null) continue;
+    const divergence = await rows.row(label, stored);
+    found.set(label, divergence);
+    if (against !== null && !(divergence <= (found.get(against) ?? Number.NaN))) {
       process.stdout.write(`FAIL ${label} diverges more than ${against}\n`);
       process.exitCode = 1;
     }
@@ -109,20 +67,8 @@ async function table(source: string, texts: readonly string[]): Promise<void> {
 }
 
 async function main(): Promise<void> {
-  if (path === undefined) {
-    await table(
-      join(DEMO, "prefill.onnx"),
-      TEXTS.map((name) => join(DEMO, `${name}.txt`)),
-    );
-    return;
-  }
-  const texts = readdirSync(join(path, "text"))
-    .filter((name) => name.endsWith(".valid.txt"))
-    .map((name) => join(path, "text", name));
-  for (const name of readdirSync(join(path, "models"))) {
-    const source = join(path, "models", name, "prefill.onnx");
-    if (existsSync(source)) await table(source, texts);
-  }
+  if (path === undefined) await table(join(DEMO, "prefill.onnx"), DEMO_TEXTS);
+  else for (const source of sourcesUnder(path).values()) await table(source, textsUnder(path));
 }
 
 try {

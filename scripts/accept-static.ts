@@ -8,15 +8,13 @@
  * Ends with 1 when a static state diverges more than a tenth of a bit a byte, or 8 bits more than 4.
  */
 
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { basename, join } from "node:path";
+import { join } from "node:path";
 import { passesFor } from "../passes/index.js";
 import { compile } from "../src/compile.js";
 import { FLOAT_STATE, type StateChoice } from "../src/rewrite/semantic.js";
-import { evaluate } from "../src/run/evaluate.js";
-import { type LoadedPackage, loadPackage } from "../src/run/stateful.js";
-import { losses, mean } from "../test/support/state-quality.js";
+import { loadStored, StateTable, type Stored, sourcesUnder, textsUnder } from "./state-table.js";
 
 /** Bits a byte. */
 const MOST_DIVERGENCE = 0.1;
@@ -29,66 +27,26 @@ const [path, count = "12", only] = process.argv.slice(2);
 const windows = Number(count);
 const folder = mkdtempSync(join(tmpdir(), "mambac-static-"));
 
-interface Scores {
-  readonly bits: readonly number[];
-  readonly divergence: number;
-}
-
-async function scores(model: LoadedPackage, reference: LoadedPackage, texts: readonly string[]): Promise<Scores> {
-  const bits: number[] = [];
-  const divergence: number[] = [];
-  for (const text of texts) {
-    const result = await evaluate({ model, reference, text: readFileSync(text), windows, window: 512, mode: "token" });
-    bits.push(result.bitsPerByte ?? Number.NaN);
-    divergence.push(result.comparison?.meanKlBits ?? Number.NaN);
-  }
-  return { bits, divergence: mean(divergence) };
-}
-
-/** Compiles and loads; also the bytes of a sequence's scan states. Null for models without Mamba-2. */
-async function load(source: string, state: StateChoice, calib: string): Promise<[LoadedPackage, number] | null> {
+/** Compiles and loads. Null for models without Mamba-2. */
+async function load(source: string, state: StateChoice, calib: string): Promise<Stored | null> {
   const output = join(folder, `${state.format}-${state.scale}.onnx`);
   const calibration = { paths: [calib], samples: 64, sequenceLength: 512, seed: 0 };
   const { rows } = await compile({ inputs: [source], output, state, calibration }, passesFor({ state }));
-  const scans = rows.filter(({ kind }) => kind === "scan");
-  if (!scans.every(({ form }) => form.startsWith("mamba2"))) return null;
-  const bytes = scans.reduce((sum, { bytesAfter }) => sum + bytesAfter, 0);
-  return [await loadPackage(output, { batch: windows, library: "auto" }), bytes];
+  return loadStored(output, rows, { batch: windows, library: "auto" });
 }
 
 async function table(source: string, texts: readonly string[], calib: string): Promise<void> {
   const float = await load(source, FLOAT_STATE, calib);
   const again = await load(source, FLOAT_STATE, calib);
   if (float === null || again === null) return;
-  await using reference = float[0];
-  await using plain = again[0];
-  const base = await scores(plain, reference, texts);
-  const names = texts.map((text) => basename(text).replace(/\..*/, ""));
-  const heads = [...names.map((name) => `${name} bits`), ...names.map((name) => `${name} %`), "mean %", "KL bits"];
-  process.stdout.write(
-    `\n${source}, ${windows} x 512 bytes of each text\n` +
-      `${["state".padEnd(14), ...heads.map((head) => head.padStart(13))].join("")}   bytes a sequence\n`,
-  );
-  const row = (label: string, { bits, divergence }: Scores, bytes: number): void => {
-    const change = losses(bits, base.bits);
-    const cells = [
-      ...bits.map((value) => value.toFixed(4)),
-      ...[...change, mean(change)].map((value) => value.toFixed(2)),
-      divergence.toExponential(2),
-    ].map((cell) => cell.padStart(13));
-    process.stdout.write(`${label.padEnd(14)}${cells.join("")}   ${bytes} (${(float[1] / bytes).toFixed(2)}x less)\n`);
-  };
-  row("f32", base, float[1]);
+  await using _reference = float.model;
+  await using _plain = again.model;
+  const rows = await StateTable.open(source, texts, windows, float, again);
   const found = new Map<string, number>();
   for (const state of CHOICES) {
-    const loaded = await load(source, state, calib);
-    if (loaded === null) continue;
-    const [model, bytes] = loaded;
-    const result = await scores(model, reference, texts);
-    await model.close();
+    const stored = await load(source, state, calib);
     const label = `${state.format} ${state.scale}`;
-    row(label, result, bytes);
-    found.set(label, result.divergence);
+    if (stored !== null) found.set(label, await rows.row(label, stored));
   }
   const [h4 = Number.NaN, h8 = Number.NaN] = ["h4 static", "h8 static"].map((label) => found.get(label));
   if (!(h8 < h4 && h4 < MOST_DIVERGENCE)) {
@@ -99,14 +57,8 @@ async function table(source: string, texts: readonly string[], calib: string): P
 
 async function main(): Promise<void> {
   if (path === undefined) throw new Error("usage: npm run accept:static -- PATH [WINDOWS [MODEL]]");
-  const texts = readdirSync(join(path, "text"))
-    .filter((name) => name.endsWith(".valid.txt"))
-    .map((name) => join(path, "text", name));
-  for (const name of readdirSync(join(path, "models"))) {
-    const source = join(path, "models", name, "prefill.onnx");
-    if (existsSync(source) && (only === undefined || only === name)) {
-      await table(source, texts, join(path, "text", "calib.txt"));
-    }
+  for (const [name, source] of sourcesUnder(path)) {
+    if (only === undefined || only === name) await table(source, textsUnder(path), join(path, "text", "calib.txt"));
   }
 }
 

@@ -127,13 +127,13 @@ export function transposedNibbles(
 /** Codes of 2 bits that live in 4, as `transposedNibbles` leaves them -> four to a byte, signed codes offset by 2. */
 export function halvedNibbles(nibbles: Uint8Array, signed: boolean): Uint8Array {
   invariant(nibbles.length % 2 === 0, "four codes to a byte");
-  const [offset, out] = [signed ? 0x66 : 0, new Uint8Array(nibbles.length / 2)];
-  for (let i = 0; i < out.length; i++) {
-    const [low, high] = [nibbles[2 * i]! - offset, nibbles[2 * i + 1]! - offset];
-    invariant(((low | high) & ~0x33) === 0, "a code of more than 2 bits");
-    out[i] = (low & 3) | ((low >> 2) & 12) | ((high & 3) << 4) | ((high & 48) << 2);
-  }
-  return out;
+  const offset = signed ? 6 : 0;
+  const codes = unpackCodes(nibbles, 2 * nibbles.length, 4, false).map((code) => code - offset);
+  invariant(
+    codes.every((code) => code >= 0 && code <= 3),
+    "a code of more than 2 bits",
+  );
+  return packCodes(codes, 2);
 }
 
 /** The inputs of a DequantizeLinear node. Types of 4 bits need opset 21. */

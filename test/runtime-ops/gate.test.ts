@@ -1,37 +1,19 @@
 /** The gates as kernels inside ONNX Runtime, against their definition; what they refuse. */
 
 import fc from "fast-check";
-import { afterAll, describe, expect, test } from "vitest";
-import { buildOps } from "../../scripts/build-ops.js";
+import { describe, expect, test } from "vitest";
 import { type Attribute, attr } from "../../src/ir/graph.js";
 import { f32Tensor, type Tensor } from "../../src/ir/tensor.js";
 import { readModelBytes } from "../../src/onnx/read.js";
 import { encodeModel } from "../../src/onnx/write.js";
 import { gateName } from "../../src/ops/names.js";
 import { ExecutionTrace } from "../../src/run/executed-ops.js";
-import { type NativeSession, openNativeSession } from "../../src/run/native-session.js";
+import type { NativeSession } from "../../src/run/native-session.js";
 import { GATES, type GateCase, gateError, gateFeeds, gateModel } from "../ops/gate-case.js";
-
-const built = await buildOps();
-if (built.kind === "unavailable") process.stderr.write(`The gates' kernels are not tested: ${built.reason}\n`);
-const library = built.kind === "built" ? built.library : "";
-
-const sessions: NativeSession[] = [];
-afterAll(() => {
-  for (const session of sessions) session.close();
-});
-
-async function open(model: Uint8Array, threads: number = 1, profilePrefix?: string): Promise<NativeSession> {
-  const options = profilePrefix === undefined ? { library, threads } : { library, threads, profilePrefix };
-  const session = await openNativeSession(model, options);
-  sessions.push(session);
-  return session;
-}
+import { isBuilt, open, output } from "./kernel-sessions.js";
 
 function result(session: NativeSession, feeds: ReadonlyMap<string, Tensor>): Tensor {
-  const out = session.run(feeds).get("out");
-  if (out === undefined) throw new Error("no output");
-  return out;
+  return output(session.run(feeds), "out");
 }
 
 const LARGE: readonly GateCase[] = [
@@ -40,7 +22,7 @@ const LARGE: readonly GateCase[] = [
   { channels: 1000, norm: null },
 ];
 
-describe.skipIf(built.kind !== "built")("gates", () => {
+describe.skipIf(!isBuilt)("gates", () => {
   test.each([...GATES, ...LARGE])("%j runs as a kernel and equals its definition", async (gate) => {
     using trace = new ExecutionTrace();
     const model = gateModel(gate, 4);

@@ -2,8 +2,7 @@
 
 import { execFileSync } from "node:child_process";
 import fc from "fast-check";
-import { afterAll, describe, expect, test } from "vitest";
-import { buildOps } from "../../scripts/build-ops.js";
+import { describe, expect, test } from "vitest";
 import { attr, makeValue } from "../../src/ir/graph.js";
 import { f32Tensor, type Tensor, tensorFromBytes, toNumbers } from "../../src/ir/tensor.js";
 import { tensorType } from "../../src/ir/types.js";
@@ -26,10 +25,7 @@ import {
   scanFeeds,
   scanModel,
 } from "../ops/scan-case.js";
-
-const built = await buildOps({ tests: true });
-if (built.kind === "unavailable") process.stderr.write(`The op library is not tested: ${built.reason}\n`);
-const { library, tests } = built.kind === "built" ? built : { library: "", tests: "" };
+import { isBuilt, library, open, output, tests } from "./kernel-sessions.js";
 
 const ALL_SCANS: readonly (readonly [string, ScanSpec])[] = opNames().flatMap((name) => {
   const spec = parseOpName(name);
@@ -38,27 +34,9 @@ const ALL_SCANS: readonly (readonly [string, ScanSpec])[] = opNames().flatMap((n
 /** Replay states are compared with the reference by the parity tests. */
 const SCANS = ALL_SCANS.filter(([, spec]) => spec.requantize !== "replay");
 
-const sessions: NativeSession[] = [];
-afterAll(() => {
-  for (const session of sessions) session.close();
-});
-
-async function open(model: Uint8Array, threads: number = 1, profilePrefix?: string): Promise<NativeSession> {
-  const options = profilePrefix === undefined ? { library, threads } : { library, threads, profilePrefix };
-  const session = await openNativeSession(model, options);
-  sessions.push(session);
-  return session;
-}
-
 const FREE = { dtMin: Number.NEGATIVE_INFINITY, dtMax: Number.POSITIVE_INFINITY, chunkSize: 64 };
 
-function output(outputs: ReadonlyMap<string, Tensor>, name: string): Tensor {
-  const tensor = outputs.get(name);
-  if (tensor === undefined) throw new Error(`no output ${name}`);
-  return tensor;
-}
-
-describe.skipIf(built.kind !== "built")("the op library", () => {
+describe.skipIf(!isBuilt)("the op library", () => {
   test("passes its native tests on every instruction set of this machine", () => {
     const report = execFileSync(tests, ["quick"], { encoding: "utf8" });
     expect(report).toMatch(/^\d{7,} checks, 0 failures$/m);
@@ -173,7 +151,7 @@ describe.skipIf(built.kind !== "built")("the op library", () => {
   });
 });
 
-describe.skipIf(built.kind !== "built")("wrong calls", () => {
+describe.skipIf(!isBuilt)("wrong calls", () => {
   const sizes: ScanSizes = { batch: 2, length: 3, heads: 2, headDim: 4, dState: 6, groups: 1, ...FREE };
 
   test.each([

@@ -1,8 +1,7 @@
 /** The rotation as a kernel inside ONNX Runtime, against its definition and its function; what it refuses. */
 
 import fc from "fast-check";
-import { afterAll, describe, expect, test } from "vitest";
-import { buildOps } from "../../scripts/build-ops.js";
+import { describe, expect, test } from "vitest";
 import { attr } from "../../src/ir/graph.js";
 import { f32Tensor, type Tensor, toNumbers } from "../../src/ir/tensor.js";
 import { readModelBytes } from "../../src/onnx/read.js";
@@ -11,27 +10,10 @@ import { hadamardRotateReference } from "../../src/ops/hadamard-rotate.js";
 import { ExecutionTrace } from "../../src/run/executed-ops.js";
 import { type NativeSession, openNativeSession } from "../../src/run/native-session.js";
 import { type RotationCase, rotationCase, rotationExcess, rotationFeeds, rotationModel } from "../ops/rotation-case.js";
-
-const built = await buildOps();
-if (built.kind === "unavailable") process.stderr.write(`The rotation's kernel is not tested: ${built.reason}\n`);
-const library = built.kind === "built" ? built.library : "";
-
-const sessions: NativeSession[] = [];
-afterAll(() => {
-  for (const session of sessions) session.close();
-});
-
-async function open(model: Uint8Array, threads: number = 1, profilePrefix?: string): Promise<NativeSession> {
-  const options = profilePrefix === undefined ? { library, threads } : { library, threads, profilePrefix };
-  const session = await openNativeSession(model, options);
-  sessions.push(session);
-  return session;
-}
+import { isBuilt, open, output } from "./kernel-sessions.js";
 
 function result(session: NativeSession, feeds: ReadonlyMap<string, Tensor>): Tensor {
-  const y = session.run(feeds).get("y");
-  if (y === undefined) throw new Error("no output");
-  return y;
+  return output(session.run(feeds), "y");
 }
 
 const input = (feeds: ReadonlyMap<string, Tensor>): Float64Array => {
@@ -40,7 +22,7 @@ const input = (feeds: ReadonlyMap<string, Tensor>): Float64Array => {
   return Float64Array.from(toNumbers(x));
 };
 
-describe.skipIf(built.kind !== "built")("HadamardRotate", () => {
+describe.skipIf(!isBuilt)("HadamardRotate", () => {
   test("runs as a kernel and equals its definition and its function", async () => {
     using trace = new ExecutionTrace();
     let first: NativeSession | null = null;

@@ -13,6 +13,8 @@ export const DEMO: string = join(import.meta.dirname, "..", "..", "examples", "d
 
 export const TEXTS = ["kjv", "wordnet", "jargon"] as const;
 
+export const DEMO_TEXTS: readonly string[] = TEXTS.map((name) => join(DEMO, `${name}.txt`));
+
 /** One way to keep the state. */
 export interface SchemeRow {
   readonly label: string;
@@ -55,16 +57,17 @@ export interface TextScores {
   readonly divergence: readonly number[];
 }
 
-/** Scores on each text against a float model: the first `windows` windows of `window` bytes, one token a call. */
+/** Scores on each text (files; of the demo unless told) against a float model: the first `windows` windows of `window` bytes, one token a call. */
 export async function textScores(
   model: LoadedPackage,
   reference: LoadedPackage,
   protocol: { readonly windows: number; readonly window: number },
+  texts: readonly string[] = DEMO_TEXTS,
 ): Promise<TextScores> {
   const bits: number[] = [];
   const divergence: number[] = [];
-  for (const name of TEXTS) {
-    const text = readFileSync(join(DEMO, `${name}.txt`));
+  for (const path of texts) {
+    const text = readFileSync(path);
     const result = await evaluate({ model, reference, text, mode: "token", ...protocol });
     bits.push(result.nonFinite > 0 ? Number.NaN : (result.bitsPerByte ?? Number.NaN));
     divergence.push(result.comparison?.meanKlBits ?? Number.NaN);

@@ -16,6 +16,8 @@ struct Block {
   float* sums;   // [tokens, pp]: g C
   float rescale[kBlockTokens];  // the state is multiplied by this before the token
   float running[kBlockTokens];  // s at the token
+
+  MAMBAC_MEMBER Block(Carve& c, Int channels) : pp(channels), input(c.take(kBlockTokens * channels)), sums(c.take(kBlockTokens * channels)) {}
 };
 
 template <int kRows, int kStates>
@@ -153,10 +155,7 @@ static void prefill_head(const ScanArgs& a, Int b, Int h, const void* past, void
   const bool packed = a.format == Format::kH8 || a.format == Format::kH4;
   Packing k(c, packed ? p : 0, packed ? np : 0);
   float* state = c.take(np * pp);
-  Block block;
-  block.pp = pp;
-  block.input = c.take(kBlockTokens * pp);
-  block.sums = c.take(kBlockTokens * pp);
+  Block block(c, pp);
   if (a.format == Format::kF32) {
     transpose_in<F32Rows>((const float*)past, n, state, pp, p, n);
   } else if (a.format == Format::kF16) {

@@ -369,10 +369,7 @@ static void replay_prefill(const ScanArgs& a, const ReplayHead& s, const uint8_t
   const Int p = a.head_dim, n = a.d_state, np = round16(n), pp = round16(p);
   Packing k(c, p, np);
   float* state = c.take(np * pp);
-  Block block;
-  block.pp = pp;
-  block.input = c.take(kBlockTokens * pp);
-  block.sums = c.take(kBlockTokens * pp);
+  Block block(c, pp);
   float *B = c.take(kBlockTokens * n), *C = c.take(kBlockTokens * n);
   unpack_head<Codec>(k, s.packed, p, n);
   transpose_in<F32Rows>(k.rows, np, state, pp, p, n);

@@ -185,10 +185,7 @@ static void static_tokens(const ScanArgs& a, Int b, Int h, const uint8_t* past, 
   const float *row = a.row_step + h * p, *column = a.column_step + h / (a.heads / a.groups) * n;
   Packing k(c, p, np);
   float* state = c.take(np * pp);
-  Block block;
-  block.pp = pp;
-  block.input = c.take(kBlockTokens * pp);
-  block.sums = c.take(kBlockTokens * pp);
+  Block block(c, pp);
   to_vector_order<Codec>(k.step, column, n);
   for (Int i = 0; i < np; i += 16) v_store(k.ratio + i, static_inverse(v_load(k.step + i)));
   for (Int i = 0; i < p; i += 16) v_store(k.inverse + i, static_inverse(v_load_n(row + i, rows_left(i, p))));
