@@ -5,19 +5,19 @@
  * channels; while decoding a small model that is a tenth of the time. No paper.
  * Algebra: none; the operator's function is the same nodes again, so a runtime without the operator library runs those.
  * Runs after everything that folds numbers into gates and gains, and only where operators of mambac are wanted.
- * Refuses: gates with a constant in front of their sigmoid (which smoothing leaves behind), gates whose channels are not the last axis,
- * norms that are not x / sqrt(mean(x^2) + epsilon). A gate without a norm it understands is fused alone. Other readers of
+ * Refuses: gates whose channels are not the last axis, gates with a constant in front of their sigmoid that is not one factor a channel
+ * (smoothing leaves one behind where no norm is), norms that are not x / sqrt(mean(x^2) + epsilon). A gate without a norm it understands is fused alone. Other readers of
  * what is fused keep what they read.
  *
  *     before   z * Sigmoid(z) -> Mul(Reshape(y)) -> Div(Sqrt(ReduceMean(Pow 2) + eps)) -> Mul(weight)
  *     after    com.mambac.GatedRMSNorm(y, z, weight) {channels, group_size, norm_before_gate, epsilon}
- *     (without a norm: com.mambac.SiluGate(y, z) {channels})
+ *     (without a norm: com.mambac.SiluGate(y, z) {channels}; smoothed, z * Sigmoid(Mul(z, s)): com.mambac.SlopedSiluGate(y, z, s))
  */
 
 import type { Graph, Model, Node } from "../src/ir/graph.js";
 import { f32Tensor, toNumbers } from "../src/ir/tensor.js";
 import { opFunction } from "../src/ops/functions.js";
-import { gateName, OP_DOMAIN, OP_VERSION } from "../src/ops/names.js";
+import { OP_DOMAIN, OP_VERSION } from "../src/ops/names.js";
 import { type GateNorm, gateNode } from "../src/ops/nodes.js";
 import { axisRoles, concrete } from "../src/rewrite/axes.js";
 import { GraphEdit } from "../src/rewrite/edit.js";
@@ -40,10 +40,14 @@ export const fuseGate: Pass<Record<string, never>> = definePass({
     for (const block of sites.blocks) {
       const found = fusedGate(sites, block);
       if (found === null) continue;
-      const { y, z, channels, norm, last } = found;
-      const inputs = norm === null ? [y, z] : [y, z, weightOf(model, edit, block.layer, channels, norm)];
-      edit.swapNode(last, gateNode({ channels, norm }, inputs, last.outputs[0] ?? "", `${block.layer}.gate`));
-      used.add(gateName(norm !== null));
+      const { y, z, channels, norm, slope, last } = found;
+      const inputs = [y, z];
+      if (norm !== null) inputs.push(weightOf(model, edit, block.layer, channels, norm));
+      if (slope !== null) inputs.push(slopeOf(model, edit, block.layer, channels, slope));
+      const params = { channels, norm, sloped: slope !== null };
+      const gate = gateNode(params, inputs, last.outputs[0] ?? "", `${block.layer}.gate`);
+      edit.swapNode(last, gate);
+      used.add(gate.op);
       changed += 1;
     }
     return Promise.resolve({ model: changed === 0 ? model : withFunctions(model, edit.commit(), used), changed });
@@ -60,12 +64,14 @@ interface FusedGate {
   readonly z: string;
   readonly channels: number;
   readonly norm: Norm | null;
+  /** An initialiser inside the sigmoid: one factor, or one a channel. */
+  readonly slope: string | null;
   /** The node whose output the operator makes. */
   readonly last: Node;
 }
 
 function fusedGate(sites: Sites, { gate, gateColumns }: MambaBlock): FusedGate | null {
-  if (gate === null || gate.restored !== null || gateColumns === null) return null;
+  if (gate === null || gateColumns === null) return null;
   const { node, silu, sigmoid, z } = gate;
   const [product = "", sigma = ""] = [silu.outputs[0], sigmoid.outputs[0]];
   const isSilu = silu.inputs.includes(sigma) && silu.inputs.includes(z);
@@ -73,11 +79,16 @@ function fusedGate(sites: Sites, { gate, gateColumns }: MambaBlock): FusedGate |
   const channels = gateColumns.to - gateColumns.from;
   if (!isSilu || y === undefined || !node.inputs.includes(product)) return null;
   if (!isFloatRows(sites, z, channels) || !sameShape(sites, y, z)) return null;
+  const alone = { y: unshaped(sites, y), z, channels, norm: null, slope: null, last: node };
+  if (gate.restored !== null) {
+    const { factor } = gate.restored;
+    return isSlope(sites, factor, channels) ? { ...alone, slope: factor } : null;
+  }
   const after = normAfter(sites, node.outputs[0] ?? "", z, channels);
-  if (after !== null) return { y: unshaped(sites, y), z, channels, norm: after.norm, last: after.last };
+  if (after !== null) return { ...alone, norm: after.norm, last: after.last };
   const before = normBefore(sites, y, z, channels);
-  if (before !== null) return { y: unshaped(sites, before.x), z, channels, norm: before.norm, last: node };
-  return { y: unshaped(sites, y), z, channels, norm: null, last: node };
+  if (before !== null) return { ...alone, y: unshaped(sites, before.x), norm: before.norm };
+  return alone;
 }
 
 /** Float32, with this many channels on its last axis, whatever the length. */
@@ -159,6 +170,24 @@ function normOf(
 function isGain(sites: Sites, name: string, width: number | undefined): boolean {
   const tensor = sites.graph.initializers.get(name);
   return tensor?.dtype === "f32" && tensor.shape.length === 1 && tensor.shape[0] === width;
+}
+
+/** One factor, or one for each channel along the last axis. */
+function isSlope(sites: Sites, name: string, channels: number): boolean {
+  const tensor = sites.graph.initializers.get(name);
+  const size = tensor?.shape.reduce((product, axis) => product * axis, 1);
+  return tensor?.dtype === "f32" && (size === 1 || (size === channels && tensor.shape.at(-1) === channels));
+}
+
+/** The slope as [channels]: itself where it has that shape. */
+function slopeOf(model: Model, edit: GraphEdit, layer: string, channels: number, slope: string): string {
+  const tensor = model.graph.initializers.get(slope);
+  if (tensor === undefined || (tensor.shape.length === 1 && tensor.shape[0] === channels)) return slope;
+  const values = toNumbers(tensor);
+  const factors = Float32Array.from({ length: channels }, (_, i) => values[i % values.length] ?? 1);
+  const name = edit.unused(`${layer}.gate_slope`);
+  edit.addInitializers(new Map([[name, f32Tensor([channels], factors)]]));
+  return name;
 }
 
 /** One factor a channel: the only gain as it is, or the product of several, each repeated for every group. */

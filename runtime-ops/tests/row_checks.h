@@ -66,12 +66,13 @@ inline void hadamard_case(const std::vector<const char*>& isas, int rows, int bl
     }
 }
 
-// out = y silu(z), with an RMS norm of groups behind it or before it; group 0: none.
+// out = y silu(z), with an RMS norm of groups behind it or before it; group 0: none, -1: factors inside the sigmoid instead.
 inline std::vector<double> gated_rows(const std::vector<float>& y, const std::vector<float>& z, const std::vector<float>& weight, int channels,
                                       int group, bool before, double epsilon) {
   std::vector<double> out(y.size());
   for (size_t i = 0; i < y.size(); i++) {
-    const double gate = (double)z[i] / (1 + exp(-(double)z[i]));
+    const double slope = group < 0 ? (double)weight[i % (size_t)channels] : 1;
+    const double gate = (double)z[i] / (1 + exp(-(double)z[i] * slope));
     out[i] = before ? (double)y[i] : (double)y[i] * gate;
   }
   for (size_t at = 0; group > 0 && at < out.size(); at += (size_t)group) {
@@ -96,17 +97,20 @@ inline void gate_case(const std::vector<const char*>& isas, int rows, int channe
       snprintf(text, sizeof text, "%s gate rows %d channels %d group %d before %d alias %d", isa, rows, channels, group, before, alias);
       g_where = text;
       std::vector<float> out = alias == 1 ? y : alias == 2 ? z : std::vector<float>(y.size(), NAN);
-      mambac_gate call = {rows, channels, group, before, epsilon, alias == 1 ? out.data() : y.data(), alias == 2 ? out.data() : z.data(), weight.data(),
-                          out.data()};
+      mambac_gate call = {rows, channels, group < 0 ? 0 : group, before, epsilon, alias == 1 ? out.data() : y.data(), alias == 2 ? out.data() : z.data(),
+                          weight.data(), out.data(), group < 0 ? weight.data() : nullptr};
       char error[320] = "";
       const int status = mambac_gate_run(isa, &call, error, sizeof error);
       CHECK(status == 0, "%s", error);
       // SiLU 2.5e-7 and two products; a norm adds its sum (half of one rounding for each addition to one of 64 running sums, and the
       // error of its terms), its own rounding and two products.
       const double ulp = 0x1p-24, most = 2.5e-7 + ulp + (group > 0 ? 2.5e-7 + ulp * (5 + 0.5 * (2 + group / 64.0 + 4)) : 0);
-      // And what underflows.
-      for (size_t i = 0; i < out.size(); i++)
-        CHECK(fabs(out[i] - want[i]) <= most * fabs(want[i]) + 1e-37, "out[%zu] = %.9g, expected %.9g within %.3g", i, (double)out[i], want[i], most);
+      // A slope adds the rounding of its product, which the exponential takes with the product's size. And what underflows: the
+      // exponential is infinite from 2^128 on.
+      for (size_t i = 0; i < out.size(); i++) {
+        const double product = group < 0 ? fabs((double)z[i] * (double)weight[i % (size_t)channels]) : 0, lost = fabs((double)y[i] * (double)z[i]) * 0x1p-128;
+        CHECK(fabs(out[i] - want[i]) <= (most + ulp * product) * fabs(want[i]) + (group < 0 ? lost : 0) + 1e-37, "out[%zu] = %.9g, expected %.9g within %.3g", i, (double)out[i], want[i], most);
+      }
       if (strcmp(isa, "portable") == 0) continue;
       if (first.empty()) first = out;
       CHECK(same_bits(first.data(), out.data(), out.size()), "other bits");
@@ -120,8 +124,8 @@ inline void gate_refusals(int rounds) {
   auto any = [&] { return r.below(3) ? (int64_t)(1 + r.below(4)) : odd[r.below(16)]; };
   long accepted = 0;
   for (int i = 0; i < rounds; i++) {
-    const mambac::RowOp& op = mambac::row_ops()[1 + r.below(2)];
-    const bool norm = op.kind == mambac::RowKind::kGatedNorm;
+    const mambac::RowOp& op = mambac::row_ops()[1 + r.below(3)];
+    const bool norm = op.kind == mambac::RowKind::kGatedNorm, three = op.inputs == 3;
     mambac::Message m;
     memset(m.text, 'x', sizeof m.text);
     const float epsilons[] = {0, 1e-5f, -1e-5f, NAN, INFINITY};
@@ -136,7 +140,7 @@ inline void gate_refusals(int rounds) {
       const int64_t b = any(), l = any(), p = a.channels % 2 == 0 ? 2 : 1;
       mambac::Shape in[3] = {r.below(2) ? mambac::Shape{{b, l, a.channels}, 3} : mambac::Shape{{b, l, a.channels / p, p}, 4}, {{b, l, a.channels}, 3}, {{a.channels}, 1}};
       if (r.below(3)) {
-        mambac::Shape& s = in[r.below(norm ? 3 : 2)];
+        mambac::Shape& s = in[r.below(three ? 3 : 2)];
         if (r.below(2)) {
           s.dims[r.below((int)s.rank)] = any();
         } else {
@@ -152,7 +156,7 @@ inline void gate_refusals(int rounds) {
           intact = intact && in[s].dims[k] >= 0;
         }
       intact = intact && counts[0] == counts[1] && in[1].dims[in[1].rank - 1] == a.channels && counts[1] < 1e18;
-      intact = intact && (!norm || (in[2].rank == 1 && in[2].dims[0] == a.channels));
+      intact = intact && (!three || (in[2].rank == 1 && in[2].dims[0] == a.channels));
       mambac::GateArgs args;
       good = mambac::plan_gate(op, a, in, &args, &m);
       CHECK(good == intact, "%s: %s", op.name, good ? "accepted a wrong shape" : m.text);
@@ -166,7 +170,7 @@ inline void gate_refusals(int rounds) {
   CHECK(accepted > rounds / 20, "only %ld accepted: the test tests nothing", accepted);
   char error[80];
   CHECK(mambac_gate_run(nullptr, nullptr, error, sizeof error) == 1 && strstr(error, "null"), "null");
-  mambac_gate none = {0, 12, 6, 0, 1e-5f, nullptr, nullptr, nullptr, nullptr};
+  mambac_gate none = {0, 12, 6, 0, 1e-5f, nullptr, nullptr, nullptr, nullptr, nullptr};
   CHECK(mambac_gate_run(nullptr, &none, error, sizeof error) == 0, "%s", error);
   none.group_size = 5;
   CHECK(mambac_gate_run(nullptr, &none, error, sizeof error) == 1 && strstr(error, "GatedRMSNorm: attribute group_size"), "%s", error);
@@ -244,11 +248,11 @@ inline void row_cases(const std::vector<const char*>& isas, bool quick) {
   hadamard_case(isas, 2, 1, 256, 32, seed, 1);
   gate_refusals(quick ? 20000 : 200000);
   for (int channels : {1, 3, 16, 17, 64, 80, 256, 1000, 1536})
-    for (int groups : {0, 1, 2, 4, 5})
+    for (int groups : {-1, 0, 1, 2, 4, 5})
       for (int before = 0; before < (groups > 0 ? 2 : 1); before++) {
         if (groups > 0 && channels % groups != 0) continue;
         const double scale = seed % 5 == 0 ? 1e-6 : seed % 5 == 1 ? 1e6 : 1;
-        gate_case(isas, seed % 4 == 0 ? 19 : 3, channels, groups > 0 ? channels / groups : 0, before != 0, seed % 2 ? 1e-5f : 1e-6f, seed, scale);
+        gate_case(isas, seed % 4 == 0 ? 19 : 3, channels, groups > 0 ? channels / groups : groups, before != 0, seed % 2 ? 1e-5f : 1e-6f, seed, scale);
         seed++;
       }
 }

@@ -56,5 +56,6 @@ export const SEMANTIC_RULES: ReadonlyMap<string, Rule> = new Map<string, Rule>([
   // Of the emitted operators those without a state, which stand between projections.
   ["com.mambac.HadamardRotate", sameAs(0)],
   ["com.mambac.SiluGate", sameAs(1)],
+  ["com.mambac.SlopedSiluGate", sameAs(1)],
   ["com.mambac.GatedRMSNorm", sameAs(1)],
 ]);

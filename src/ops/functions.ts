@@ -4,11 +4,11 @@ import type { FunctionDef } from "../ir/graph.js";
 import { assertNever, invariant } from "../support/errors.js";
 import { Body } from "./body.js";
 import { causalConv } from "./causal-conv.js";
-import { gatedNorm, siluGate } from "./gate.js";
+import { gatedNorm, siluGate, slopedGate } from "./gate.js";
 import { hadamardRotate } from "./hadamard-rotate.js";
 import { mamba1Scan } from "./mamba1-scan.js";
 import { mamba2Scan } from "./mamba2-scan.js";
-import { type Family, isStatic, type OpSpec, parseOpName, type ScanSpec } from "./names.js";
+import { type Family, type GateKind, isStatic, type OpSpec, parseOpName, type ScanSpec } from "./names.js";
 import { replayScan } from "./replay-scan.js";
 
 /** Inputs of every scan, in order. */
@@ -19,8 +19,12 @@ const STEP_INPUTS = ["row_step", "column_step"] as const;
 const CONV_INPUTS = ["x", "weight", "bias", "past"] as const;
 /** Inputs of the rotation, in order. */
 const ROTATION_INPUTS = ["x", "factor"] as const;
-/** Inputs of the gates, in order; the last with a norm. */
-const GATE_INPUTS = ["y", "z", "weight"] as const;
+/** Inputs of the gates, in order. */
+const GATE_INPUTS: Readonly<Record<GateKind, readonly [string, string, ...string[]]>> = {
+  plain: ["y", "z"],
+  sloped: ["y", "z", "slope"],
+  norm: ["y", "z", "weight"],
+};
 /** Outputs of scans and convolutions, in order. */
 const OP_OUTPUTS = ["y", "present"] as const;
 
@@ -42,7 +46,7 @@ export function opAttributes(name: string): readonly string[] {
     case "rotation":
       return ROTATION_ATTRIBUTES;
     case "gate":
-      return spec.norm ? GATED_NORM_ATTRIBUTES : GATE_ATTRIBUTES;
+      return spec.gate === "norm" ? GATED_NORM_ATTRIBUTES : GATE_ATTRIBUTES;
     default: {
       const own = SCAN_ATTRIBUTES[spec.family];
       return spec.requantize === "replay" ? [...own, "replay_length"] : own;
@@ -68,10 +72,8 @@ export function opFunction(name: string): FunctionDef {
       return body.function(name, signature, [hadamardRotate(body, x, factor)], "Rows times a Hadamard matrix");
     }
     case "gate": {
-      const [y, z, weight] = GATE_INPUTS;
-      const inputs = spec.norm ? GATE_INPUTS : ([y, z] as const);
-      const result = spec.norm ? gatedNorm(body, { y, z, weight }) : siluGate(body, y, z);
-      return body.function(name, { inputs, outputs: ["out"], attributes }, [result], describeGate(spec.norm));
+      const signature = { inputs: GATE_INPUTS[spec.gate], outputs: ["out"], attributes };
+      return body.function(name, signature, [gateBody(body, spec.gate)], describeGate(spec.gate));
     }
     default: {
       const [x, dt, A, B, C, D, bias, past] = SCAN_INPUTS;
@@ -92,8 +94,31 @@ function specOf(name: string): OpSpec {
   return spec;
 }
 
-function describeGate(norm: boolean): string {
-  return norm ? "y * silu(z), with an RMS norm of groups of channels behind it or before it" : "y * silu(z)";
+function gateBody(body: Body, gate: GateKind): string {
+  const [y, z, factor = ""] = GATE_INPUTS[gate];
+  switch (gate) {
+    case "plain":
+      return siluGate(body, y, z);
+    case "sloped":
+      return slopedGate(body, y, z, factor);
+    case "norm":
+      return gatedNorm(body, { y, z, weight: factor });
+    default:
+      return assertNever(gate);
+  }
+}
+
+function describeGate(gate: GateKind): string {
+  switch (gate) {
+    case "plain":
+      return "y * silu(z)";
+    case "sloped":
+      return "y * z * sigmoid(slope * z)";
+    case "norm":
+      return "y * silu(z), with an RMS norm of groups of channels behind it or before it";
+    default:
+      return assertNever(gate);
+  }
 }
 
 function bodyOf(spec: ScanSpec): typeof mamba2Scan {

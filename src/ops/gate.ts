@@ -8,6 +8,11 @@ export function siluGate(body: Body, y: string, z: string): string {
   return body.mul(like(body, y, z), silu(body, z));
 }
 
+/** y * z * sigmoid(slope * z), slope [channels]: silu(s z) / s where a smoothed z was divided by s = slope. */
+export function slopedGate(body: Body, y: string, z: string, slope: string): string {
+  return body.mul(like(body, y, z), body.mul(z, body.op("Sigmoid", [body.mul(z, slope)])));
+}
+
 /**
  * z [.., channels], y of as many elements, weight [channels] -> [.., channels]. Attributes alone decide the branches, so a
  * runtime that folds constants keeps one of each; the norm is spelled as runtimes fuse it.
@@ -58,7 +63,7 @@ function like(body: Body, value: string, other: string): string {
 
 type Numbers = Float32Array | Float64Array;
 
-/** `SiluGate`, and `GatedRMSNorm` where there is a norm. */
+/** `SiluGate`, `SlopedSiluGate` where there is a slope, and `GatedRMSNorm` where there is a norm. */
 export function gateReference(args: {
   readonly channels: number;
   /** [rows, channels]. */
@@ -72,10 +77,12 @@ export function gateReference(args: {
     /** [channels]. */
     readonly weight: Numbers;
   } | null;
+  /** [channels]. */
+  readonly slope?: Numbers;
 }): Float64Array {
-  const { channels, y, z, norm } = args;
+  const { channels, y, z, norm, slope } = args;
   invariant(y.length === z.length && z.length % channels === 0, "gateReference: sizes do not fit");
-  const gate = Float64Array.from(z, (value) => value / (1 + Math.exp(-value)));
+  const gate = Float64Array.from(z, (value, i) => value / (1 + Math.exp(-value * (slope?.[i % channels] ?? 1))));
   const out = Float64Array.from(y, (value, i) => (norm?.beforeGate === true ? value : value * gate[i]!));
   if (norm === null) return out;
   for (let start = 0; start < out.length; start += norm.groupSize) {

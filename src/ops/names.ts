@@ -1,7 +1,7 @@
 /** Names of the emitted operators and the state each of them carries: `runtime-ops/README.md` in code. */
 
 import { type DType, elementCount, packedBytes } from "../ir/types.js";
-import { invariant, MambacError } from "../support/errors.js";
+import { assertNever, invariant, MambacError } from "../support/errors.js";
 
 /** Domain and version of every emitted operator. */
 export const OP_DOMAIN = "com.mambac";
@@ -39,7 +39,10 @@ export type OpSpec =
   | ({ readonly kind: "scan" } & ScanSpec)
   | { readonly kind: "conv"; readonly activation: "none" | "silu" }
   | { readonly kind: "rotation" }
-  | { readonly kind: "gate"; readonly norm: boolean };
+  | { readonly kind: "gate"; readonly gate: GateKind };
+
+/** y * silu(z), the same with a factor a channel inside the sigmoid, or with an RMS norm. */
+export type GateKind = "plain" | "sloped" | "norm";
 
 /** The operator's name; `scale` defaults to 'dsq' and `requantize` to 'call', both dropped where they mean nothing. */
 export function opName(spec: {
@@ -101,9 +104,18 @@ export const ROTATION_OP = "HadamardRotate";
 /** Largest order of a rotation's dense factor that the operator takes. */
 export const MAX_ROTATION_ORDER = 256;
 
-/** Name of the gate, alone or with an RMS norm. */
-export function gateName(norm: boolean): string {
-  return norm ? "GatedRMSNorm" : "SiluGate";
+/** Name of a gate. */
+export function gateName(gate: GateKind): string {
+  switch (gate) {
+    case "plain":
+      return "SiluGate";
+    case "sloped":
+      return "SlopedSiluGate";
+    case "norm":
+      return "GatedRMSNorm";
+    default:
+      return assertNever(gate);
+  }
 }
 
 const SPECS: ReadonlyMap<string, OpSpec> = new Map(allSpecs());
@@ -121,7 +133,7 @@ function* allSpecs(): Generator<[string, OpSpec]> {
   }
   for (const activation of ["none", "silu"] as const) yield [convName(activation), { kind: "conv", activation }];
   yield [ROTATION_OP, { kind: "rotation" }];
-  for (const norm of [false, true]) yield [gateName(norm), { kind: "gate", norm }];
+  for (const gate of ["plain", "norm", "sloped"] as const) yield [gateName(gate), { kind: "gate", gate }];
 }
 
 function scalesOf(family: Family, format: StateFormat): readonly StateScale[] {

@@ -6,6 +6,7 @@ import {
   checkedReplayLength,
   convName,
   DEFAULT_REPLAY_LENGTH,
+  type GateKind,
   gateName,
   isStatic,
   OP_DOMAIN,
@@ -113,20 +114,22 @@ export interface GateNorm {
   readonly epsilon: number;
 }
 
-/** A gate node. `inputs` are y, z [.., channels] and, with a norm, its weight [channels]. */
+/** A gate node. `inputs` are y, z [.., channels] and the weight of a norm or the slope of a sloped gate, [channels]. */
 export function gateNode(
-  params: { readonly channels: number; readonly norm: GateNorm | null },
+  params: { readonly channels: number; readonly norm: GateNorm | null; readonly sloped?: boolean },
   inputs: readonly string[],
   output: string,
   name: string = "",
 ): Node {
-  const { channels, norm } = params;
-  invariant(inputs.length === (norm === null ? 2 : 3), "gateNode: a gate has 2 inputs, or 3 with a norm");
+  const { channels, norm, sloped = false } = params;
+  const kind: GateKind = norm !== null ? "norm" : sloped ? "sloped" : "plain";
+  invariant(norm === null || !sloped, "gateNode: no operator has a norm and a slope");
+  invariant(inputs.length === (kind === "plain" ? 2 : 3), "gateNode: a gate has 2 inputs, or 3 with a norm or a slope");
   const attributes = new Map<string, Attribute>([["channels", attr.int(channels)]]);
   if (norm !== null) {
     attributes.set("group_size", attr.int(norm.groupSize));
     attributes.set("norm_before_gate", attr.int(norm.beforeGate ? 1 : 0));
     attributes.set("epsilon", attr.float(norm.epsilon));
   }
-  return makeNode(gateName(norm !== null), inputs, [output], attributes, { domain: OP_DOMAIN, name });
+  return makeNode(gateName(kind), inputs, [output], attributes, { domain: OP_DOMAIN, name });
 }

@@ -17,6 +17,15 @@ test("the definition, by hand", () => {
     2 * silu(1),
     3 * silu(-1),
   ]);
+  const slope = Float64Array.of(0.5, -2);
+  const sloped = gateReference({
+    channels: 2,
+    y: Float64Array.of(2, 3),
+    z: Float64Array.of(1, -1),
+    norm: null,
+    slope,
+  });
+  expect([...sloped]).toEqual([2 / (1 + Math.exp(-0.5)), -3 / (1 + Math.exp(-2))]);
   // Two groups of one channel: what is left of y is its sign.
   const norm = { groupSize: 1, beforeGate: true, epsilon: 0, weight: Float64Array.of(5, 7) };
   const signs = gateReference({ channels: 2, y: Float64Array.of(2, -3), z: Float64Array.of(1, 1), norm });
@@ -69,5 +78,6 @@ test.each(GATES)("a runtime that fuses keeps few kernels of %j", async (gate) =>
       : group
         ? ["Add", "Div", "Mul", "Pow", "ReduceMean", "Sqrt"]
         : ["SimplifiedLayerNormalization"];
-  expect(kernels.toSorted()).toEqual([...norm, "Mul", "QuickGelu"].toSorted());
+  const silu = gate.sloped === true ? ["Mul", "Mul", "Sigmoid"] : ["QuickGelu"];
+  expect(kernels.toSorted()).toEqual([...norm, "Mul", ...silu].toSorted());
 });

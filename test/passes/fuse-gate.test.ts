@@ -3,15 +3,34 @@ import { divideNorm } from "../../passes/divide-norm.js";
 import { fuseGate } from "../../passes/fuse-gate.js";
 import { smoothQuant } from "../../passes/smooth-quant.js";
 import { attr, type Model, type Node } from "../../src/ir/graph.js";
+import { f32Tensor, type Tensor, toNumbers } from "../../src/ir/tensor.js";
+import { opFunction } from "../../src/ops/functions.js";
 import { ALL_ROLES, madeUpMagnitudes } from "../support/exact-steps.js";
 import { aligned, fold, foldSample, shifted, spoiled } from "../support/fold-runs.js";
-import { expectSame, expectSettled, expectTold, forMost, golden, runPass, type Sample } from "../support/pass-runs.js";
+import {
+  expectSame,
+  expectSettled,
+  expectTold,
+  forMost,
+  golden,
+  outputsOf,
+  runPass,
+  type Sample,
+} from "../support/pass-runs.js";
 import { arbitraryRaised, PLAIN, type RaisedSpelling } from "../support/raised-spelling.js";
 
 /** A sample whose norms are written as divisions, as they are when the pass runs. */
 async function divided(spelling: RaisedSpelling): Promise<Sample> {
   const sample = await foldSample(spelling);
   return { ...sample, model: (await runPass(divideNorm, sample.model, {})).model };
+}
+
+/** Mamba-1 with a smoothed gate: a constant in front of every sigmoid. */
+async function smoothed(spelling: RaisedSpelling): Promise<Sample> {
+  const sample = await aligned(await foldSample({ ...spelling, family: "mamba1" }));
+  const channelAbsMax = madeUpMagnitudes(sample.model, 5);
+  const { model } = await fold(sample, smoothQuant, { alpha: 0.5, roles: ALL_ROLES, channelAbsMax });
+  return { ...sample, model };
 }
 
 const gatesOf = ({ graph }: Model): Node[] => graph.nodes.filter(({ domain }) => domain === "com.mambac");
@@ -33,6 +52,13 @@ describe("fuse-gate", () => {
         );
       });
     }
+    test("sloped", async () => {
+      const { model } = await smoothed(PLAIN);
+      const about = "A smoothed gate; its factors are already one a channel.";
+      await expect(golden(about, model, await runPass(fuseGate, model, {}))).toMatchFileSnapshot(
+        "fuse-gate/sloped.irtxt",
+      );
+    });
   });
 
   test("random models compute the same", async () => {
@@ -72,11 +98,38 @@ describe("fuse-gate", () => {
     }
   });
 
-  test("a gate with a constant in front of its sigmoid stays, as does one whose channels are not last", async () => {
-    const sample = await aligned(await foldSample({ ...PLAIN, family: "mamba1" }));
-    const channelAbsMax = madeUpMagnitudes(sample.model, 5);
-    const smooth = await fold(sample, smoothQuant, { alpha: 0.5, roles: ALL_ROLES, channelAbsMax });
-    expect((await runPass(fuseGate, smooth.model, {})).changed).toBe(0);
+  test("a smoothed gate is fused with its factors, whatever their shape, unless they are something else", async () => {
+    await forMost(arbitraryRaised(), 20, async (spelling) => {
+      const sample = await smoothed({ ...spelling, projection: "matmul", channelsFirst: false, decoy: null });
+      const { model } = await fold(sample, fuseGate, {});
+      await expectSame(sample, model);
+      // Gates that smoothing leaves alone have no slope.
+      const sloped = gatesOf(model).filter(({ op }) => op === "SlopedSiluGate").length;
+      const smooth = [...sample.model.graph.initializers.keys()].filter((name) => name.endsWith("smooth_scale"));
+      expect(sloped).toBe(smooth.length);
+      return sloped === spelling.layers;
+    });
+    const sample = await smoothed({ ...PLAIN, layers: 1 });
+    const factors = [...sample.model.graph.initializers].filter(([name]) => name.endsWith("smooth_scale"));
+    expect(factors.length).toBe(1);
+    const reshaped = (change: (tensor: Tensor) => Tensor): Sample => {
+      const initializers = new Map(sample.model.graph.initializers);
+      for (const [name, tensor] of factors) initializers.set(name, change(tensor));
+      return { ...sample, model: { ...sample.model, graph: { ...sample.model.graph, initializers } } };
+    };
+    const leading = reshaped((tensor) => f32Tensor([1, 1, ...tensor.shape], toNumbers(tensor)));
+    const one = reshaped(() => f32Tensor([], [0.7]));
+    for (const changed of [leading, one]) {
+      const { model } = await runPass(fuseGate, changed.model, {});
+      expect(gatesOf(model).map(({ op }) => op)).toEqual(["SlopedSiluGate"]);
+      const slope = model.graph.initializers.get(gatesOf(model)[0]?.inputs[2] ?? "");
+      expect(slope?.shape).toEqual([24]);
+      const expected = await outputsOf(changed.model, changed.feeds, changed.batch);
+      await expectSame({ ...changed, expected }, model);
+    }
+  });
+
+  test("a gate whose channels are not last stays", async () => {
     const first = await divided({ ...PLAIN, family: "mamba1", channelsFirst: true });
     const outcome = await fold(first, fuseGate, {});
     await expectSame(first, outcome.model);
@@ -130,6 +183,19 @@ describe("fuse-gate", () => {
           const flat = await divided({ ...PLAIN, family: "mamba1" });
           await expectTold(flat, wrong((await fold(flat, fuseGate, {})).model), label);
         }
+      });
+    }
+    const slopes: Readonly<Record<string, (model: Model) => Model>> = {
+      "no slope": changedGate((node) => ({ ...node, op: "SiluGate", inputs: node.inputs.slice(0, 2) })),
+      "slopes of the wrong channels": (model) => spoiled(model, /smooth_scale$/, shifted),
+    };
+    for (const [label, wrong] of Object.entries(slopes)) {
+      test(label, async () => {
+        const sample = await smoothed(PLAIN);
+        const { model } = await fold(sample, fuseGate, {});
+        await expectSame(sample, model);
+        const plain = { ...model, functions: [...model.functions, opFunction("SiluGate")] };
+        await expectTold(sample, wrong(plain), label);
       });
     }
   });

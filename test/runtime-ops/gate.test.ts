@@ -6,10 +6,9 @@ import { type Attribute, attr } from "../../src/ir/graph.js";
 import { f32Tensor, type Tensor } from "../../src/ir/tensor.js";
 import { readModelBytes } from "../../src/onnx/read.js";
 import { encodeModel } from "../../src/onnx/write.js";
-import { gateName } from "../../src/ops/names.js";
 import { ExecutionTrace } from "../../src/run/executed-ops.js";
 import type { NativeSession } from "../../src/run/native-session.js";
-import { GATES, type GateCase, gateError, gateFeeds, gateModel } from "../ops/gate-case.js";
+import { GATES, type GateCase, gateError, gateFeeds, gateModel, nameOf } from "../ops/gate-case.js";
 import { isBuilt, open, output } from "./kernel-sessions.js";
 
 function result(session: NativeSession, feeds: ReadonlyMap<string, Tensor>): Tensor {
@@ -20,6 +19,7 @@ const LARGE: readonly GateCase[] = [
   { channels: 1536, norm: { groupSize: 1536, beforeGate: false, epsilon: 1e-5 } },
   { channels: 1024, norm: { groupSize: 256, beforeGate: true, epsilon: 1e-5 } },
   { channels: 1000, norm: null },
+  { channels: 1000, norm: null, sloped: true },
 ];
 
 describe.skipIf(!isBuilt)("gates", () => {
@@ -41,7 +41,7 @@ describe.skipIf(!isBuilt)("gates", () => {
       expect(gateError(gate, feeds, out)).toBeLessThan(2e-6);
       expect(result(two, feeds).bytes()).toEqual(out.bytes());
     }
-    expect(trace.finish(session)).toContain(gateName(gate.norm !== null));
+    expect(trace.finish(session)).toContain(nameOf(gate));
   });
 
   test.each<[string, RegExp, Attribute | null]>([
@@ -53,13 +53,13 @@ describe.skipIf(!isBuilt)("gates", () => {
     ["epsilon", /GatedRMSNorm: attribute epsilon \(float\) is missing/, null],
     ["group_size", /GatedRMSNorm: attribute group_size \(int\) is missing/, null],
   ])("attribute %s is refused when the model is loaded: %s", async (name, message, value) => {
-    const [, , gate] = GATES;
+    const gate = GATES.find(({ norm }) => norm !== null);
     if (gate === undefined) throw new Error("no such gate");
     await expect(open(changed(gate, name, value))).rejects.toThrow(message);
   });
 
   test("any wrong shape is refused with a message that names the operator, and the next call works", async () => {
-    for (const gate of [GATES[0], GATES[3]]) {
+    for (const gate of [GATES[0], GATES[2], GATES[5]]) {
       if (gate === undefined) throw new Error("no such gate");
       const { channels } = gate;
       const session = await open(gateModel(gate, null, true));
@@ -73,12 +73,12 @@ describe.skipIf(!isBuilt)("gates", () => {
           fc.array(fc.constantFrom(...sizes), { maxLength: 4 }),
           (name, shape) => {
             const count = shape.reduce((a, b) => a * b, 1);
-            if (name === "weight") fc.pre(shape.join() !== String(channels));
+            if (name === "weight" || name === "slope") fc.pre(shape.join() !== String(channels));
             else if (name === "y") fc.pre(count !== 6 * channels);
             else fc.pre(shape.at(-1) !== channels || count !== 6 * channels);
             wrong += 1;
             const feeds = new Map([...good, [name, f32Tensor(shape, new Float32Array(count))]]);
-            expect(() => session.run(feeds)).toThrow(gateName(gate.norm !== null));
+            expect(() => session.run(feeds)).toThrow(nameOf(gate));
           },
         ),
         { seed: 13, numRuns: 150 },

@@ -38,12 +38,13 @@ typedef struct {
   float* y;
 } mambac_rotate;
 
-/* SiluGate (group_size 0) and GatedRMSNorm. out may be y or z. */
+/* SiluGate (group_size 0), SlopedSiluGate (a slope besides) and GatedRMSNorm. out may be y or z. */
 typedef struct {
   int64_t rows, channels, group_size, norm_before_gate;
   float epsilon;
   const float *y, *z, *weight;
   float* out;
+  const float* slope; /* [channels], or null; unused beside a norm */
 } mambac_gate;
 
 /* Runs one operator on the calling thread. `isa` is "portable", "avx2" or "avx512", or null for the best one.

@@ -22,13 +22,13 @@ constexpr int kConvOps = 2;
 const ConvOp* conv_ops();
 
 // Operators on the last axis, without a state. One output, shaped like the input that `like` counts.
-enum class RowKind : int { kHadamard, kSiluGate, kGatedNorm };
+enum class RowKind : int { kHadamard, kSiluGate, kGatedNorm, kSlopedGate };
 struct RowOp {
   const char* name;
   RowKind kind;
   int inputs, like;
 };
-constexpr int kRowOps = 3;
+constexpr int kRowOps = 4;
 const RowOp* row_ops();  // in the order of RowKind
 
 constexpr int kPastInput = 7, kRowStepInput = 8, kColumnStepInput = 9;  // of scans; only Static operators have the last two
@@ -80,7 +80,7 @@ bool plan_conv(const ConvOp& op, const ConvAttributes& attributes, const Shape i
                Message* message);
 bool plan_hadamard(const RowOp& op, const RowAttributes& attributes, const Shape inputs[kHadamardInputs], HadamardArgs* args,
                    Message* message);
-// Without a norm there is no third input.
+// The third input is the weight of a norm or the slope of a sloped gate.
 bool plan_gate(const RowOp& op, const RowAttributes& attributes, const Shape inputs[kGateInputs], GateArgs* args, Message* message);
 
 }  // namespace mambac

@@ -69,7 +69,7 @@ struct HadamardArgs {
   float* y;                          // [rows, size]; may be the same buffer as x
 };
 
-// Rows of y times silu(z), with an RMS norm behind the gate, or before it.
+// Rows of y times silu(z), with an RMS norm behind the gate, or before it, or with a factor inside the sigmoid.
 struct GateArgs {
   bool before;  // the norm comes before the gate
   int64_t rows, channels;
@@ -78,6 +78,7 @@ struct GateArgs {
   const float* y;       // [rows, channels]
   const float* z;       // [rows, channels]
   const float* weight;  // [channels], with a norm
+  const float* slope;   // [channels], never beside a norm: z * sigmoid(slope * z) instead of silu(z); null: 1
   float* out;           // [rows, channels]; may be the same buffer as y or z
 };
 

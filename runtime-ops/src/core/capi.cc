@@ -140,7 +140,8 @@ extern "C" int mambac_rotate_run(const char* isa, const mambac_rotate* c, char* 
 }
 
 extern "C" int mambac_gate_run(const char* isa, const mambac_gate* c, char* error, size_t room) {
-  const RowOp& op = row_ops()[(int)(c != nullptr && c->group_size == 0 ? RowKind::kSiluGate : RowKind::kGatedNorm)];
+  const bool norm = c == nullptr || c->group_size != 0;
+  const RowOp& op = row_ops()[(int)(norm ? RowKind::kGatedNorm : c->slope != nullptr ? RowKind::kSlopedGate : RowKind::kSiluGate)];
   GateArgs a;
   Message m;
   if (c == nullptr) return fail(error, room, op.name, ": null argument");
@@ -150,6 +151,7 @@ extern "C" int mambac_gate_run(const char* isa, const mambac_gate* c, char* erro
   a.y = c->y;
   a.z = c->z;
   a.weight = c->weight;
+  a.slope = norm ? nullptr : c->slope;
   a.out = c->out;
   const Kernels* k = pick(isa);
   if (k == nullptr) return fail(error, room, "this machine cannot run instruction set: ", isa);

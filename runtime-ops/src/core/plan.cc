@@ -115,7 +115,8 @@ const ConvOp* conv_ops() {
 const RowOp* row_ops() {
   static constexpr RowOp ops[kRowOps] = {{"HadamardRotate", RowKind::kHadamard, kHadamardInputs, 0},
                                          {"SiluGate", RowKind::kSiluGate, kGateInputs - 1, 1},
-                                         {"GatedRMSNorm", RowKind::kGatedNorm, kGateInputs, 1}};
+                                         {"GatedRMSNorm", RowKind::kGatedNorm, kGateInputs, 1},
+                                         {"SlopedSiluGate", RowKind::kSlopedGate, kGateInputs, 1}};
   return ops;
 }
 
@@ -154,7 +155,7 @@ bool check_conv_attributes(const ConvOp& op, const ConvAttributes& a, Message* m
 
 static bool check_gate_attributes(const RowOp& op, const RowAttributes& a, Message* m) {
   if (!positive(op.name, "channels", a.channels, m)) return false;
-  if (op.kind == RowKind::kSiluGate) return true;
+  if (op.kind != RowKind::kGatedNorm) return true;
   if (!positive(op.name, "group_size", a.group_size, m)) return false;
   if (a.channels % a.group_size != 0)
     return fail(m, "%s: attribute group_size is %lld; it must divide channels = %lld", op.name, (long long)a.group_size,
@@ -290,12 +291,12 @@ bool plan_gate(const RowOp& op, const RowAttributes& a, const Shape in[kGateInpu
   }
   const int64_t weight[] = {a.channels};
   const bool norm = op.kind == RowKind::kGatedNorm;
-  if (norm && !shaped(op.name, "weight", in[2], 1, weight, "[channels]", m)) return false;
+  if (op.inputs == kGateInputs && !shaped(op.name, norm ? "weight" : "slope", in[2], 1, weight, "[channels]", m)) return false;
   args->channels = a.channels;
   args->group = norm ? a.group_size : 0;
   args->before = norm && a.norm_before_gate != 0;
   args->epsilon = norm ? a.epsilon : 0;
-  args->weight = nullptr;
+  args->weight = args->slope = nullptr;
   return true;
 }
 

@@ -42,6 +42,15 @@ static float gate_squares(const float* y, const float* z, float* out, Int count,
   return sum.scale(count, epsilon);
 }
 
+// out = y * z * sigmoid(slope * z).
+static void gate_sloped(const float* y, const float* z, const float* slope, float* out, Int count) {
+  for (Int i = 0; i < count; i += 16) {
+    const int n = rows_left(i, count);
+    const Vec v = v_load_n(z + i, n), s = v_sub(v_zero(), v_load_n(slope + i, n));
+    v_store_n(out + i, v_mul(v_load_n(y + i, n), v_div(v, v_add(v_set(1.0f), v_exp(v_mul(s, v))))), n);
+  }
+}
+
 static void gate_plain(const float* y, const float* z, float* out, Int count) {
   Int i = 0;
   for (; i + 16 <= count; i += 16) v_store(out + i, gated(v_load(y + i), v_load(z + i)));
@@ -65,7 +74,10 @@ static void gate_task(const GateArgs& a, int64_t task) {
   for (Int row = first; row < last; row++) {
     const Int at = row * a.channels;
     if (a.group == 0) {
-      gate_plain(a.y + at, a.z + at, a.out + at, a.channels);
+      if (a.slope != nullptr)
+        gate_sloped(a.y + at, a.z + at, a.slope, a.out + at, a.channels);
+      else
+        gate_plain(a.y + at, a.z + at, a.out + at, a.channels);
       continue;
     }
     for (Int c = 0; c < a.channels; c += a.group) gate_group(a, a.y + at + c, a.z + at + c, a.weight + c, a.out + at + c);

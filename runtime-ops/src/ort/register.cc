@@ -298,6 +298,7 @@ Status* compute_gate(const Kernel& k, KernelContext* c, const Shape* in, const v
   a.y = (const float*)data[0];
   a.z = (const float*)data[1];
   if (op.row->kind == RowKind::kGatedNorm) a.weight = (const float*)data[2];
+  if (op.row->kind == RowKind::kSlopedGate) a.slope = (const float*)data[2];
   a.out = (float*)out;
   return spread(op.api, c, gate_piece, row_tasks(a.rows), (double)a.rows * (double)a.channels * kGateWork, &run);
 }
