@@ -208,6 +208,6 @@ function weightOf(model: Model, edit: GraphEdit, layer: string, channels: number
 function withFunctions(model: Model, graph: Graph, used: ReadonlySet<string>): Model {
   const known = new Set(model.functions.map(({ name }) => name));
   const fresh = [...used].filter((name) => !known.has(name)).sort();
-  const functions = [...model.functions, ...fresh.map(opFunction)];
+  const functions = [...model.functions, ...fresh.map((name) => opFunction(name))];
   return { ...model, graph, functions, opsets: new Map([...model.opsets, [OP_DOMAIN, OP_VERSION]]) };
 }

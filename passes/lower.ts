@@ -154,7 +154,7 @@ function lowerToLinearAttention(builder: GraphBuilder, op: ScanOp): void {
 
 function withFunctions(model: Model, graph: Graph, used: ReadonlySet<string>, target: ScanTarget): Model {
   const opsets = new Map(model.opsets);
-  const functions: FunctionDef[] = [...model.functions, ...[...used].sort().map(opFunction)];
+  const functions: FunctionDef[] = [...model.functions, ...[...used].sort().map((name) => opFunction(name))];
   if (used.size > 0) opsets.set(OP_DOMAIN, OP_VERSION);
   if (target === "linear-attention") opsets.set("com.microsoft", 1);
   return { ...model, graph, opsets, functions };

@@ -37,6 +37,7 @@ const KERNELS = [
   { source: "src/cpu/avx2.cc", level: "-O3" },
   { source: "src/cpu/avx512.cc", level: "-O3" },
   { source: "src/cpu/dispatch.cc", level: "-O2" },
+  { source: "src/cpu/calls.cc", level: "-O2" },
   { source: "src/core/plan.cc", level: "-O2" },
   { source: "src/core/capi.cc", level: "-O2" },
 ] as const;

@@ -8,7 +8,7 @@ import { gatedNorm, siluGate, slopedGate } from "./gate.js";
 import { hadamardRotate } from "./hadamard-rotate.js";
 import { mamba1Scan } from "./mamba1-scan.js";
 import { mamba2Scan } from "./mamba2-scan.js";
-import { type Family, type GateKind, isStatic, type OpSpec, parseOpName, type ScanSpec } from "./names.js";
+import { type Family, type FloatType, type GateKind, isStatic, type OpSpec, parseOpName, type ScanSpec } from "./names.js";
 import { replayScan } from "./replay-scan.js";
 
 /** Inputs of every scan, in order. */
@@ -54,38 +54,63 @@ export function opAttributes(name: string): readonly string[] {
   }
 }
 
-/** The function of an operator: one serves every node of that name, as sizes come from the node's attributes. */
-export function opFunction(name: string): FunctionDef {
+/** Inputs of an operator that are activations: they have the element type of its results, every parameter is float32. */
+export function activationInputs(spec: OpSpec): readonly number[] {
+  switch (spec.kind) {
+    case "conv":
+      return [CONV_INPUTS.indexOf("x"), CONV_INPUTS.indexOf("past")];
+    case "rotation":
+      return [ROTATION_INPUTS.indexOf("x")];
+    case "gate":
+      return ["y", "z"].map((input) => GATE_INPUTS[spec.gate].indexOf(input));
+    default:
+      return (["x", "dt", "B", "C"] as const).map((input) => SCAN_INPUTS.indexOf(input));
+  }
+}
+
+/**
+ * The function of an operator: one serves every node of that name, as sizes come from the node's attributes. With `float`
+ * f16 its activations are float16; it computes in float32 all the same and rounds each result once.
+ */
+export function opFunction(name: string, float: FloatType = "f32"): FunctionDef {
   const spec = specOf(name);
   const body = new Body();
+  const floats = <Names extends readonly string[]>(inputs: Names): Names =>
+    float === "f32" ? inputs : widened(body, inputs, activationInputs(spec));
+  const narrow = (result: string): string => (float === "f32" ? result : body.cast(result, float));
   const attributes = opAttributes(name);
   switch (spec.kind) {
     case "conv": {
-      const [x, weight, bias, past] = CONV_INPUTS;
+      const [x, weight, bias, past] = floats(CONV_INPUTS);
       const result = causalConv(body, spec.activation, { x, weight, bias, past });
       const signature = { inputs: CONV_INPUTS, outputs: OP_OUTPUTS, attributes };
-      return body.function(name, signature, [result.y, result.present], "Causal depthwise convolution");
+      return body.function(name, signature, [narrow(result.y), narrow(result.present)], "Causal depthwise convolution");
     }
     case "rotation": {
-      const [x, factor] = ROTATION_INPUTS;
+      const [x, factor] = floats(ROTATION_INPUTS);
       const signature = { inputs: ROTATION_INPUTS, outputs: ["y"], attributes };
-      return body.function(name, signature, [hadamardRotate(body, x, factor)], "Rows times a Hadamard matrix");
+      return body.function(name, signature, [narrow(hadamardRotate(body, x, factor))], "Rows times a Hadamard matrix");
     }
     case "gate": {
       const signature = { inputs: GATE_INPUTS[spec.gate], outputs: ["out"], attributes };
-      return body.function(name, signature, [gateBody(body, spec.gate)], describeGate(spec.gate));
+      return body.function(name, signature, [narrow(gateBody(body, spec.gate, floats(GATE_INPUTS[spec.gate])))], describeGate(spec.gate));
     }
     default: {
-      const [x, dt, A, B, C, D, bias, past] = SCAN_INPUTS;
+      const [x, dt, A, B, C, D, bias, past] = floats(SCAN_INPUTS);
       const [rowStep, columnStep] = STEP_INPUTS;
       const given = isStatic(spec);
       const values = { x, dt, A, B, C, D, bias, past, ...(given ? { rowStep, columnStep } : {}) };
       const result = bodyOf(spec)(body, spec, values);
       const inputs = given ? [...SCAN_INPUTS, ...STEP_INPUTS] : SCAN_INPUTS;
       const signature = { inputs, outputs: OP_OUTPUTS, attributes };
-      return body.function(name, signature, [result.y, result.present], describe(spec));
+      return body.function(name, signature, [narrow(result.y), result.present], describe(spec));
     }
   }
+}
+
+function widened<Names extends readonly string[]>(body: Body, inputs: Names, activations: readonly number[]): Names;
+function widened(body: Body, inputs: readonly string[], activations: readonly number[]): readonly string[] {
+  return inputs.map((name, at) => (activations.includes(at) ? body.cast(name, "f32") : name));
 }
 
 function specOf(name: string): OpSpec {
@@ -94,8 +119,8 @@ function specOf(name: string): OpSpec {
   return spec;
 }
 
-function gateBody(body: Body, gate: GateKind): string {
-  const [y, z, factor = ""] = GATE_INPUTS[gate];
+function gateBody(body: Body, gate: GateKind, inputs: (typeof GATE_INPUTS)[GateKind]): string {
+  const [y, z, factor = ""] = inputs;
   switch (gate) {
     case "plain":
       return siluGate(body, y, z);

@@ -23,12 +23,14 @@ typedef struct {
   void* present;
   int64_t replay_length; /* of Replay operators, otherwise unused */
   const float *row_step, *column_step; /* of Static operators, otherwise unused */
+  int half; /* 1: x, dt, B, C and y are IEEE halves behind these pointers */
 } mambac_scan;
 
 typedef struct {
   int64_t batch, channels, length, kernel, width;
   const float *x, *weight, *bias, *past;
   float *y, *present;
+  int half; /* 1: x, past, y and present are IEEE halves */
 } mambac_conv;
 
 /* HadamardRotate: rows of blocks of order * power channels. y may be x. */
@@ -36,6 +38,7 @@ typedef struct {
   int64_t rows, size, order, power;
   const float *x, *factor; /* factor [order, order] */
   float* y;
+  int half; /* 1: x and y are IEEE halves */
 } mambac_rotate;
 
 /* SiluGate (group_size 0), SlopedSiluGate (a slope besides) and GatedRMSNorm. out may be y or z. */
@@ -45,6 +48,7 @@ typedef struct {
   const float *y, *z, *weight;
   float* out;
   const float* slope; /* [channels], or null; unused beside a norm */
+  int half; /* 1: y, z and out are IEEE halves */
 } mambac_gate;
 
 /* Runs one operator on the calling thread. `isa` is "portable", "avx2" or "avx512", or null for the best one.

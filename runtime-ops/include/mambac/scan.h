@@ -21,6 +21,7 @@ struct ScanArgs {
   Format format;
   bool max_norm;   // channel scale is max |h| instead of sqrt(mean |h|)
   bool per_token;  // the state is rounded to its format after every token
+  bool half;       // x, dt, B, C and y are IEEE halves behind these pointers; only run_scan takes them
   int64_t batch, length, heads, head_dim, d_state, groups;
   int64_t replay;  // tokens between two roundings of a Replay state, at most kMostReplay; 0 for every other operator
   float dt_min, dt_max;
@@ -50,6 +51,7 @@ struct ScanArgs {
 
 struct ConvArgs {
   bool silu;
+  bool half;  // x, past, y and present are IEEE halves; only run_conv takes them
   int64_t batch, channels, length, kernel, width;
   const float* x;       // [batch, channels, length]
   const float* weight;  // [channels, kernel]
@@ -63,6 +65,7 @@ constexpr int64_t kMostOrder = 256;
 
 // Rows times an orthonormal Hadamard matrix: blocks of order * power channels, each times (factor x Walsh) / sqrt(order * power).
 struct HadamardArgs {
+  bool half;                         // x and y are IEEE halves; only run_hadamard takes them
   int64_t rows, size, order, power;  // order * power divides size; power is a power of two, order at most kMostOrder
   const float* x;                    // [rows, size]
   const float* factor;               // [order, order]
@@ -72,6 +75,7 @@ struct HadamardArgs {
 // Rows of y times silu(z), with an RMS norm behind the gate, or before it, or with a factor inside the sigmoid.
 struct GateArgs {
   bool before;  // the norm comes before the gate
+  bool half;    // y, z and out are IEEE halves; only run_gate takes them
   int64_t rows, channels;
   int64_t group;  // channels that share a norm; 0: no norm
   float epsilon;
@@ -148,6 +152,9 @@ struct Kernels {
   void (*static_prepare)(const ScanArgs& args, int64_t sequence);
   void (*static_token)(const ScanArgs& args, int64_t task, void* scratch);
   void (*static_prefill)(const ScanArgs& args, int64_t task, void* scratch);
+  // IEEE halves to floats and back, to the nearest even.
+  void (*widen)(const uint16_t* from, float* to, int64_t count);
+  void (*narrow)(const float* from, uint16_t* to, int64_t count);
 };
 
 constexpr int64_t kConvBlock = 64;
@@ -173,6 +180,11 @@ struct Spread {
 // heap where it is large. False with a message: out of memory, or a past that no operator has written; false with an empty
 // one: `spread` failed.
 bool run_scan(const Kernels& kernels, const ScanArgs& args, const char* name, const Spread& spread, char* error, size_t room);
+
+// The same for operators without a scan.
+bool run_conv(const Kernels& kernels, const ConvArgs& args, const char* name, const Spread& spread, char* error, size_t room);
+bool run_hadamard(const Kernels& kernels, const HadamardArgs& args, const char* name, const Spread& spread, char* error, size_t room);
+bool run_gate(const Kernels& kernels, const GateArgs& args, const char* name, const Spread& spread, char* error, size_t room);
 
 inline int64_t conv_tasks(const ConvArgs& a) { return a.batch * ((a.channels + kConvBlock - 1) / kConvBlock); }
 

@@ -52,6 +52,7 @@ bool scan_args(const char* name, const mambac_scan* c, ScanArgs* a, Message* m) 
   a->past = c->past;
   a->y = c->y;
   a->present = c->present;
+  a->half = c->half != 0;
   if (op->frozen) {
     a->row_step = c->row_step;
     a->column_step = c->column_step;
@@ -78,6 +79,7 @@ bool conv_args(const char* name, const mambac_conv* c, ConvArgs* a, Message* m) 
   a->past = c->past;
   a->y = c->y;
   a->present = c->present;
+  a->half = c->half != 0;
   return true;
 }
 
@@ -118,8 +120,8 @@ extern "C" int mambac_conv_run(const char* name, const char* isa, const mambac_c
   if (!conv_args(name, c, &a, &m)) return fail(error, room, m.text, "");
   const Kernels* k = pick(isa);
   if (k == nullptr) return fail(error, room, "this machine cannot run instruction set: ", isa);
-  for (int64_t task = 0; task < conv_tasks(a); task++) k->conv(a, task);
-  return 0;
+  const Spread spread = {nullptr, in_turn};
+  return run_conv(*k, a, name, spread, m.text, sizeof m.text) ? 0 : fail(error, room, m.text, "");
 }
 
 extern "C" int mambac_rotate_run(const char* isa, const mambac_rotate* c, char* error, size_t room) {
@@ -133,10 +135,11 @@ extern "C" int mambac_rotate_run(const char* isa, const mambac_rotate* c, char* 
   a.x = c->x;
   a.factor = c->factor;
   a.y = c->y;
+  a.half = c->half != 0;
   const Kernels* k = pick(isa);
   if (k == nullptr) return fail(error, room, "this machine cannot run instruction set: ", isa);
-  for (int64_t task = 0; task < row_tasks(a.rows); task++) k->hadamard(a, task);
-  return 0;
+  const Spread spread = {nullptr, in_turn};
+  return run_hadamard(*k, a, op.name, spread, m.text, sizeof m.text) ? 0 : fail(error, room, m.text, "");
 }
 
 extern "C" int mambac_gate_run(const char* isa, const mambac_gate* c, char* error, size_t room) {
@@ -153,10 +156,11 @@ extern "C" int mambac_gate_run(const char* isa, const mambac_gate* c, char* erro
   a.weight = c->weight;
   a.slope = norm ? nullptr : c->slope;
   a.out = c->out;
+  a.half = c->half != 0;
   const Kernels* k = pick(isa);
   if (k == nullptr) return fail(error, room, "this machine cannot run instruction set: ", isa);
-  for (int64_t task = 0; task < row_tasks(a.rows); task++) k->gate(a, task);
-  return 0;
+  const Spread spread = {nullptr, in_turn};
+  return run_gate(*k, a, op.name, spread, m.text, sizeof m.text) ? 0 : fail(error, room, m.text, "");
 }
 
 extern "C" int64_t mambac_state_bytes(const char* name, int64_t heads, int64_t head_dim, int64_t d_state) {

@@ -224,6 +224,7 @@ bool plan_scan(const ScanOp& op, const ScanAttributes& a, const Shape* in, ScanA
   args->format = op.format;
   args->max_norm = op.max_norm;
   args->per_token = op.per_token;
+  args->half = false;
   args->batch = b;
   args->length = l;
   args->heads = h;
@@ -253,6 +254,7 @@ bool plan_conv(const ConvOp& op, const ConvAttributes& a, const Shape in[kConvIn
   if (!shaped(op.name, "past", in[3], 3, past, "[B, E, W]", m)) return false;
   if (!addressable(op.name, "x", in[0].dims, 3, 4, m) || !addressable(op.name, "past", past, 3, 4, m)) return false;
   args->silu = op.silu;
+  args->half = false;
   args->batch = in[0].dims[0];
   args->channels = e;
   args->length = in[0].dims[2];
@@ -265,6 +267,7 @@ bool plan_hadamard(const RowOp& op, const RowAttributes& a, const Shape in[kHada
   if (!rows_of(op.name, "x", in[0], a.size, "[..., size]", &args->rows, m)) return false;
   const int64_t factor[] = {a.order, a.order};
   if (!shaped(op.name, "factor", in[1], 2, factor, "[order, order]", m)) return false;
+  args->half = false;
   args->size = a.size;
   args->order = a.order;
   args->power = a.power;
@@ -292,6 +295,7 @@ bool plan_gate(const RowOp& op, const RowAttributes& a, const Shape in[kGateInpu
   const int64_t weight[] = {a.channels};
   const bool norm = op.kind == RowKind::kGatedNorm;
   if (op.inputs == kGateInputs && !shaped(op.name, norm ? "weight" : "slope", in[2], 1, weight, "[channels]", m)) return false;
+  args->half = false;
   args->channels = a.channels;
   args->group = norm ? a.group_size : 0;
   args->before = norm && a.norm_before_gate != 0;

@@ -4,6 +4,7 @@
 
 #include <atomic>
 
+#include "calls.h"
 #include "isa.h"
 
 #ifdef MAMBAC_X64
@@ -265,6 +266,7 @@ bool run_replay(const Kernels& k, ScanRun& run, const char* name, const Spread& 
 }  // namespace
 
 bool run_scan(const Kernels& k, const ScanArgs& args, const char* name, const Spread& spread, char* error, size_t room) {
+  if (args.half) return run_half_scan(k, args, name, spread, error, room);
   if (room > 0) error[0] = 0;
   ScanRun run;
   run.args = args;

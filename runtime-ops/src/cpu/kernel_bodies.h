@@ -2,6 +2,7 @@
 #pragma once
 #include "vec_math.h"
 #include "tile.h"
+#include "halves.h"
 #include "dsq.h"
 #include "dot.h"
 #include "mamba2_decode.h"

@@ -30,12 +30,20 @@ struct Op : CustomOp {
   const ConvOp* conv;
   const RowOp* row;
   bool cuda;
+  bool half;  // activations are float16; parameters are float32 all the same
   const char* name() const { return scan != nullptr ? scan->name : conv != nullptr ? conv->name : row->name; }
   int inputs() const { return scan != nullptr ? scan_inputs(*scan) : conv != nullptr ? kConvInputs : row->inputs; }
   int outputs() const { return row != nullptr ? 1 : 2; }
   int past() const { return scan != nullptr ? kPastInput : conv != nullptr ? kConvInputs - 1 : 0; }
+  ElementType activation() const { return half ? kFloat16 : kFloat; }
+  ElementType input_type(int i) const {
+    if (scan == nullptr) return i == 0 || i == (row == nullptr ? past() : row->like) ? activation() : kFloat;
+    if (i == kPastInput) return state_type();
+    return i == 0 || i == 1 || i == 3 || i == 4 ? activation() : kFloat;  // x, dt, B, C
+  }
+  ElementType output_type(int i) const { return i == 1 && scan != nullptr ? state_type() : activation(); }
   ElementType state_type() const {
-    if (scan == nullptr || scan->format == Format::kF32) return kFloat;
+    if (scan->format == Format::kF32) return kFloat;
     return scan->format == Format::kF16 ? kFloat16 : kUint8;
   }
 };
@@ -146,7 +154,7 @@ Status* read_input(const Op& op, KernelContext* c, size_t i, Shape* shape, const
   int type = 0;
   Status* s = call<Status*>(api, kGetTensorElementType, (const TensorInfo*)info, &type);
   if (s == nullptr) s = call<Status*>(api, kGetDimensionsCount, (const TensorInfo*)info, &shape->rank);
-  const int wanted = (int)i == op.past() ? op.state_type() : kFloat;
+  const int wanted = op.input_type((int)i);
   if (s == nullptr && (shape->rank > kMaxRank || type != wanted)) {
     snprintf(text, sizeof text, "%s: input %d has element type %d and rank %d; expected type %d and rank 1 to 4", op.name(),
              (int)i, type, (int)shape->rank, wanted);
@@ -171,15 +179,6 @@ Status* make_output(const Api* api, KernelContext* c, size_t i, const Shape& sha
 // Work below this many multiply-adds is not worth waking another thread for.
 constexpr double kSerialWork = 1 << 15;
 
-struct ConvRun {
-  const Kernels* kernels;
-  ConvArgs args;
-};
-void conv_piece(void* user, size_t task) {
-  const ConvRun& run = *(ConvRun*)user;
-  run.kernels->conv(run.args, (int64_t)task);
-}
-
 Status* spread(const Api* api, KernelContext* c, void (*piece)(void*, size_t), int64_t tasks, double work, void* user) {
   if (tasks > 1 && work > kSerialWork)
     return call<Status*>(api, kContextParallelFor, (const KernelContext*)c, piece, (size_t)tasks, (size_t)0, user);
@@ -187,16 +186,26 @@ Status* spread(const Api* api, KernelContext* c, void (*piece)(void*, size_t), i
   return nullptr;
 }
 
-// How run_scan spreads its pieces here; keeps the host's own failure.
+// How a call spreads its pieces here; keeps the host's own failure.
 struct SpreadHost {
   const Api* api;
   KernelContext* context;
   Status* failure;
 };
-bool spread_scan(void* host, void (*piece)(void*, size_t), int64_t tasks, double work, void* user) {
+bool spread_call(void* host, void (*piece)(void*, size_t), int64_t tasks, double work, void* user) {
   SpreadHost& h = *(SpreadHost*)host;
   h.failure = spread(h.api, h.context, piece, tasks, work, user);
   return h.failure == nullptr;
+}
+
+// Runs a planned call: scan, convolution or rows.
+template <class Args>
+Status* run_call(bool (*run)(const Kernels&, const Args&, const char*, const Spread&, char*, size_t), const Op& op, KernelContext* c, const Args& args) {
+  SpreadHost host = {op.api, c, nullptr};
+  const Spread way = {&host, spread_call};
+  Message m;
+  if (run(kernels(), args, op.name(), way, m.text, sizeof m.text)) return nullptr;
+  return host.failure != nullptr ? host.failure : make_status(op.api, kFail, m.text);
 }
 
 Status* compute_scan(const Kernel& k, KernelContext* c, const Shape* in, const void* const* data) {
@@ -221,21 +230,17 @@ Status* compute_scan(const Kernel& k, KernelContext* c, const Shape* in, const v
   }
   a.y = (float*)y;
   a.present = present;
+  a.half = op.half;
 #ifdef MAMBAC_CUDA
   if (op.cuda) return cuda_scan(op.api, c, op.name(), a);
 #endif
-  SpreadHost host = {op.api, c, nullptr};
-  const Spread way = {&host, spread_scan};
-  if (run_scan(kernels(), a, op.name(), way, m.text, sizeof m.text)) return nullptr;
-  return host.failure != nullptr ? host.failure : make_status(op.api, kFail, m.text);
+  return run_call(run_scan, op, c, a);
 }
 
 Status* compute_conv(const Kernel& k, KernelContext* c, const Shape* in, const void* const* data) {
   const Op& op = *k.op;
   Message m;
-  ConvRun run;
-  run.kernels = &kernels();
-  ConvArgs& a = run.args;
+  ConvArgs a;
   if (!plan_conv(*op.conv, k.conv, in, &a, &m)) return invalid(op.api, m.text);
   void *y = nullptr, *present = nullptr;
   if (Status* s = make_output(op.api, c, 0, in[0], &y)) return s;
@@ -246,52 +251,31 @@ Status* compute_conv(const Kernel& k, KernelContext* c, const Shape* in, const v
   a.past = (const float*)data[3];
   a.y = (float*)y;
   a.present = (float*)present;
+  a.half = op.half;
 #ifdef MAMBAC_CUDA
   if (op.cuda) return cuda_conv(op.api, c, op.name(), a);
 #endif
-  return spread(op.api, c, conv_piece, conv_tasks(a), (double)(a.batch * a.channels) * (double)(a.length + 1) * (double)(a.kernel + 8), &run);
-}
-
-struct HadamardRun {
-  const Kernels* kernels;
-  HadamardArgs args;
-};
-void hadamard_piece(void* user, size_t task) {
-  const HadamardRun& run = *(HadamardRun*)user;
-  run.kernels->hadamard(run.args, (int64_t)task);
+  return run_call(run_conv, op, c, a);
 }
 
 Status* compute_hadamard(const Kernel& k, KernelContext* c, const Shape* in, const void* const* data) {
   const Op& op = *k.op;
   Message m;
-  HadamardRun run;
-  run.kernels = &kernels();
-  HadamardArgs& a = run.args;
+  HadamardArgs a;
   if (!plan_hadamard(*op.row, k.row, in, &a, &m)) return invalid(op.api, m.text);
   void* y = nullptr;
   if (Status* s = make_output(op.api, c, 0, in[0], &y)) return s;
   a.x = (const float*)data[0];
   a.factor = (const float*)data[1];
   a.y = (float*)y;
-  return spread(op.api, c, hadamard_piece, row_tasks(a.rows), (double)a.rows * (double)a.size * (double)(a.order + 8), &run);
+  a.half = op.half;
+  return run_call(run_hadamard, op, c, a);
 }
-
-struct GateRun {
-  const Kernels* kernels;
-  GateArgs args;
-};
-void gate_piece(void* user, size_t task) {
-  const GateRun& run = *(GateRun*)user;
-  run.kernels->gate(run.args, (int64_t)task);
-}
-constexpr double kGateWork = 16;  // of a channel, in multiply-adds: an exponential and a division
 
 Status* compute_gate(const Kernel& k, KernelContext* c, const Shape* in, const void* const* data) {
   const Op& op = *k.op;
   Message m;
-  GateRun run;
-  run.kernels = &kernels();
-  GateArgs& a = run.args;
+  GateArgs a;
   if (!plan_gate(*op.row, k.row, in, &a, &m)) return invalid(op.api, m.text);
   void* out = nullptr;
   if (Status* s = make_output(op.api, c, 0, in[op.row->like], &out)) return s;
@@ -300,7 +284,8 @@ Status* compute_gate(const Kernel& k, KernelContext* c, const Shape* in, const v
   if (op.row->kind == RowKind::kGatedNorm) a.weight = (const float*)data[2];
   if (op.row->kind == RowKind::kSlopedGate) a.slope = (const float*)data[2];
   a.out = (float*)out;
-  return spread(op.api, c, gate_piece, row_tasks(a.rows), (double)a.rows * (double)a.channels * kGateWork, &run);
+  a.half = op.half;
+  return run_call(run_gate, op, c, a);
 }
 
 Status* compute(void* kernel, KernelContext* c) {
@@ -341,12 +326,13 @@ size_t may_inplace(int** in, int** out) {
 }
 void keep(int*, int*) {}
 
-void fill(Op& op, const Api* api, const ScanOp* scan, const ConvOp* conv, const RowOp* row, bool cuda) {
+void fill(Op& op, const Api* api, const ScanOp* scan, const ConvOp* conv, const RowOp* row, bool cuda, bool half) {
   op.api = api;
   op.scan = scan;
   op.conv = conv;
   op.row = row;
   op.cuda = cuda;
+  op.half = half;
   op.version = kApiVersion;
   op.GetName = [](const CustomOp* o) { return op_of(o).name(); };
   op.GetExecutionProviderType = [](const CustomOp* o) -> const char* {
@@ -354,10 +340,8 @@ void fill(Op& op, const Api* api, const ScanOp* scan, const ConvOp* conv, const 
   };
   op.GetInputTypeCount = [](const CustomOp* o) -> size_t { return (size_t)op_of(o).inputs(); };
   op.GetOutputTypeCount = [](const CustomOp* o) -> size_t { return (size_t)op_of(o).outputs(); };
-  op.GetInputType = [](const CustomOp* o, size_t i) {
-    return (int)i == op_of(o).past() ? op_of(o).state_type() : kFloat;
-  };
-  op.GetOutputType = [](const CustomOp* o, size_t i) { return i == 1 ? op_of(o).state_type() : kFloat; };
+  op.GetInputType = [](const CustomOp* o, size_t i) { return op_of(o).input_type((int)i); };
+  op.GetOutputType = [](const CustomOp* o, size_t i) { return op_of(o).output_type((int)i); };
   op.GetInputCharacteristic = op.GetOutputCharacteristic = [](const CustomOp*, size_t) { return kRequired; };
   op.GetInputMemoryType = [](const CustomOp*, size_t) { return kMemoryDefault; };
   op.GetVariadicInputMinArity = op.GetVariadicInputHomogeneity = op.GetVariadicOutputMinArity =
@@ -377,7 +361,7 @@ void fill(Op& op, const Api* api, const ScanOp* scan, const ConvOp* conv, const 
 struct Host {
   const Api* api;
   OpDomain* domain;
-  Op ops[kOps * kProviders];
+  Op ops[kOps * kProviders * 2];
   Host* next;
 };
 std::atomic_flag g_lock = ATOMIC_FLAG_INIT;
@@ -405,15 +389,17 @@ Status* host_for(const Api* api, Host** out) {
     free(h);
     return s;
   }
-  for (int i = 0; i < kOps * kProviders; i++) {
+  for (int i = 0; i < kOps * kProviders * 2; i++) {
     const int at = i % kOps;
     const ScanOp* scan = at < kScanOps ? scan_ops() + at : nullptr;
     const ConvOp* conv = at >= kScanOps && at < kScanOps + kConvOps ? conv_ops() + (at - kScanOps) : nullptr;
     const RowOp* row = at >= kScanOps + kConvOps ? row_ops() + (at - kScanOps - kConvOps) : nullptr;
-    if (i >= kOps && scan != nullptr && (scan->replay || scan->frozen)) continue;  // there are CPU kernels only
+    const bool half = i / kOps % 2 != 0, cuda = i >= 2 * kOps;
+    if (cuda && half) continue;  // there are CPU kernels only
+    if (cuda && scan != nullptr && (scan->replay || scan->frozen)) continue;  // of these too
     // Of these too; but their functions are as fast on a device, and a kernel here would be copied around.
     if (kProviders > 1 && row != nullptr) continue;
-    fill(h->ops[i], api, scan, conv, row, i >= kOps);
+    fill(h->ops[i], api, scan, conv, row, cuda, half);
     if (Status* s = call<Status*>(api, kCustomOpDomainAdd, h->domain, (const CustomOp*)&h->ops[i])) return s;
   }
   h->next = g_hosts;

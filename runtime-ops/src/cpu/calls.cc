@@ -1,0 +1,184 @@
+// Whole calls of operators without a scan, and of any operator whose activations are IEEE halves: those are turned to floats
+// before the kernels and back behind them, a tensor at a time, so that kernels know float32 only.
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "calls.h"
+
+namespace mambac {
+namespace {
+
+constexpr int64_t kPiece = 8192;  // values that one task converts
+constexpr int kMostTensors = 5;
+constexpr double kGateWork = 16;  // of a channel, in multiply-adds: an exponential and a division
+
+int64_t pieces(int64_t count) { return (count + kPiece - 1) / kPiece; }
+
+struct Tensor {
+  const void* halves;
+  float* floats;
+  int64_t count;
+};
+
+struct Conversion {
+  const Kernels* kernels;
+  bool narrow;
+  Tensor tensor[kMostTensors];
+  int tensors;
+};
+void conversion_piece(void* user, size_t task) {
+  const Conversion& c = *(Conversion*)user;
+  int64_t piece = (int64_t)task;
+  int i = 0;
+  for (; piece >= pieces(c.tensor[i].count); i++) piece -= pieces(c.tensor[i].count);
+  const Tensor& t = c.tensor[i];
+  const int64_t first = piece * kPiece, count = t.count - first < kPiece ? t.count - first : kPiece;
+  if (c.narrow)
+    c.kernels->narrow(t.floats + first, (uint16_t*)t.halves + first, count);
+  else
+    c.kernels->widen((const uint16_t*)t.halves + first, t.floats + first, count);
+}
+bool convert(Conversion& c, const Spread& spread) {
+  int64_t tasks = 0;
+  double work = 0;
+  for (int i = 0; i < c.tensors; i++) {
+    tasks += pieces(c.tensor[i].count);
+    work += (double)c.tensor[i].count;
+  }
+  return tasks == 0 || spread.run(spread.host, conversion_piece, tasks, work, &c);
+}
+
+// The tensors of halves of one call, and floats in their place while the kernels run.
+struct Halves {
+  Conversion from, to;
+  void* block;
+  explicit Halves(const Kernels& k) : from{&k, false, {}, 0}, to{&k, true, {}, 0}, block(nullptr) {}
+  ~Halves() { free(block); }
+
+  void in(const float* halves, int64_t count) { from.tensor[from.tensors++] = {halves, nullptr, count}; }
+  void out(const float* halves, int64_t count) { to.tensor[to.tensors++] = {halves, nullptr, count}; }
+  const float* floats_in(int i) const { return from.tensor[i].floats; }
+  float* floats_out(int i) const { return to.tensor[i].floats; }
+
+  bool allocate() {
+    size_t floats = 16;
+    Conversion* both[] = {&from, &to};
+    for (Conversion* c : both)
+      for (int i = 0; i < c->tensors; i++) floats += round16((size_t)c->tensor[i].count);
+    block = malloc(sizeof(float) * floats);
+    if (block == nullptr) return false;
+    float* at = (float*)(((uintptr_t)block + kScratchAlign - 1) & ~(uintptr_t)(kScratchAlign - 1));
+    for (Conversion* c : both)
+      for (int i = 0; i < c->tensors; i++) {
+        c->tensor[i].floats = at;
+        at += round16((size_t)c->tensor[i].count);
+      }
+    return true;
+  }
+  static size_t round16(size_t n) { return (n + 15) & ~(size_t)15; }
+};
+
+bool no_memory(char* error, size_t room, const char* name) {
+  if (room > 0) snprintf(error, room, "%s: out of memory for activations", name);
+  return false;
+}
+
+template <class Args>
+struct Run {
+  const Kernels* kernels;
+  Args args;
+};
+void conv_piece(void* user, size_t task) {
+  const Run<ConvArgs>& run = *(Run<ConvArgs>*)user;
+  run.kernels->conv(run.args, (int64_t)task);
+}
+void hadamard_piece(void* user, size_t task) {
+  const Run<HadamardArgs>& run = *(Run<HadamardArgs>*)user;
+  run.kernels->hadamard(run.args, (int64_t)task);
+}
+void gate_piece(void* user, size_t task) {
+  const Run<GateArgs>& run = *(Run<GateArgs>*)user;
+  run.kernels->gate(run.args, (int64_t)task);
+}
+
+}  // namespace
+
+bool run_half_scan(const Kernels& k, const ScanArgs& a, const char* name, const Spread& spread, char* error, size_t room) {
+  if (room > 0) error[0] = 0;
+  const int64_t tokens = a.batch * a.length, channels = a.heads * a.head_dim, matrix = tokens * a.groups * a.d_state;
+  Halves h(k);
+  h.in(a.x, tokens * channels);
+  h.in(a.dt, tokens * (a.family == Family::kMamba2 ? a.heads : channels));
+  h.in(a.B, matrix);
+  h.in(a.C, matrix);
+  h.out(a.y, tokens * channels);
+  if (!h.allocate()) return no_memory(error, room, name);
+  ScanArgs floats = a;
+  floats.half = false;
+  floats.x = h.floats_in(0);
+  floats.dt = h.floats_in(1);
+  floats.B = h.floats_in(2);
+  floats.C = h.floats_in(3);
+  floats.y = h.floats_out(0);
+  return convert(h.from, spread) && run_scan(k, floats, name, spread, error, room) && convert(h.to, spread);
+}
+
+bool run_conv(const Kernels& k, const ConvArgs& a, const char* name, const Spread& spread, char* error, size_t room) {
+  if (room > 0) error[0] = 0;
+  Run<ConvArgs> run = {&k, a};
+  ConvArgs& floats = run.args;
+  Halves h(k);
+  if (a.half) {
+    const int64_t rows = a.batch * a.channels;
+    h.in(a.x, rows * a.length);
+    h.in(a.past, rows * a.width);
+    h.out(a.y, rows * a.length);
+    h.out(a.present, rows * a.width);
+    if (!h.allocate()) return no_memory(error, room, name);
+    floats.half = false;
+    floats.x = h.floats_in(0);
+    floats.past = h.floats_in(1);
+    floats.y = h.floats_out(0);
+    floats.present = h.floats_out(1);
+  }
+  const double work = (double)(a.batch * a.channels) * (double)(a.length + 1) * (double)(a.kernel + 8);
+  return convert(h.from, spread) && spread.run(spread.host, conv_piece, conv_tasks(floats), work, &run) && convert(h.to, spread);
+}
+
+bool run_hadamard(const Kernels& k, const HadamardArgs& a, const char* name, const Spread& spread, char* error, size_t room) {
+  if (room > 0) error[0] = 0;
+  Run<HadamardArgs> run = {&k, a};
+  HadamardArgs& floats = run.args;
+  Halves h(k);
+  if (a.half) {
+    h.in(a.x, a.rows * a.size);
+    h.out(a.y, a.rows * a.size);
+    if (!h.allocate()) return no_memory(error, room, name);
+    floats.half = false;
+    floats.x = h.floats_in(0);
+    floats.y = h.floats_out(0);
+  }
+  const double work = (double)a.rows * (double)a.size * (double)(a.order + 8);
+  return convert(h.from, spread) && spread.run(spread.host, hadamard_piece, row_tasks(a.rows), work, &run) && convert(h.to, spread);
+}
+
+bool run_gate(const Kernels& k, const GateArgs& a, const char* name, const Spread& spread, char* error, size_t room) {
+  if (room > 0) error[0] = 0;
+  Run<GateArgs> run = {&k, a};
+  GateArgs& floats = run.args;
+  Halves h(k);
+  if (a.half) {
+    h.in(a.y, a.rows * a.channels);
+    h.in(a.z, a.rows * a.channels);
+    h.out(a.out, a.rows * a.channels);
+    if (!h.allocate()) return no_memory(error, room, name);
+    floats.half = false;
+    floats.y = h.floats_in(0);
+    floats.z = h.floats_in(1);
+    floats.out = h.floats_out(0);
+  }
+  const double work = (double)a.rows * (double)a.channels * kGateWork;
+  return convert(h.from, spread) && spread.run(spread.host, gate_piece, row_tasks(a.rows), work, &run) && convert(h.to, spread);
+}
+
+}  // namespace mambac
