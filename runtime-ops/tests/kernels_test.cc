@@ -1,6 +1,7 @@
 // Every kernel of every instruction set this machine has, against the double reference. Exit status 0: all agree.
 // Usage: kernels_test [quick | isa]
 #include "checks.h"
+#include "half_checks.h"
 #include "mambac/capi.h"
 #include "mambac/plan.h"
 #include "replay_checks.h"
@@ -263,6 +264,7 @@ int main(int argc, char** argv) {
   functions();
   refusals(quick ? 20000 : 200000);
   row_cases(g_isas, quick);
+  half_cases(g_isas);
   const int ps[] = {1, 5, 16, 17, 64, 80}, ns[] = {1, 2, 15, 16, 20, 64, 100, 128, 130, 256};
   const int lengths[] = {1, 2, 5, 33, 70};
   uint64_t seed = 1;

@@ -1,11 +1,13 @@
 /** One-node models with float16 activations, made from those with float32 ones, and tensors for them. */
 
-import { numberToFloat16, type Tensor, tensorFromBytes, toNumbers } from "../../src/ir/tensor.js";
+import { float16ToNumber, numberToFloat16, type Tensor, tensorFromBytes, toNumbers } from "../../src/ir/tensor.js";
 import { tensorType } from "../../src/ir/types.js";
 import { readModelBytes } from "../../src/onnx/read.js";
 import { encodeModel } from "../../src/onnx/write.js";
 import { activationInputs, opFunction } from "../../src/ops/functions.js";
+import { gateReference } from "../../src/ops/gate.js";
 import { parseOpName } from "../../src/ops/names.js";
+import type { GateCase } from "./gate-case.js";
 
 /** The names of the activations of a one-node model. */
 function activationsOf(model: Uint8Array): Set<string> {
@@ -45,7 +47,10 @@ export function halfFeeds(model: Uint8Array, feeds: ReadonlyMap<string, Tensor>)
 }
 
 /** Float16 tensors as float32 ones of the same values. */
-export function widenedFeeds(feeds: ReadonlyMap<string, Tensor>, like: ReadonlyMap<string, Tensor>): Map<string, Tensor> {
+export function widenedFeeds(
+  feeds: ReadonlyMap<string, Tensor>,
+  like: ReadonlyMap<string, Tensor>,
+): Map<string, Tensor> {
   return new Map(
     [...feeds].map(([name, tensor]) => {
       if (like.get(name)?.dtype !== "f32" || tensor.dtype !== "f16") return [name, tensor];
@@ -53,4 +58,53 @@ export function widenedFeeds(feeds: ReadonlyMap<string, Tensor>, like: ReadonlyM
       return [name, tensorFromBytes("f32", tensor.shape, new Uint8Array(floats.buffer))];
     }),
   );
+}
+
+/** A float16 tensor of these bits. */
+export function halvesOf(shape: readonly number[], bits: Uint16Array): Tensor {
+  return tensorFromBytes("f16", shape, new Uint8Array(bits.slice().buffer));
+}
+
+/** Half the distance to the next half: the most that one rounding moves a value. */
+export function halfRounding(value: number): number {
+  const exponent = Math.max(Math.floor(Math.log2(Math.abs(value))), -14);
+  return 2 ** (exponent - 11);
+}
+
+/**
+ * Largest error over what one rounding to halves explains, beside `arithmetic` times the largest value for the float32
+ * arithmetic before it. At most 1 where all is well.
+ */
+export function halfError(actual: ArrayLike<number>, expected: ArrayLike<number>, arithmetic: number): number {
+  if (actual.length !== expected.length) return Number.POSITIVE_INFINITY;
+  let scale = 0;
+  for (let i = 0; i < expected.length; i++) scale = Math.max(scale, Math.abs(expected[i] ?? 0));
+  let worst = 0;
+  for (let i = 0; i < expected.length; i++) {
+    const [a, b] = [actual[i] ?? Number.NaN, expected[i] ?? 0];
+    const slack = arithmetic * scale;
+    const error = Math.abs(a - b) / (halfRounding(Math.abs(b) + slack) + slack);
+    worst = Math.max(worst, Number.isNaN(error) ? Number.POSITIVE_INFINITY : error);
+  }
+  return worst;
+}
+
+/** What a gate must give on these halves, in float64. */
+export function exactGate({ channels, norm }: GateCase, feeds: ReadonlyMap<string, Tensor>): Float64Array {
+  const values = (name: string): Float64Array => {
+    const tensor = feeds.get(name);
+    if (tensor === undefined) throw new Error(`no input ${name}`);
+    return Float64Array.from(toNumbers(tensor));
+  };
+  return gateReference({
+    channels,
+    y: values("y"),
+    z: values("z"),
+    norm: norm === null ? null : { ...norm, weight: values("weight") },
+  });
+}
+
+/** Nearest half as a number. */
+export function nearestHalf(value: number): number {
+  return float16ToNumber(numberToFloat16(value));
 }

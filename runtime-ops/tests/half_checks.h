@@ -1,0 +1,133 @@
+// Activations of half precision: every half and many floats through the conversions, and calls of halves beside calls of floats.
+#pragma once
+#include "checks.h"
+#include "mambac/capi.h"
+#include "mambac/plan.h"
+
+inline std::vector<uint16_t> halves_of(const std::vector<float>& v) {
+  std::vector<uint16_t> out(v.size());
+  for (size_t i = 0; i < v.size(); i++) out[i] = half_bits(v[i]);
+  return out;
+}
+inline std::vector<float> floats_of(const std::vector<uint16_t>& v) {
+  std::vector<float> out(v.size());
+  for (size_t i = 0; i < v.size(); i++) out[i] = (float)half_value(v[i]);
+  return out;
+}
+inline const float* behind(const std::vector<uint16_t>& v) { return (const float*)(const void*)v.data(); }
+inline float* behind(std::vector<uint16_t>& v) { return (float*)(void*)v.data(); }
+
+inline void conversions(const std::vector<const char*>& isas) {
+  std::vector<uint16_t> every(65536);
+  for (int i = 0; i < 65536; i++) every[(size_t)i] = (uint16_t)i;
+  Random r(41);
+  std::vector<float> floats;
+  for (int i = 0; i < 200000; i++) {
+    // Near halves and their midpoints, and of every size.
+    const float near = (float)half_value((uint16_t)(r.next() & 0x7bff)), size = ldexpf((float)r.normal(), (int)(r.next() % 48) - 30);
+    floats.push_back(i % 2 ? size : near * (1 + (float)((int)(r.next() % 9) - 4) * 0x1p-13f));
+  }
+  for (float f : {0.0f, -0.0f, 65504.0f, 65519.996f, 65520.0f, INFINITY, -INFINITY, 0x1p-25f, 0x1.000002p-25f, 0x1p-24f, 0x1.8p-24f}) floats.push_back(f);
+  for (const char* isa : isas) {
+    const mambac::Kernels* k = mambac::kernels_named(isa);
+    g_where = std::string(isa) + " conversions";
+    for (size_t first : {0u, 1u, 7u}) {
+      const size_t count = every.size() - first;
+      std::vector<float> wide(count, -1.0f);
+      k->widen(every.data() + first, wide.data(), (int64_t)count);
+      for (size_t i = 0; i < count; i++) {
+        const uint16_t h = every[first + i];
+        const bool finite = (h & 0x7c00) != 0x7c00;
+        if (finite) CHECK((double)wide[i] == half_value(h) && std::signbit(wide[i]) == (h >> 15 != 0), "%04x is %g", h, (double)wide[i]);
+        else CHECK((h & 0x3ff) != 0 ? wide[i] != wide[i] : wide[i] == (h & 0x8000 ? -INFINITY : INFINITY), "%04x is %g", h, (double)wide[i]);
+      }
+    }
+    for (size_t count : {floats.size(), (size_t)1, (size_t)15, (size_t)16, (size_t)17}) {
+      std::vector<uint16_t> narrow(count + 1, 0xabcd);
+      k->narrow(floats.data(), narrow.data(), (int64_t)count);
+      for (size_t i = 0; i < count; i++) CHECK(narrow[i] == half_bits(floats[i]), "%.9g is %04x, not %04x", (double)floats[i], narrow[i], half_bits(floats[i]));
+      CHECK(narrow[count] == 0xabcd, "wrote beyond its end");
+    }
+  }
+}
+
+// The call of floats on the values of the halves is the same call before its last rounding.
+inline void half_scan(const Op& op, const char* isa, const Sizes& s, uint64_t seed) {
+  Random r(seed);
+  Inputs in = make_inputs(op, s, r, 1, false, 0);
+  const std::vector<uint16_t> x = halves_of(in.x), dt = halves_of(in.dt), B = halves_of(in.B), C = halves_of(in.C);
+  in.x = floats_of(x), in.dt = floats_of(dt), in.B = floats_of(B), in.C = floats_of(C);
+  char text[120], error[320] = "";
+  snprintf(text, sizeof text, "%s %s halves B%d L%d H%d P%d N%d", isa, op.name.c_str(), s.B, s.L, s.H, s.P, s.N);
+  g_where = text;
+  std::vector<float> y((size_t)s.B * s.L * s.channels(), NAN);
+  std::vector<uint16_t> half_y(y.size(), 0x7e00);
+  std::vector<uint8_t> present(in.past.size()), half_present(in.past.size());
+  mambac_scan call = {s.B, s.L, s.H, s.P, s.N, s.G, in.dt_min, in.dt_max, in.x.data(), in.dt.data(), in.A.data(), in.B.data(), in.C.data(), in.D.data(),
+                      in.bias.data(), in.past.data(), y.data(), present.data(), op.replay ? 16 : 0, in.row_step.data(), in.column_step.data(), 0};
+  CHECK(mambac_scan_run(op.name.c_str(), isa, &call, error, sizeof error) == 0, "%s", error);
+  call.x = behind(x), call.dt = behind(dt), call.B = behind(B), call.C = behind(C), call.y = behind(half_y);
+  call.present = half_present.data();
+  call.half = 1;
+  CHECK(mambac_scan_run(op.name.c_str(), isa, &call, error, sizeof error) == 0, "%s", error);
+  CHECK(present == half_present, "another state");
+  for (size_t i = 0; i < y.size(); i++) CHECK(half_y[i] == half_bits(y[i]), "y[%zu] is %04x, not %04x", i, half_y[i], half_bits(y[i]));
+}
+
+inline void half_conv(const char* isa, int B, int E, int L, int K, int W, uint64_t seed) {
+  Random r(seed);
+  std::vector<float> x = r.normals((size_t)B * E * L, 2), weight = r.normals((size_t)E * K, 1), bias = r.normals((size_t)E, 1), past = r.normals((size_t)B * E * W, 1);
+  const std::vector<uint16_t> hx = halves_of(x), hpast = halves_of(past);
+  x = floats_of(hx), past = floats_of(hpast);
+  std::vector<float> y(x.size()), present(past.size());
+  std::vector<uint16_t> half_y(y.size()), half_present = hpast;
+  char error[320] = "";
+  g_where = std::string(isa) + " convolution of halves";
+  mambac_conv call = {B, E, L, K, W, x.data(), weight.data(), bias.data(), past.data(), y.data(), present.data(), 0};
+  CHECK(mambac_conv_run("CausalConvSilu", isa, &call, error, sizeof error) == 0, "%s", error);
+  call.x = behind(hx), call.past = behind(half_present), call.y = behind(half_y), call.present = behind(half_present);  // one buffer
+  call.half = 1;
+  CHECK(mambac_conv_run("CausalConvSilu", isa, &call, error, sizeof error) == 0, "%s", error);
+  for (size_t i = 0; i < y.size(); i++) CHECK(half_y[i] == half_bits(y[i]), "y[%zu]", i);
+  for (size_t i = 0; i < present.size(); i++) CHECK(half_present[i] == half_bits(present[i]), "present[%zu]", i);
+}
+
+inline void half_rows(const char* isa, int rows, int channels, uint64_t seed) {
+  Random r(seed);
+  std::vector<float> a = r.normals((size_t)rows * channels, 2), z = r.normals(a.size(), 3), weight = r.normals((size_t)channels, 1), out(a.size());
+  std::vector<uint16_t> ha = halves_of(a);
+  const std::vector<uint16_t> hz = halves_of(z);
+  a = floats_of(ha), z = floats_of(hz);
+  char error[320] = "";
+  g_where = std::string(isa) + " rows of halves";
+  mambac_gate gate = {rows, channels, channels / 2, 0, 1e-5f, a.data(), z.data(), weight.data(), out.data(), 0};
+  CHECK(mambac_gate_run(isa, &gate, error, sizeof error) == 0, "%s", error);
+  std::vector<uint16_t> half_out(out.size());
+  gate.y = behind(ha), gate.z = behind(hz), gate.out = behind(half_out), gate.half = 1;
+  CHECK(mambac_gate_run(isa, &gate, error, sizeof error) == 0, "%s", error);
+  for (size_t i = 0; i < out.size(); i++) CHECK(half_out[i] == half_bits(out[i]), "out[%zu]", i);
+  const float one = 1;
+  mambac_rotate rotate = {rows, channels, 1, 4, a.data(), &one, out.data(), 0};
+  CHECK(mambac_rotate_run(isa, &rotate, error, sizeof error) == 0, "%s", error);
+  rotate.x = behind(ha), rotate.y = behind(ha), rotate.half = 1;  // in place
+  CHECK(mambac_rotate_run(isa, &rotate, error, sizeof error) == 0, "%s", error);
+  for (size_t i = 0; i < out.size(); i++) CHECK(ha[i] == half_bits(out[i]), "y[%zu]", i);
+}
+
+inline void half_cases(const std::vector<const char*>& isas) {
+  conversions(isas);
+  uint64_t seed = 1;
+  for (const char* isa : isas) {
+    for (int o = 0; o < mambac::kScanOps; o++) {
+      const Op op = parse(mambac::scan_ops()[o].name);
+      if (op.replay) continue;  // random bytes are no replay state
+      half_scan(op, isa, {2, 1, 2, 16, 128, 1}, seed++);
+      half_scan(op, isa, {1, 9, 4, 5, 20, op.two ? 2 : 1}, seed++);
+    }
+    half_conv(isa, 2, 67, 1, 4, 3, seed++);
+    half_conv(isa, 1, 67, 40, 4, 3, seed++);
+    half_conv(isa, 1, 130, 5, 3, 4, seed++);
+    half_rows(isa, 1, 96, seed++);
+    half_rows(isa, 37, 1000, seed++);
+  }
+}
