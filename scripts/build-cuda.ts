@@ -25,7 +25,13 @@ const root = join(packageRoot(), "runtime-ops");
 const out = join(packageRoot(), "build", "cuda");
 const include = `-I${join(root, "include")}`;
 
-const CPU_SOURCES = ["src/cpu/portable.cc", "src/cpu/avx2.cc", "src/cpu/avx512.cc", "src/cpu/dispatch.cc"] as const;
+const CPU_SOURCES = [
+  "src/cpu/portable.cc",
+  "src/cpu/avx2.cc",
+  "src/cpu/avx512.cc",
+  "src/cpu/dispatch.cc",
+  "src/cpu/calls.cc",
+] as const;
 const CORE_SOURCES = ["src/core/plan.cc", "src/core/capi.cc"] as const;
 /** Compiled as CUDA though they hold no kernels: they call its runtime. */
 const CUDA_HOST_SOURCES = ["src/cuda/capi.cc", "src/cuda/ort.cc"] as const;

@@ -3,13 +3,12 @@
  * the bit: the float32 kernel's results on the same values, rounded to halves.
  */
 
-import { afterAll, describe, expect, test } from "vitest";
-import { buildOps } from "../../scripts/build-ops.js";
+import { describe, expect, test } from "vitest";
 import { float16ToNumber, type Tensor, toNumbers } from "../../src/ir/tensor.js";
 import { hadamardRotateReference } from "../../src/ops/hadamard-rotate.js";
 import { opNames, parseOpName, type ScanSpec } from "../../src/ops/names.js";
 import { ExecutionTrace } from "../../src/run/executed-ops.js";
-import { type NativeSession, openNativeSession } from "../../src/run/native-session.js";
+import type { NativeSession } from "../../src/run/native-session.js";
 import { GATES, gateFeeds, gateModel } from "../ops/gate-case.js";
 import {
   exactGate,
@@ -23,23 +22,8 @@ import {
 } from "../ops/half-case.js";
 import { rotationCase, rotationFeeds, rotationModel } from "../ops/rotation-case.js";
 import { randomData, referenceScan, type ScanData, type ScanSizes, scanFeeds, scanModel } from "../ops/scan-case.js";
+import { isBuilt, open } from "./kernel-sessions.js";
 import { aliasingFault, convCase, runAliased, tensorOf } from "./parity-cases.js";
-
-const built = await buildOps();
-if (built.kind === "unavailable") process.stderr.write(`Kernels of halves are not tested: ${built.reason}\n`);
-const library = built.kind === "built" ? built.library : "";
-
-const sessions: NativeSession[] = [];
-afterAll(() => {
-  for (const session of sessions) session.close();
-});
-
-async function open(model: Uint8Array, threads: number = 1, profilePrefix?: string): Promise<NativeSession> {
-  const options = profilePrefix === undefined ? { library, threads } : { library, threads, profilePrefix };
-  const session = await openNativeSession(model, options);
-  sessions.push(session);
-  return session;
-}
 
 const ALL: readonly (readonly [string, ScanSpec])[] = opNames().flatMap((name) => {
   const spec = parseOpName(name);
@@ -77,7 +61,7 @@ async function checked(
   return { session, feeds: halves, outputs };
 }
 
-describe.skipIf(built.kind !== "built")("float16 activations", () => {
+describe.skipIf(!isBuilt)("float16 activations", () => {
   test.each(ALL)("%s gives the float32 kernel's results, rounded", async (name, spec) => {
     using trace = new ExecutionTrace();
     let first: NativeSession | null = null;

@@ -23,9 +23,15 @@ int launched(int code, const char* what, char* error, size_t room) {
 
 }  // namespace
 
+static bool no_halves(const char* name, Message* m) {
+  snprintf(m->text, sizeof m->text, "%s: the CUDA kernels take float32 activations only; run it on the CPU", name);
+  return false;
+}
+
 // Replay and Static operators have CPU kernels only.
 static bool cuda_args(const char* name, const mambac_scan* c, ScanArgs* a, Message* m) {
   if (!scan_args(name, c, a, m)) return false;
+  if (a->half) return no_halves(name, m);
   if (a->replay == 0 && a->row_step == nullptr) return true;
   snprintf(m->text, sizeof m->text, "%s: there is no CUDA kernel; run it on the CPU", name);
   return false;
@@ -49,7 +55,7 @@ extern "C" int mambac_cuda_scan_launch(const char* name, const mambac_scan* c, v
 extern "C" int mambac_cuda_conv_launch(const char* name, const mambac_conv* c, void* stream, char* error, size_t room) {
   ConvArgs a;
   Message m;
-  if (!conv_args(name, c, &a, &m)) return fail(error, room, m.text, "");
+  if (!conv_args(name, c, &a, &m) || (a.half && !no_halves(name, &m))) return fail(error, room, m.text, "");
   return launched(cuda::launch_conv(a, stream), name, error, room);
 }
 
