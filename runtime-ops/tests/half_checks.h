@@ -100,7 +100,7 @@ inline void half_rows(const char* isa, int rows, int channels, uint64_t seed) {
   a = floats_of(ha), z = floats_of(hz);
   char error[320] = "";
   g_where = std::string(isa) + " rows of halves";
-  mambac_gate gate = {rows, channels, channels / 2, 0, 1e-5f, a.data(), z.data(), weight.data(), out.data(), 0};
+  mambac_gate gate = {rows, channels, channels / 2, 0, 1e-5f, a.data(), z.data(), weight.data(), out.data(), nullptr, 0};
   CHECK(mambac_gate_run(isa, &gate, error, sizeof error) == 0, "%s", error);
   std::vector<uint16_t> half_out(out.size());
   gate.y = behind(ha), gate.z = behind(hz), gate.out = behind(half_out), gate.half = 1;

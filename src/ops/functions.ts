@@ -8,7 +8,15 @@ import { gatedNorm, siluGate, slopedGate } from "./gate.js";
 import { hadamardRotate } from "./hadamard-rotate.js";
 import { mamba1Scan } from "./mamba1-scan.js";
 import { mamba2Scan } from "./mamba2-scan.js";
-import { type Family, type FloatType, type GateKind, isStatic, type OpSpec, parseOpName, type ScanSpec } from "./names.js";
+import {
+  type Family,
+  type FloatType,
+  type GateKind,
+  isStatic,
+  type OpSpec,
+  parseOpName,
+  type ScanSpec,
+} from "./names.js";
 import { replayScan } from "./replay-scan.js";
 
 /** Inputs of every scan, in order. */
@@ -93,7 +101,12 @@ export function opFunction(name: string, float: FloatType = "f32"): FunctionDef 
     }
     case "gate": {
       const signature = { inputs: GATE_INPUTS[spec.gate], outputs: ["out"], attributes };
-      return body.function(name, signature, [narrow(gateBody(body, spec.gate, floats(GATE_INPUTS[spec.gate])))], describeGate(spec.gate));
+      return body.function(
+        name,
+        signature,
+        [narrow(gateBody(body, spec.gate, floats(GATE_INPUTS[spec.gate])))],
+        describeGate(spec.gate),
+      );
     }
     default: {
       const [x, dt, A, B, C, D, bias, past] = floats(SCAN_INPUTS);

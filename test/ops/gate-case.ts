@@ -58,20 +58,24 @@ export function gateFeeds(
 
 /** Largest error relative to the largest value expected. */
 export function gateError(gate: GateCase, feeds: ReadonlyMap<string, Tensor>, actual: Tensor): number {
+  return relativeError(toNumbers(actual), exactGate(gate, feeds));
+}
+
+/** What a gate must give on these inputs. */
+export function exactGate(gate: GateCase, feeds: ReadonlyMap<string, Tensor>): Float64Array {
   const input = (name: string): Float64Array => {
     const tensor = feeds.get(name);
     if (tensor === undefined) throw new Error(`no input ${name}`);
     return Float64Array.from(toNumbers(tensor));
   };
   const { channels, norm, sloped = false } = gate;
-  const expected = gateReference({
+  return gateReference({
     channels,
     y: input("y"),
     z: input("z"),
     norm: norm === null ? null : { ...norm, weight: input("weight") },
     ...(sloped ? { slope: input("slope") } : {}),
   });
-  return relativeError(toNumbers(actual), expected);
 }
 
 /** Every kind of gate. */

@@ -5,9 +5,7 @@ import { tensorType } from "../../src/ir/types.js";
 import { readModelBytes } from "../../src/onnx/read.js";
 import { encodeModel } from "../../src/onnx/write.js";
 import { activationInputs, opFunction } from "../../src/ops/functions.js";
-import { gateReference } from "../../src/ops/gate.js";
 import { parseOpName } from "../../src/ops/names.js";
-import type { GateCase } from "./gate-case.js";
 
 /** The names of the activations of a one-node model. */
 function activationsOf(model: Uint8Array): Set<string> {
@@ -87,21 +85,6 @@ export function halfError(actual: ArrayLike<number>, expected: ArrayLike<number>
     worst = Math.max(worst, Number.isNaN(error) ? Number.POSITIVE_INFINITY : error);
   }
   return worst;
-}
-
-/** What a gate must give on these halves, in float64. */
-export function exactGate({ channels, norm }: GateCase, feeds: ReadonlyMap<string, Tensor>): Float64Array {
-  const values = (name: string): Float64Array => {
-    const tensor = feeds.get(name);
-    if (tensor === undefined) throw new Error(`no input ${name}`);
-    return Float64Array.from(toNumbers(tensor));
-  };
-  return gateReference({
-    channels,
-    y: values("y"),
-    z: values("z"),
-    norm: norm === null ? null : { ...norm, weight: values("weight") },
-  });
 }
 
 /** Nearest half as a number. */

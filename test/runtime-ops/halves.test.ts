@@ -9,17 +9,8 @@ import { hadamardRotateReference } from "../../src/ops/hadamard-rotate.js";
 import { opNames, parseOpName, type ScanSpec } from "../../src/ops/names.js";
 import { ExecutionTrace } from "../../src/run/executed-ops.js";
 import type { NativeSession } from "../../src/run/native-session.js";
-import { GATES, gateFeeds, gateModel } from "../ops/gate-case.js";
-import {
-  exactGate,
-  halfError,
-  halfFeeds,
-  halfModel,
-  halvesOf,
-  nearestHalf,
-  toHalves,
-  widenedFeeds,
-} from "../ops/half-case.js";
+import { exactGate, GATES, gateFeeds, gateModel } from "../ops/gate-case.js";
+import { halfError, halfFeeds, halfModel, halvesOf, nearestHalf, toHalves, widenedFeeds } from "../ops/half-case.js";
 import { rotationCase, rotationFeeds, rotationModel } from "../ops/rotation-case.js";
 import { randomData, referenceScan, type ScanData, type ScanSizes, scanFeeds, scanModel } from "../ops/scan-case.js";
 import { isBuilt, open } from "./kernel-sessions.js";
