@@ -25,6 +25,7 @@ import {
   REQUANTIZE_MODES,
   type Requantize,
   reportFailure,
+  requireWritable,
   STATE_FORMATS,
   STATE_SCALES,
   type StateChoice,
@@ -56,7 +57,8 @@ export async function main(argv: readonly string[], terminal: Terminal): Promise
     if (!(cause instanceof CommanderError)) return reportFailure(cause, terminal, { json });
     if (cause.exitCode === 0) return EXIT.ok;
     // Commander has told people already.
-    const { code, message } = cause;
+    const code = `usage/${cause.code.replace(/^commander\./, "").replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`;
+    const message = cause.message.replace(/^error: /, "");
     if (json) terminal.out(`${JSON.stringify({ error: { code, message, exitCode: EXIT.usage } }, null, 2)}\n`);
     return EXIT.usage;
   }
@@ -175,6 +177,7 @@ function addCompile(program: Command, terminal: Terminal, outcome: Outcome, argv
     .option("--repro <folder>", "should mambac have a bug, write what a report needs there")
     .action(async (inputs: string[], flags: CompileFlags) => {
       requireAuto(flags);
+      if (flags.output !== undefined && flags.dryRun !== true) requireWritable(flags.output);
       const auto = flags.recipe === AUTO ? await autoChoice(inputs, flags, terminal) : null;
       const spec = auto?.name ?? flags.recipe;
       const named = spec === undefined ? null : recipeOf(spec);
@@ -273,6 +276,7 @@ function addGenerate(program: Command, terminal: Terminal, outcome: Outcome): vo
     .option("--top-p <p>", "choose among the best tokens that share this probability", number)
     .option("--seed <n>", "seed of the choices", integer, 0)
     .option("--tokenizer <file>", "tokenizer.json or its folder, or 'bytes' (default for a vocabulary of 256)")
+    .option("--json", "one JSON document on stdout, with the token ids")
     .option("-q, --quiet", "nothing but the text");
   withRun(command).action(async (output: string, flags: GenerateFlags) => {
     const { prompt, maxTokens, temperature, topK, topP, seed, library, threads } = flags;
@@ -288,7 +292,7 @@ function addGenerate(program: Command, terminal: Terminal, outcome: Outcome): vo
         tokenizer: flags.tokenizer ?? null,
         library,
         threads,
-        quiet: flags.quiet ?? false,
+        ...reportOptions(flags),
       },
       terminal,
     );

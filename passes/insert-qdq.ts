@@ -4,7 +4,7 @@
  * Placement: a QuantizeLinear / DequantizeLinear pair on the input of every chosen projection, one scale a tensor; one pair
  * serves all readers of a value. Residual, norms, gates, dt, A, D and everything the scan touches stay float. What else gets a
  * pair, and on which grid, depends on the profile (`qdq-profile.ts`): for ONNX Runtime's CPU provider and TensorRT int8
- * symmetric with zero point 0; for QNN asymmetric, with pairs on results, their biases and what moves them to the next
+ * symmetric with zero point 0 (uint8 around 128 where several projections of ONNX Runtime's read one value); for QNN asymmetric, with pairs on results, their biases and what moves them to the next
  * projection. `dynamic` measures the scale in every call instead (uint8, as DynamicQuantizeLinear defines it) and multiplies
  * with MatMulInteger.
  * Inputs that a pass before has quantized keep that pair.
@@ -20,7 +20,14 @@ import { attrInt, type Model, makeNode, type Node } from "../src/ir/graph.js";
 import { toNumbers } from "../src/ir/tensor.js";
 import { GraphEdit } from "../src/rewrite/edit.js";
 import { definePass, type Pass, type PassContext } from "../src/rewrite/pass.js";
-import { addConstant, addGrid, addPairOn, type PairGrid, type ValueRange } from "../src/rewrite/qdq-pair.js";
+import {
+  type ActivationType,
+  addConstant,
+  addGrid,
+  addPairOn,
+  type PairGrid,
+  type ValueRange,
+} from "../src/rewrite/qdq-pair.js";
 import { qdqPlan } from "../src/rewrite/qdq-plan.js";
 import { profileRules, type QdqProfile } from "../src/rewrite/qdq-profile.js";
 import { SEMANTIC_DOMAIN } from "../src/rewrite/semantic.js";
@@ -63,7 +70,9 @@ export const insertQdq: Pass<InsertQdqOptions> = definePass({
 });
 
 /**
- * Pairs as the profile has them, on grids from calibration. Where a scan or convolution reads what a pair made, a sum of one
+ * Pairs as the profile has them, on grids from calibration. ONNX Runtime 1.30 makes integer products of int8 codes on x64 only
+ * where it can turn them into uint8 itself, which it does for a pair with one reader: codes that several projections read
+ * are written as uint8 around 128, the same values. Where a scan or convolution reads what a pair made, a sum of one
  * summand stands between: ONNX Runtime 1.30 moves pairs into the functions of these operators, past what reshapes there,
  * and dies where an If reads that.
  */
@@ -76,7 +85,11 @@ function placePairs(
 ): void {
   const { activations, results } = profileRules(profile);
   const plan = qdqPlan(sites, projections, results);
-  const gridOf = (value: string): PairGrid => addGrid(builder, value, range(value), activations, "insert-qdq");
+  const readers = new Map<string, number>();
+  for (const { input } of projections) readers.set(input, (readers.get(input) ?? 0) + 1);
+  const typeOf = (value: string): ActivationType =>
+    activations === "i8" && profile === "ort-cpu" && (readers.get(value) ?? 0) > 1 ? "u8-symmetric" : activations;
+  const gridOf = (value: string): PairGrid => addGrid(builder, value, range(value), typeOf(value), "insert-qdq");
   const changed = new Map<Node, Node>();
   const change = (node: Node, how: (now: Node) => Partial<Node>): void => {
     const now = changed.get(node) ?? node;

@@ -7,11 +7,11 @@ import { type CalibrationData, vocabularyOf } from "./calibration.js";
 import { COMPLETE, calibrationHooks, type StatisticsRecorder } from "./calibration-tables.js";
 import { executor, withStateNames } from "./executable.js";
 
-import type { Model } from "./ir/graph.js";
+import type { Model, Node } from "./ir/graph.js";
 import { formatType } from "./ir/types.js";
 import { readModel } from "./onnx/read.js";
-import { type Written, writeModel } from "./onnx/write.js";
-import { DEFAULT_REPLAY_LENGTH, isStatic } from "./ops/names.js";
+import { requireWritable, type Written, writeModel } from "./onnx/write.js";
+import { DEFAULT_REPLAY_LENGTH, isStatic, OP_DOMAIN, parseOpName } from "./ops/names.js";
 
 import { viewGraph } from "./rewrite/axes.js";
 
@@ -129,6 +129,7 @@ type PrepareOptions = Omit<
 
 /** Compiles; see `CompileOptions`. Throws `MambacError` for whatever the user can mend; nothing is written then. */
 export async function compile(options: CompileOptions, passes: CompilerPasses): Promise<CompileReport> {
+  if (options.output !== null) requireWritable(options.output);
   return compilePrepared(await prepare(options, passes), options, passes);
 }
 
@@ -144,6 +145,7 @@ export async function prepare(options: PrepareOptions, passes: CompilerPasses): 
   for (const source of sources) {
     options.onProgress?.(`reading ${source.path}`);
     const { model, warnings: found } = readModel(source.path);
+    refuseCompiled(model, source.path);
     warnings.push(...found.map((warning) => `${source.path}: ${warning}`));
     options.onProgress?.(`recognising ${source.role === "model" ? "the graph" : `the ${source.role} graph`}`);
     const { stopAfter: _ignored, ...plain } = hooks;
@@ -180,6 +182,19 @@ export async function prepare(options: PrepareOptions, passes: CompilerPasses): 
       return measured;
     },
   };
+}
+
+/** A compiled file is no source: its weights and states may be rounded already, and its scans need no proof. */
+function refuseCompiled(model: Model, path: string): void {
+  const by = model.metadata.get("mambac.version");
+  const isScan = ({ domain, op }: Node): boolean => domain === OP_DOMAIN && parseOpName(op)?.kind === "scan";
+  if (!model.metadata.has("mambac.recipe") && !model.graph.nodes.some(isScan)) return;
+  const sha256 = model.metadata.get("mambac.source_sha256")?.split(" ") ?? [];
+  const hashes = sha256.length === 0 ? "" : ` (sha256 ${sha256.map((hash) => hash.slice(0, 12)).join(" and ")})`;
+  throw new MambacError(
+    "compile/compiled",
+    `${path} was compiled by mambac${by === undefined ? "" : ` ${by}`} already: give the source it was compiled from${hashes}`,
+  );
 }
 
 /** What is left of a compilation once its source is prepared; one source can be compiled in many ways. */
@@ -235,6 +250,7 @@ export async function compilePrepared(
     written = await writeModel(model, output, {
       externalData: options.externalData ?? "auto",
       companions: text === null ? [] : [{ path: `${output}.recipe.yaml`, text }],
+      outdated: [`${output}.recipe.yaml`],
     });
   }
   return report({ ...options, state }, prepared, model, before, remarks, written);

@@ -37,6 +37,7 @@ export {
   type RaisedPair,
   VERSION,
 } from "./compile.js";
+export { requireWritable } from "./onnx/write.js";
 export {
   REQUANTIZE_MODES,
   type Requantize,

@@ -5,6 +5,7 @@ import { readdirSync, readFileSync, statSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
 import { readModel } from "./onnx/read.js";
 import { EXIT, MambacError } from "./support/errors.js";
+import { fileProblem } from "./support/file-problem.js";
 
 export type SourceRole = "model" | "prefill" | "decode";
 
@@ -38,6 +39,9 @@ export function sourceFiles(inputs: readonly string[]): SourceFile[] {
   const [first, second] = files;
   if (first === undefined) throw new MambacError("compile/inputs", "no input file was given");
   if (second === undefined) return [{ path: first, role: "model" }];
+  if (isSameFile(first, second)) {
+    throw new MambacError("compile/inputs", `${first} was given twice; a pair is a prefill and a decode graph`);
+  }
   const firstIsDecode =
     /decode/i.test(basename(first)) ||
     (!/decode/i.test(basename(second)) && takesStates(first) && !takesStates(second));
@@ -53,8 +57,7 @@ export function identifySource(file: SourceFile): Source {
     const bytes = readFileSync(file.path);
     return { ...file, sha256: createHash("sha256").update(bytes).digest("hex"), bytes: bytes.byteLength };
   } catch (cause) {
-    const reason = cause instanceof Error ? cause.message : String(cause);
-    throw new MambacError("compile/input", `cannot read ${file.path}: ${reason}`, EXIT.usage, { cause });
+    throw new MambacError("compile/input", `cannot read ${file.path}: ${fileProblem(cause)}`, EXIT.usage, { cause });
   }
 }
 
@@ -67,26 +70,50 @@ export function defaultOutput(files: readonly SourceFile[]): string {
   return join(dirname(main.path), `${name}${COMPILED_SUFFIX}`);
 }
 
+function isSameFile(first: string, second: string): boolean {
+  const [a, b] = [first, second].map((path) => statSync(path, { throwIfNoEntry: false, bigint: true }));
+  return a !== undefined && b !== undefined && a.ino === b.ino && a.dev === b.dev;
+}
+
 function isFolder(path: string): boolean {
   return statSync(path, { throwIfNoEntry: false })?.isDirectory() === true;
 }
 
 function filesIn(folder: string): string[] {
-  const names = readdirSync(folder)
+  const names = namesIn(folder)
     .filter((name) => name.endsWith(".onnx") && !name.endsWith(COMPILED_SUFFIX))
     .sort();
-  const [prefill, decode] = ["prefill", "decode"].map((role) =>
-    names.find((name) => name.toLowerCase().includes(role)),
-  );
-  if (prefill !== undefined && decode !== undefined) return [join(folder, prefill), join(folder, decode)];
+  const prefill = namedFor("prefill", names, folder);
+  const decode = namedFor("decode", names, folder);
+  if (prefill !== null && decode !== null) return [join(folder, prefill), join(folder, decode)];
   const [only] = names;
   if (only !== undefined && names.length === 1) return [join(folder, only)];
   throw new MambacError(
     "compile/folder",
     only === undefined
       ? `${folder} holds no .onnx file`
-      : `${folder} holds ${names.length} graphs and none is named prefill and decode: name the files to compile`,
+      : `${folder} holds ${names.length} graphs, but not one named prefill and one named decode: name the files to compile`,
   );
+}
+
+/** The graph whose name says its role: `prefill.onnx` itself, else the only one with the word in its name. */
+function namedFor(role: "prefill" | "decode", names: readonly string[], folder: string): string | null {
+  const exact = names.find((name) => name.toLowerCase() === `${role}.onnx`);
+  const [first, second] = names.filter((name) => name.toLowerCase().includes(role));
+  if (exact === undefined && second !== undefined) {
+    throw new MambacError("compile/folder", `${folder} holds ${first} and ${second}: name the files to compile`);
+  }
+  return exact ?? first ?? null;
+}
+
+function namesIn(folder: string): string[] {
+  try {
+    return readdirSync(folder);
+  } catch (cause) {
+    throw new MambacError("compile/folder", `cannot read the folder ${folder}: ${fileProblem(cause)}`, EXIT.usage, {
+      cause,
+    });
+  }
 }
 
 function takesStates(path: string): boolean {

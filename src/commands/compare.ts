@@ -7,6 +7,7 @@ import { type CompileOptions, prepare, VERSION } from "../compile.js";
 import type { LibraryChoice } from "../run/locate.js";
 import { loadTokenizer, type Tokenizer, tokenizerBeside } from "../run/tokenizer.js";
 import { EXIT, type ExitCode, MambacError } from "../support/errors.js";
+import { fileProblem } from "../support/file-problem.js";
 import { comparedCsv, comparedDocument, comparedTable } from "./compare-table.js";
 import { Progress, type Terminal } from "./terminal.js";
 
@@ -88,7 +89,6 @@ function readText(path: string): Uint8Array {
   try {
     return readFileSync(path);
   } catch (cause) {
-    const reason = cause instanceof Error ? cause.message : String(cause);
-    throw new MambacError("compare/text", `cannot read the text ${path}: ${reason}`, EXIT.usage, { cause });
+    throw new MambacError("compare/text", `cannot read the text ${path}: ${fileProblem(cause)}`, EXIT.usage, { cause });
   }
 }

@@ -12,11 +12,12 @@ import {
 } from "../compile.js";
 import type { Model } from "../ir/graph.js";
 import { formatModel } from "../ir/text.js";
-import { type WriteOptions, writtenSizes } from "../onnx/write.js";
+import { requireWritable, type WriteOptions, writtenSizes } from "../onnx/write.js";
 import type { StateChoice } from "../rewrite/semantic.js";
 import { readCalibration } from "../run/calibration-files.js";
 import { type KernelCensus, kernelCensus } from "../run/kernel-census.js";
 import { defaultOutput, type SourceFile, sourceFiles } from "../sources.js";
+import { closestWord } from "../support/closest-word.js";
 import { EXIT, type ExitCode, InvariantError, MambacError } from "../support/errors.js";
 import { formatLayers, formatRemarks, formatStateTotal, layerDocument, stateTotals } from "./layer-table.js";
 import { writeRepro } from "./repro.js";
@@ -77,6 +78,7 @@ export async function compileCommand(
   const sources = sourceFiles(options.inputs);
   const output = options.output ?? defaultOutput(sources);
   refuseOverwriting(sources, output);
+  if (!options.dryRun && options.stopAfter === null) requireWritable(output);
   const progress = new Progress(options.quiet ? null : terminal);
   const start = performance.now();
   const runs: PassRun[] = [];
@@ -126,9 +128,10 @@ export async function compileCommand(
 
 function requirePass(library: PassLibrary, name: string | null, flag: string, words: readonly string[] = []): void {
   if (name === null || library.names.includes(name)) return;
+  const meant = closestWord(name, [...words, ...library.names]);
   throw new MambacError(
     "compile/pass-name",
-    `${flag}: there is no pass ${name}; ${words.length === 0 ? "" : `say ${words.join(", ")} or a pass: `}${library.names.join(", ")}`,
+    `${flag}: there is no pass ${name}; ${meant === null ? "" : `did you mean ${meant}? `}${words.length === 0 ? "passes" : `say ${words.join(", ")} or a pass`}: ${library.names.join(", ")}`,
   );
 }
 

@@ -14,6 +14,7 @@ import { type LoadedPackage, type LoadOptions, loadPackage, modelFile } from "..
 import type { Tokenizer } from "../run/tokenizer.js";
 import { sourceFiles } from "../sources.js";
 import { EXIT, type ExitCode, MambacError } from "../support/errors.js";
+import { fileProblem } from "../support/file-problem.js";
 import { tokenizerFor } from "./model-tokenizer.js";
 import { sessionRecord } from "./session-record.js";
 import { Progress, type Terminal } from "./terminal.js";
@@ -117,8 +118,7 @@ function readText(path: string): Uint8Array {
   try {
     return readFileSync(path);
   } catch (cause) {
-    const reason = cause instanceof Error ? cause.message : String(cause);
-    throw new MambacError("eval/text", `cannot read the text ${path}: ${reason}`, EXIT.usage, { cause });
+    throw new MambacError("eval/text", `cannot read the text ${path}: ${fileProblem(cause)}`, EXIT.usage, { cause });
   }
 }
 

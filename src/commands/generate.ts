@@ -1,5 +1,6 @@
-/** `mambac generate`: continues a text, printing it as it comes. */
+/** `mambac generate`: continues a text, printing it as it comes, or all of it as a document. */
 
+import { VERSION } from "../compile.js";
 import { generate } from "../run/generate.js";
 import type { LibraryChoice } from "../run/locate.js";
 import type { SamplingOptions } from "../run/sampling.js";
@@ -17,6 +18,7 @@ export interface GenerateCommandOptions extends SamplingOptions {
   readonly tokenizer: string | null;
   readonly library: LibraryChoice;
   readonly threads: number;
+  readonly json: boolean;
   readonly quiet: boolean;
 }
 
@@ -33,27 +35,50 @@ export async function generateCommand(options: GenerateCommandOptions, terminal:
   const tokenizer = tokenizerFor(model, options.tokenizer);
   const prompt = tokenizer.encode(options.prompt);
   if (prompt.length === 0) throw new MambacError("generate/prompt", "the prompt is empty: give at least one token");
-  terminal.out(options.prompt);
   const stream = tokenizer.stream();
+  const show = (text: string): void => (options.json ? undefined : terminal.out(text));
   const { temperature, topK, topP, maxTokens, seed } = options;
   const start = performance.now();
-  let first = start;
-  const { tokens } = await generate(model, prompt, {
+  let first: number | null = null;
+  const { tokens, end } = await generate(model, prompt, {
     maxTokens,
     seed,
     ...(temperature === undefined ? {} : { temperature }),
     ...(topK === undefined ? {} : { topK }),
     ...(topP === undefined ? {} : { topP }),
     onToken: (token) => {
-      if (first === start) first = performance.now();
-      terminal.out(stream.push(token));
+      // What cannot be generated from is told before anything is shown.
+      if (first === null) {
+        first = performance.now();
+        show(options.prompt);
+      }
+      show(stream.push(token));
     },
   });
-  terminal.out(`${stream.flush()}\n`);
-  if (!options.quiet) {
-    const seconds = (performance.now() - first) / 1000;
-    const rate = tokens.length > 1 ? `, then ${((tokens.length - 1) / seconds).toFixed(0)} tokens/s` : "";
-    terminal.err(`${prompt.length} prompt tokens in ${(first - start).toFixed(0)} ms${rate}\n`);
+  show(`${stream.flush()}\n`);
+  const done = performance.now();
+  const prefillMs = (first ?? done) - start;
+  const rate = tokens.length > 1 ? (1000 * (tokens.length - 1)) / (done - (first ?? done)) : null;
+  if (options.json) {
+    const document = {
+      command: "generate",
+      version: VERSION,
+      output: options.output,
+      prompt: options.prompt,
+      text: tokenizer.decode(tokens),
+      promptTokens: prompt,
+      tokens,
+      end,
+      sampling: { temperature: temperature ?? 0, topK: topK ?? null, topP: topP ?? null, seed },
+      backend: model.backend,
+      library: model.library,
+      prefillMs,
+      tokensPerSecond: rate,
+    };
+    terminal.out(`${JSON.stringify(document, null, 2)}\n`);
+  } else if (!options.quiet) {
+    const then = rate === null ? "" : `, then ${rate.toFixed(0)} tokens/s`;
+    terminal.err(`${prompt.length} prompt tokens in ${prefillMs.toFixed(0)} ms${then}\n`);
   }
   return EXIT.ok;
 }

@@ -3,6 +3,7 @@
 import { readFileSync } from "node:fs";
 import { closestWord } from "../support/closest-word.js";
 import { EXIT, type ExitCode, MambacError } from "../support/errors.js";
+import { fileProblem } from "../support/file-problem.js";
 import type { Terminal } from "./terminal.js";
 
 /** The recipes of a set of passes, and how they are read and written. */
@@ -36,8 +37,9 @@ export function resolveRecipe<Recipe extends { readonly name: string; readonly s
   try {
     source = readFileSync(spec, "utf8");
   } catch (cause) {
-    const reason = cause instanceof Error ? cause.message : String(cause);
-    throw new MambacError("recipe/file", `cannot read the recipe ${spec}: ${reason}`, EXIT.usage, { cause });
+    throw new MambacError("recipe/file", `cannot read the recipe ${spec}: ${fileProblem(cause)}`, EXIT.usage, {
+      cause,
+    });
   }
   return library.read(source, spec);
 }

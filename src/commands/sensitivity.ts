@@ -11,6 +11,7 @@ import type { Step } from "../rewrite/pipeline.js";
 import { semanticOps } from "../rewrite/semantic.js";
 import type { LibraryChoice } from "../run/locate.js";
 import { EXIT, type ExitCode, MambacError } from "../support/errors.js";
+import { fileProblem } from "../support/file-problem.js";
 import { requestedTokenizer } from "./compare.js";
 import { comparedDocument, formatLoss } from "./compare-table.js";
 import { Progress, type Terminal } from "./terminal.js";
@@ -178,7 +179,8 @@ function readText(path: string): Uint8Array {
   try {
     return readFileSync(path);
   } catch (cause) {
-    const reason = cause instanceof Error ? cause.message : String(cause);
-    throw new MambacError("sensitivity/text", `cannot read the text ${path}: ${reason}`, EXIT.usage, { cause });
+    throw new MambacError("sensitivity/text", `cannot read the text ${path}: ${fileProblem(cause)}`, EXIT.usage, {
+      cause,
+    });
   }
 }

@@ -10,6 +10,7 @@ import { closeSync, fstatSync, openSync, readSync, realpathSync, type Stats, sta
 import { isAbsolute, join, sep, win32 } from "node:path";
 import type { ByteSource } from "../ir/tensor.js";
 import { MambacError } from "../support/errors.js";
+import { fileProblem } from "../support/file-problem.js";
 import { isSameFile, ReadAhead, type SideFile } from "./read-ahead.js";
 
 /** Most bytes asked of the system in one call; some systems refuse more than 2^31. */
@@ -130,8 +131,9 @@ function readSlice(file: SideFile, location: string, label: string, from: number
     }
   } catch (cause) {
     if (cause instanceof MambacError) throw cause;
-    const reason = cause instanceof Error ? cause.message : String(cause);
-    throw new MambacError("onnx/external-data", `${label}: cannot read ${location}: ${reason}`, undefined, { cause });
+    throw new MambacError("onnx/external-data", `${label}: cannot read ${location}: ${fileProblem(cause)}`, undefined, {
+      cause,
+    });
   } finally {
     if (handle !== null) closeSync(handle);
   }

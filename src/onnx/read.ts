@@ -5,6 +5,7 @@ import { dirname } from "node:path";
 import type { Model } from "../ir/graph.js";
 import { formatDiagnostic, verifyModel } from "../ir/verify.js";
 import { EXIT, MambacError } from "../support/errors.js";
+import { fileProblem } from "../support/file-problem.js";
 import { decodeDomain, decodeFunction, decodeGraph, decodeOpsets, extrasOf } from "./decode-graph.js";
 import { decodeEntries, type ReadContext } from "./decode-tensor.js";
 import { ExternalFiles } from "./external-data.js";
@@ -54,8 +55,7 @@ function readWhole(path: string): Uint8Array {
     return new Uint8Array(buffer.buffer, buffer.byteOffset, buffer.byteLength);
   } catch (cause) {
     if (cause instanceof MambacError) throw cause;
-    const reason = cause instanceof Error ? cause.message : String(cause);
-    throw new MambacError("onnx/read", `cannot read the file: ${reason}`, undefined, { cause });
+    throw new MambacError("onnx/read", `cannot read the file: ${fileProblem(cause)}`, undefined, { cause });
   }
 }
 

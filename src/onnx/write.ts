@@ -6,12 +6,23 @@
  * weights are in files or computed on demand never has to fit in memory.
  */
 
-import { closeSync, existsSync, lstatSync, openSync, renameSync, rmSync } from "node:fs";
+import {
+  accessSync,
+  closeSync,
+  constants,
+  existsSync,
+  lstatSync,
+  openSync,
+  renameSync,
+  rmSync,
+  statSync,
+} from "node:fs";
 import { type FileHandle, open } from "node:fs/promises";
 import { basename, dirname } from "node:path";
 import { type Graph, type Model, subgraphs } from "../ir/graph.js";
 import type { Tensor } from "../ir/tensor.js";
 import { invariant, MambacError } from "../support/errors.js";
+import { fileProblem } from "../support/file-problem.js";
 import { type ExternalPlace, modelMessage } from "./encode-model.js";
 import { type Encoded, encode } from "./proto.js";
 import { TemporaryFiles } from "./temporary-files.js";
@@ -38,6 +49,8 @@ export interface WriteOptions {
   readonly externalData?: "auto" | "always" | "never";
   /** Texts that appear together with the model, or not at all. */
   readonly companions?: readonly Companion[];
+  /** Files that told something about an earlier model at this path: removed with it, unless written anew. */
+  readonly outdated?: readonly string[];
 }
 
 export interface Companion {
@@ -73,8 +86,30 @@ export function encodeModel(model: Model): Uint8Array {
 }
 
 /**
- * Writes `path`, and `<path>.data` beside it when weights are external. Existing files of these names are replaced.
- * After a failure or a signal the folder is as it was. Throws `onnx/write` for file system errors.
+ * Refuses an output that cannot be written, before work is spent on it: no name, a folder, a folder that is missing or
+ * takes no files. Throws `onnx/write`.
+ */
+export function requireWritable(path: string): void {
+  if (path === "") throw new MambacError("onnx/write", "the name of the output file is empty");
+  refuseFolder(path);
+  const folder = dirname(path);
+  const stats = statSync(folder, { throwIfNoEntry: false });
+  if (stats === undefined) {
+    throw new MambacError("onnx/write", `cannot write ${path}: there is no folder ${folder}; create it first`);
+  }
+  if (!stats.isDirectory()) throw new MambacError("onnx/write", `cannot write ${path}: ${folder} is not a folder`);
+  try {
+    accessSync(folder, constants.W_OK);
+  } catch (cause) {
+    throw new MambacError("onnx/write", `cannot write into the folder ${folder}: ${fileProblem(cause)}`, undefined, {
+      cause,
+    });
+  }
+}
+
+/**
+ * Writes `path`, and `<path>.data` beside it when weights are external. Existing files of these names are replaced, and
+ * where a model is replaced, so is its `<path>.data`. After a failure or a signal the folder is as it was. Throws `onnx/write` for file system errors.
  */
 export async function writeModel(model: Model, path: string, options: WriteOptions = {}): Promise<Written> {
   const dataPath = `${path}.data`;
@@ -105,7 +140,8 @@ export async function writeModel(model: Model, path: string, options: WriteOptio
       });
       moves.push({ from, to });
     }
-    moveIntoPlace([...moves, { from: modelTemporary, to: path }], temporary);
+    const outdated = existsSync(path) ? [dataPath, ...(options.outdated ?? [])] : [];
+    moveIntoPlace([...moves, { from: modelTemporary, to: path }], outdated, temporary);
     await syncFolder(dirname(path));
     return {
       model: { path, bytes: encoded.byteLength },
@@ -114,7 +150,7 @@ export async function writeModel(model: Model, path: string, options: WriteOptio
     };
   } catch (cause) {
     throw isFileSystemError(cause)
-      ? new MambacError("onnx/write", `cannot write ${path}: ${cause.message}`, undefined, { cause })
+      ? new MambacError("onnx/write", `cannot write ${path}: ${fileProblem(cause)}`, undefined, { cause })
       : cause;
   } finally {
     temporary.close();
@@ -249,12 +285,15 @@ interface Move {
   readonly to: string;
 }
 
-/** Renames everything or nothing. Synchronous, so that signal handlers run before or after it, never inside. */
-function moveIntoPlace(moves: readonly Move[], temporary: TemporaryFiles): void {
+/**
+ * Renames everything and removes what is outdated, or does nothing. Synchronous, so that signal handlers run before or
+ * after it, never inside.
+ */
+function moveIntoPlace(moves: readonly Move[], outdated: readonly string[], temporary: TemporaryFiles): void {
   const undo: (() => void)[] = [];
   const backups: string[] = [];
   try {
-    for (const { to } of moves) {
+    for (const to of new Set([...moves.map((move) => move.to), ...outdated])) {
       if (!existsSync(to)) continue;
       const backup = temporary.beside(to);
       temporary.keep(backup);

@@ -11,8 +11,11 @@ export interface ValueRange {
   readonly high: number;
 }
 
-/** `i8` is symmetric with zero point 0; the others are asymmetric. */
-export type ActivationType = "i8" | "u8" | "u16";
+/**
+ * `i8` is symmetric with zero point 0, `u8-symmetric` the same with every code moved up by 128: equal values. The others are
+ * asymmetric.
+ */
+export type ActivationType = "i8" | "u8-symmetric" | "u8" | "u16";
 
 /** Names of the scale and zero point that values are rounded with. */
 export interface PairGrid {
@@ -75,7 +78,7 @@ export function addConstant(
   const bytes = asBytes(
     type === "i8" ? Int8Array.from(codes) : type === "u8" ? Uint8Array.from(codes) : Uint16Array.from(codes),
   );
-  const quantized = builder.initializer(tensorFromBytes(type, shape, bytes), "codes");
+  const quantized = builder.initializer(tensorFromBytes(storedAs(type), shape, bytes), "codes");
   const dequantized = `${name}_DequantizeLinear_Output`;
   builder.nodes.push(
     makeNode("DequantizeLinear", [quantized, names.scale, names.zero], [dequantized], new Map(), {
@@ -87,8 +90,21 @@ export function addConstant(
 
 const CODES: Readonly<Record<ActivationType, readonly [number, number]>> = {
   i8: [-128, 127],
+  "u8-symmetric": [0, 255],
   u8: [0, 255],
   u16: [0, 65535],
+};
+
+function storedAs(type: ActivationType): "i8" | "u8" | "u16" {
+  return type === "u8-symmetric" ? "u8" : type;
+}
+
+/** Zero point of a type whose codes reach as far below it as above, and the most above it; null where ranges say it. */
+const CENTERED: Readonly<Record<ActivationType, { readonly zero: number; readonly above: number } | null>> = {
+  i8: { zero: 0, above: 127 },
+  "u8-symmetric": { zero: 128, above: 127 },
+  u8: null,
+  u16: null,
 };
 
 /** The grid of a range that zero is added to. */
@@ -100,14 +116,15 @@ function gridOf(
   const [low, high] = [Math.min(range.low, 0), Math.max(range.high, 0)];
   const [lowest, highest] = CODES[type];
   const peak = Math.max(-low, high);
+  const centered = CENTERED[type];
   // An activation that was always zero gets any scale: its codes are all zero.
-  const symmetric = peak === 0 ? 1 : peak / highest;
-  const step = Math.fround(type === "i8" ? symmetric : Math.max(high - low, LEAST_SPAN) / (highest - lowest));
-  const zero = type === "i8" ? 0 : Math.min(highest, Math.round(-low / step));
+  const symmetric = peak === 0 ? 1 : peak / (centered?.above ?? highest);
+  const step = Math.fround(centered !== null ? symmetric : Math.max(high - low, LEAST_SPAN) / (highest - lowest));
+  const zero = centered?.zero ?? Math.min(highest, Math.round(-low / step));
   const bytes = asBytes(type === "u16" ? Uint16Array.of(zero) : Uint8Array.of(zero));
   const names = {
     scale: builder.initializer(f32Tensor([], [step]), "scale"),
-    zero: builder.initializer(tensorFromBytes(type, [], bytes), "zero_point"),
+    zero: builder.initializer(tensorFromBytes(storedAs(type), [], bytes), "zero_point"),
   };
   return { names, step, zero };
 }

@@ -3,6 +3,7 @@
 import { createHash } from "node:crypto";
 import { closeSync, fstatSync, openSync, readSync } from "node:fs";
 import { EXIT, MambacError } from "../support/errors.js";
+import { fileProblem } from "../support/file-problem.js";
 
 /** Token ids of one document, read or tokenized when called. */
 export type Document = () => Int32Array;
@@ -36,8 +37,7 @@ export class DataFile {
       this.#handle = openSync(path, "r");
       this.size = fstatSync(this.#handle).size;
     } catch (cause) {
-      const reason = cause instanceof Error ? cause.message : String(cause);
-      throw dataError("read", `cannot read ${path}: ${reason}`, { cause });
+      throw dataError("read", `cannot read ${path}: ${fileProblem(cause)}`, { cause });
     }
   }
 

@@ -11,8 +11,13 @@ export interface TextSettings {
   readonly length: number;
 }
 
-/** Long texts are tokenized in parts of about this many bytes, which end at line breaks where there are any. */
-const PART_BYTES = 1 << 16;
+/**
+ * Texts are tokenized in parts, which end at line breaks where there are any. Parts are what the seed chooses among, so they
+ * are of a few sequences each; long enough for the seams between them to be rare.
+ */
+const PART_SEQUENCES = 4;
+const TOKEN_BYTES = 4;
+const LEAST_PART_BYTES = 1 << 11;
 
 const NEWLINE = 10;
 
@@ -33,14 +38,18 @@ export function textSource(file: DataFile, settings: TextSettings): { source: To
       blocks: Math.ceil(file.size / length),
       read: (block) => Promise.resolve([read(block)]),
     };
-    return { source, sha256: file.sha256() };
+    // Any bytes can be tokens of such a model, but hardly those of text with two or four bytes a character.
+    if (isWide(file.read(0, Math.min(WIDE_PROBE, file.size)))) throw notUtf8(file.path, null);
+    const sha256 = file.sha256();
+    return { source, sha256 };
   }
   const cuts = [0];
+  const partBytes = Math.max(LEAST_PART_BYTES, PART_SEQUENCES * TOKEN_BYTES * length);
   const sha256 = file.sha256((bytes, offset) => {
     for (let i = 0; i < bytes.length; i++) {
       const since = offset + i - (cuts.at(-1) ?? 0);
       // Without line breaks a part ends before some character, never inside one.
-      if (since >= PART_BYTES && (bytes[i - 1] === NEWLINE || (since >= 2 * PART_BYTES && (bytes[i]! & 0xc0) !== 0x80)))
+      if (since >= partBytes && (bytes[i - 1] === NEWLINE || (since >= 2 * partBytes && (bytes[i]! & 0xc0) !== 0x80)))
         cuts.push(offset + i);
     }
   });
@@ -67,8 +76,19 @@ function decodeText(bytes: Uint8Array, label: string): string {
   try {
     return new TextDecoder("utf-8", { fatal: true }).decode(bytes);
   } catch (cause) {
-    throw dataError("encoding", `${label} is not UTF-8 text; convert it first`, { cause });
+    throw notUtf8(label, cause);
   }
+}
+
+/** Bytes looked at to tell UTF-16 and UTF-32 by their many zeros. */
+const WIDE_PROBE = 4096;
+
+function isWide(bytes: Uint8Array): boolean {
+  return 4 * bytes.filter((byte) => byte === 0).length > bytes.length;
+}
+
+function notUtf8(label: string, cause: unknown): Error {
+  return dataError("encoding", `${label} is not UTF-8 text; convert it first, or give token ids (.npy)`, { cause });
 }
 
 /** JSON lines with `text`, `prompt`, `messages` or token ids in each. Hashes the file on the way. */
@@ -86,7 +106,7 @@ export function jsonLinesSource(
     return decodeText(file.read(start, (ends[at] ?? 0) - start), `${file.path}, line ${at + 1}`);
   };
   const source: TokenSource = {
-    joined: !firstRecordHasIds(ends.length, line),
+    joined: !firstRecordHasIds(ends.length, line, file.path),
     blocks: file.size === 0 ? 0 : ends.length,
     read: (block) => {
       const text = line(block);
@@ -98,10 +118,10 @@ export function jsonLinesSource(
   return { source, sha256 };
 }
 
-function firstRecordHasIds(lines: number, line: (at: number) => string): boolean {
+function firstRecordHasIds(lines: number, line: (at: number) => string, path: string): boolean {
   for (let at = 0; at < lines; at++) {
     const text = line(at);
-    if (text.trim() !== "") return idsOf(parseRecord(text, `line ${at + 1}`)) !== null;
+    if (text.trim() !== "") return idsOf(parseRecord(text, `${path}, line ${at + 1}`)) !== null;
   }
   return false;
 }

@@ -9,6 +9,7 @@ import { dirname, join } from "node:path";
 import { attrInt, type Graph } from "../ir/graph.js";
 import { readModelBytes } from "../onnx/read.js";
 import { openNativeSession } from "./native-session.js";
+import { ROUNDS_ACTIVATIONS } from "./rounding.js";
 
 const INTEGER_KERNELS = new Set([
   "QLinearMatMul",
@@ -21,9 +22,6 @@ const INTEGER_KERNELS = new Set([
 
 /** Names of the factors of an online rotation: those mambac gives, and those ONNX Runtime gives inside an inlined function. */
 const ROTATION_FACTOR = /\.(walsh|hadamard)\d+_|_inlfunc_HadamardRotate_/;
-
-/** Accuracy level of MatMulNBits at which blocks of activations become 8-bit codes. */
-const ROUNDS_ACTIVATIONS = 4;
 
 export interface KernelCensus {
   /** Projections that run on integers or unpack low-bit weights. */

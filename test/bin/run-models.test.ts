@@ -43,6 +43,14 @@ describe("generate", () => {
     expect(result.err).toMatch(/6 prompt tokens in \d+ ms, then \d+ tokens\/s/);
   });
 
+  test("gives text and tokens as a document", async () => {
+    const said = (await mambac("generate", H4, "--prompt", "And the LORD", ...quiet)).out;
+    const document = documentIn(await mambac("generate", H4, "--prompt", "And the LORD", ...quiet, "--json"));
+    expect(document).toMatchObject({ command: "generate", prompt: "And the LORD", end: "length" });
+    expect(`${String(document["prompt"])}${String(document["text"])}\n`).toBe(said);
+    expect(document["tokens"]).toEqual([...Buffer.from(String(document["text"]))]);
+  });
+
   test("a model that is not byte-level needs a tokenizer", async () => {
     const out = join(root, "tiny.onnx");
     expect((await mambac("compile", fixture("hf/mamba2"), "-o", out, "-q")).code).toBe(0);
@@ -55,7 +63,7 @@ describe("generate", () => {
     expect((await mambac("generate", F32, "--prompt", "x", "--top-p", "2")).code).toBe(2);
     expect((await mambac("generate", F32, "--prompt", "")).code).toBe(2);
     const stateless = await mambac("generate", SOURCE, "--prompt", "x", ...quiet);
-    expect(stateless.code).toBe(2);
+    expect(stateless).toMatchObject({ code: 2, out: "" });
     expect(stateless.err).toContain("compile it");
   });
 });

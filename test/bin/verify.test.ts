@@ -23,6 +23,7 @@ interface CheckDocument {
   readonly name: string;
   readonly lengths: readonly number[];
   readonly rounded: boolean;
+  readonly limit: { readonly measure: string; readonly value: number };
   readonly difference: { readonly relative: number; readonly rms: number; readonly top1: number } | null;
   readonly passed: boolean;
   readonly note: string;
@@ -99,6 +100,45 @@ test("a source that claims a free length it does not have is compared at the one
   const { code, checks } = await verified(out, "--against", source, "--lengths", "1,7");
   expect(code).toBe(0);
   expect(checks.get("model graph, one call")).toMatchObject({ lengths: [24], passed: true });
+});
+
+describe("a file whose recipe rounds weights or activations", () => {
+  const random = ["--calib", "random", "--num-samples", "4", "--seq-len", "24"];
+
+  test.each([
+    ["rtn-w4a16", [], "max 0.0001"],
+    ["w8a8h8", random, "rms 0.15"],
+  ])("%s differs from its source by design, which is said and is no failure", async (recipe, flags, itself) => {
+    const out = await compiled(PAIR, recipe, "--recipe", recipe, ...flags);
+    const { code, checks } = await verified(out, "--against", PAIR);
+    expect(code).toBe(0);
+    expect(checks.get("prefill graph, one call")?.limit).toEqual({ measure: "rms", value: 0.5 });
+    expect(checks.get("prefill graph, one call")?.difference?.relative).toBeGreaterThan(1e-3);
+    const human = await mambac("verify", out, "--against", PAIR, "--lengths", "7,20");
+    expect(human.out).toContain(
+      `The recipe ${recipe} rounds weights${recipe === "w8a8h8" ? " and activations" : ""}: `,
+    );
+    expect(human.out).toMatch(new RegExp(`ok +itself, cut once .* ${itself}\\n`));
+  });
+
+  test("fails where it is broken all the same", async () => {
+    const out = await compiled(PAIR, "broken", "--recipe", "rtn-w4a16");
+    const { model } = readModel(out);
+    const { graph } = model;
+    const gain = [...graph.initializers].find(([name]) => name.endsWith("norm_f.weight"));
+    if (gain === undefined) throw new Error("there is no last norm");
+    const [name, tensor] = gain;
+    const negated = f32Tensor(
+      tensor.shape,
+      toNumbers(tensor).map((value) => -value),
+    );
+    const initializers = new Map([...graph.initializers, [name, negated]]);
+    writeFileSync(out, encodeModel({ ...model, graph: { ...graph, initializers } }));
+    const { code, checks } = await verified(out, "--against", PAIR);
+    expect(code).toBe(3);
+    expect(checks.get("prefill graph, one call")?.passed).toBe(false);
+    expect(checks.get("itself, token by token")?.passed).toBe(true);
+  });
 });
 
 describe("an unfaithful file fails with 3", () => {

@@ -166,6 +166,22 @@ describe("text", () => {
     expect(await sequences({ paths: [path] })).toEqual([[0x61, 0xfc, 0x61]]);
   });
 
+  it("is refused where two bytes make a character, with bytes as tokens too", async () => {
+    const path = file("wide.txt", Buffer.from("wide characters", "utf16le"));
+    expect(await refusal({ paths: [path] })).toMatchObject({ code: "dataset/encoding", exitCode: 5 });
+  });
+
+  it("is drawn anew by another seed when it is tokenized, from a few pages on", async () => {
+    const text = Array.from({ length: 4000 }, (_, at) => "abc"[((at * at) % 7) % 3])
+      .join("")
+      .repeat(6);
+    const paths = [file("pages.txt", text.replaceAll(/.{60}/g, "$&\n"))];
+    const drawn = (seed: number): Promise<number[][]> =>
+      sequences({ paths, tokenizer: LETTERS, sequenceLength: 64, samples: 3, seed });
+    expect(await drawn(1)).toEqual(await drawn(1));
+    expect(await drawn(1)).not.toEqual(await drawn(2));
+  });
+
   it("is what files of other names hold, unless they are binary", async () => {
     expect(await sequences({ paths: [file("corpus.raw", "ab")] })).toEqual([[97, 98]]);
     const error = await refusal({ paths: [file("model.bin", Uint8Array.of(8, 0, 0, 1))] });
@@ -181,6 +197,11 @@ describe("text", () => {
 
 describe("records", () => {
   const text = (ids: readonly (readonly number[])[]): string => Buffer.from(ids.flat()).toString("utf8");
+
+  it("are named with their file and line where they are not JSON", async () => {
+    const error = await refusal({ paths: [file("broken.jsonl", '{"text": 5')] });
+    expect(error.message).toMatch(/broken\.jsonl, line 1 is not JSON$/);
+  });
 
   it("join documents of JSON lines with an empty line between them", async () => {
     const lines = [

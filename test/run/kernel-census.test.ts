@@ -5,6 +5,7 @@ import { afterAll, expect, test } from "vitest";
 import { passesFor, presetNamed } from "../../passes/index.js";
 import { compile } from "../../src/compile.js";
 import { kernelCensus } from "../../src/run/kernel-census.js";
+import { fixture } from "../support/fixture-models.js";
 import { DEMO } from "../support/state-quality.js";
 
 const folder = mkdtempSync(join(tmpdir(), "mambac-census-test-"));
@@ -27,3 +28,16 @@ test.each([
     expect(census.float.length).toBe(9 - quantized);
   },
 );
+
+/** Queries, keys and values read one value, so do the two halves of a gated MLP: their codes have several readers. */
+test("projections that share an input run on integers as the others do", async () => {
+  const output = join(folder, "shared.onnx");
+  const recipe = presetNamed("w8a8h8");
+  const { state } = recipe;
+  const calibration = { paths: ["random"], samples: 4, sequenceLength: 16 };
+  await compile(
+    { inputs: [fixture("hf/bamba/prefill.onnx")], output, state, recipe, calibration },
+    passesFor({ state, quant: recipe }),
+  );
+  expect(await kernelCensus(output)).toMatchObject({ quantized: 12, projections: 13 });
+});
