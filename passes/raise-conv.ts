@@ -21,6 +21,7 @@ import { findConvRegions, type ProvedConv, proveConv } from "../src/rewrite/conv
 import { GraphEdit } from "../src/rewrite/edit.js";
 import { emitCast, emitFromCanonical, emitToCanonical } from "../src/rewrite/layout.js";
 import { definePass, type Pass } from "../src/rewrite/pass.js";
+import { findScanRegions } from "../src/rewrite/scan-region.js";
 import { convNode, layerLabel } from "../src/rewrite/semantic.js";
 import type { Tracer } from "../src/rewrite/trace.js";
 import { proofTrials } from "../src/rewrite/trials.js";
@@ -36,8 +37,9 @@ export const raiseConv: Pass<Record<string, never>> = definePass({
     const { tracer, trials } = proofTrials(model);
     const labels = new Set<string>();
     const edit = new GraphEdit(model.graph);
-    // Its scans stay as they are, and a convolution without them would carry a state for nothing.
-    if (backwardRead(tracer) !== null) return { model, changed: 0 };
+    // Its scans carry no state, and neither must its convolutions. What may be a scan can be summed up backwards.
+    if (backwardRead(tracer) !== null && backwardRead(tracer, findScanRegions(tracer).regions) !== null)
+      return { model, changed: 0 };
     let changed = 0;
     for (const [at, region] of findConvRegions(tracer).entries()) {
       const layer = layerLabel(

@@ -6,6 +6,7 @@
  * Method: find candidates loosely, run each against the float64 recurrence, replace only what agrees (see
  * `src/rewrite/scan-region.ts` and `scan-proof.ts`).
  * Algebra: h_t = exp(d_t A) h_{t-1} + d_t x_t outer B_t, y_t = h_t C_t + D x_t, d_t = clip(softplus(dt_t + dt_bias)).
+ * A source that divides by cumulated decays is the recurrence only while steps are small; it is proved there, and told.
  * Refuses: regions that no assignment of roles reproduces to 1e-4, and graphs that turn their tokens around (see
  * `src/rewrite/causality.ts`); the remark names layer, anchor and smallest error.
  *
@@ -40,7 +41,6 @@ export const raiseScan: Pass<Record<string, never>> = definePass({
     const labels = new Set<string>();
     const proved: { scan: ProvedScan; layer: string }[] = [];
     const { regions, misses } = findScanRegions(tracer);
-    const backwards = backwardRead(tracer);
     for (const [at, miss] of misses.entries()) {
       const layer = layerLabel([miss.dt, miss.anchor.name], at, new Set());
       refuse(context, layer, miss.anchor, miss.reason, null);
@@ -51,15 +51,25 @@ export const raiseScan: Pass<Record<string, never>> = definePass({
         at,
         labels,
       );
-      if (backwards !== null) {
-        refuse(context, layer, region.anchor, backwardReason(backwards), null);
-        continue;
-      }
       const result = await proveScan(tracer, region, trials, (graph, feeds) =>
         context.execute({ ...model, graph }, feeds),
       );
-      if (result.kind === "proved") proved.push({ scan: result.scan, layer });
-      else refuse(context, layer, region.anchor, result.refused.reason, result.refused.error);
+      if (result.kind === "proved") {
+        proved.push({ scan: result.scan, layer });
+        if (region.form === "cumsum") tellDivision(context, layer, region.anchor);
+      } else {
+        const turned = backwardRead(tracer, regions);
+        const reason = turned === null ? result.refused.reason : backwardReason(turned);
+        refuse(context, layer, region.anchor, reason, result.refused.error);
+      }
+    }
+    const backwards = backwardRead(
+      tracer,
+      proved.map(({ scan }) => scan.region),
+    );
+    if (backwards !== null) {
+      for (const { scan, layer } of proved) refuse(context, layer, scan.region.anchor, backwardReason(backwards), null);
+      return { model, changed: 0 };
     }
     if (proved.length === 0) return { model, changed: 0 };
     return { model: { ...model, graph: replaceAll(tracer, proved) }, changed: proved.length };
@@ -73,6 +83,17 @@ function refuse(context: PassContext, layer: string, anchor: Node, reason: strin
     code: "raise-scan/not-proved",
     where: `${layer}: ${anchor.name || anchor.outputs[0]}`,
     message: `looks like a selective scan but is left as it is: ${reason}${measured}`,
+  });
+}
+
+function tellDivision(context: PassContext, layer: string, anchor: Node): void {
+  context.report({
+    kind: "applied",
+    code: "raise-scan/divided",
+    where: `${layer}: ${anchor.name || anchor.outputs[0]}`,
+    message:
+      "the source divides by cumulated decays, which float32 rounds to zero where steps are large or tokens many; " +
+      "the scan does not, so results differ where those of the source are wrong",
   });
 }
 

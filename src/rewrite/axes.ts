@@ -197,9 +197,16 @@ export function isLengthAxis(view: View, value: string, axis: number): boolean {
   if (shape === null || shape === undefined) return false;
   const at = axis < 0 ? axis + shape.length : axis;
   const size = shape[at];
-  if (at === 0 || size === undefined) return false;
-  if (size === 1) return true;
+  if (size === undefined) return false;
   const other = view.second?.inference.values.get(value)?.shape?.[at];
+  if (at === 0) {
+    // Tokens come first where a source was written so; a batch that is as long cannot be told from them.
+    const { batch, length } = view.sizes;
+    return (
+      length > 1 && size === length && length !== batch && (other ?? length) === (view.second?.sizes.length ?? length)
+    );
+  }
+  if (size === 1) return true;
   if (view.second !== null && view.second.sizes.length !== view.sizes.length && other !== undefined)
     return size !== other;
   return size === view.sizes.length;

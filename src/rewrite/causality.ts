@@ -7,9 +7,15 @@ import { attrInt, attrInts, type Node } from "../ir/graph.js";
 import { concrete, isLengthAxis } from "./axes.js";
 import type { Tracer } from "./trace.js";
 
-/** The first node that turns the sequence of tokens around, or null. */
-export function backwardRead(tracer: Tracer): Node | null {
-  return tracer.graph.nodes.find((node) => turnsAround(tracer, node)) ?? null;
+/**
+ * The first node that turns the sequence of tokens around, or null. Nodes of regions in `inside` do not count, but for a
+ * Scan that runs backwards: a scan may be computed from sums that do, and what it is can be seen by running it.
+ */
+export function backwardRead(tracer: Tracer, inside: readonly { readonly nodes: readonly Node[] }[] = []): Node | null {
+  const known = new Set(inside.flatMap(({ nodes }) => nodes));
+  return (
+    tracer.graph.nodes.find((node) => (!known.has(node) || node.op === "Scan") && turnsAround(tracer, node)) ?? null
+  );
 }
 
 /** Why nothing in the graph may carry a state, for remarks. */

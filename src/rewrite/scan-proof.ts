@@ -21,6 +21,7 @@ import {
 } from "./scan-hypotheses.js";
 import type { ScanRegion } from "./scan-region.js";
 import { failsInSample } from "./scan-sample.js";
+import { beforeSoftplus, gentleSteps, proveSteps, type StepValue, withoutSkip } from "./scan-steps.js";
 import type { Tracer } from "./trace.js";
 
 /** Largest |difference| / largest |reference| that counts as agreement for float32 graphs. */
@@ -74,6 +75,11 @@ export async function proveScan(
     return refuse(`dt (${region.dt}) has no batch, length and channel axes`, null);
   const hypotheses = await makeHypotheses(tracer, region, execute);
   if (hypotheses.length === 0) return refuse("no assignment of x, B, C and A fits the sizes", null);
+  let steps: StepValue | null = null;
+  if (region.form === "cumsum" && trials[0] !== undefined) {
+    steps = await proveSteps(tracer, region, hypotheses, trials[0], execute);
+    if (steps === null) return refuse("no value in it is the softplus of dt and its bias", null);
+  }
   let best = Number.POSITIVE_INFINITY;
   let trouble: string | null = null;
   const measured = new Map<string, Promise<Measurement>>();
@@ -86,7 +92,7 @@ export async function proveScan(
       const key = `${hypothesis.y.name}|${hypothesis.presentState}|${trial.sizes.length}|${trial.sizes.batch}`;
       let measurement = measured.get(key);
       if (measurement === undefined) {
-        measurement = measure(tracer, region, hypothesis, trial, execute);
+        measurement = measure(tracer, region, steps, hypothesis, trial, execute);
         measured.set(key, measurement);
       }
       const result = await measurement;
@@ -95,7 +101,7 @@ export async function proveScan(
         if (trial === trials[0]) worst = Number.POSITIVE_INFINITY;
         break;
       }
-      const error = compare(region, hypothesis, trial, result, sieved);
+      const error = compare(region, steps, hypothesis, trial, result, sieved);
       worst = Math.max(worst, error);
       if (!(error <= PROOF_TOLERANCE)) break;
       lengths.push(trial.sizes.length);
@@ -117,15 +123,17 @@ type Measurement =
   | { readonly kind: "ran"; readonly feeds: ReadonlyMap<string, Draw>; readonly outputs: ReadonlyMap<string, Tensor> }
   | { readonly kind: "failed"; readonly reason: string };
 
-/** Runs the region once on random inputs at the sizes of the trial. */
+/** Runs the region once on random inputs at the sizes of the trial; from its step sizes on where they are given. */
 async function measure(
   tracer: Tracer,
   region: ScanRegion,
+  steps: StepValue | null,
   hypothesis: Hypothesis,
   trial: Trial,
   execute: ExecuteGraph,
 ): Promise<Measurement> {
-  const leaves = [region.dt, ...region.roots, ...(region.pastState === null ? [] : [region.pastState])];
+  const start = steps?.name ?? region.dt;
+  const leaves = [start, ...region.roots, ...(region.pastState === null ? [] : [region.pastState])];
   const outputs = [hypothesis.y.name, ...(hypothesis.presentState === null ? [] : [hypothesis.presentState])];
   const cut = cutRegion(tracer.graph, trial.inference, leaves, outputs);
   if (cut.kind === "open") return { kind: "failed", reason: `the region cannot be cut out: ${cut.reason}` };
@@ -135,6 +143,11 @@ async function measure(
   const { batch, length } = trial.sizes;
   const feeds = new Map(
     cut.leaves.map((leaf, at) => {
+      if (steps !== null && leaf.name === start) {
+        const values = gentleSteps(steps, `steps/${batch}/${length}`, batch, length);
+        const tensor = tensorFromNumbers(leaf.dtype, leaf.shape, values);
+        return [leaf.name, { tensor, numbers: toNumbers(tensor) }] as const;
+      }
       const distribution = leaf.name !== region.dt ? "normal" : length <= EXTREME_LENGTH ? "extreme" : "moderate";
       return [leaf.name, draw(tracer, `${at}/${batch}/${length}`, distribution, leaf)] as const;
     }),
@@ -182,6 +195,7 @@ function draw(tracer: Tracer, place: string, distribution: "normal" | "extreme" 
  */
 function compare(
   region: ScanRegion,
+  steps: StepValue | null,
   hypothesis: Hypothesis,
   trial: Trial,
   result: Extract<Measurement, { kind: "ran" }>,
@@ -193,6 +207,7 @@ function compare(
     data === undefined ? new Float64Array(batch * length * layout.channels) : toCanonical(layout, data, batch, length);
   const { heads, headDim, dState, groups } = parameters;
   const { x, B, C, dt } = hypothesis;
+  const fed = canonical(x, result.feeds.get(x.name)?.numbers);
   const past = region.pastState === null ? null : result.feeds.get(region.pastState);
   const args: SelectiveScanArguments = {
     batch,
@@ -200,20 +215,25 @@ function compare(
     headDim: parameters.family === "mamba2" ? headDim : pseudoHeadDim(heads),
     dState,
     groups,
-    x: canonical(x, result.feeds.get(x.name)?.numbers),
-    dt: canonical(dt, result.feeds.get(dt.name)?.numbers),
+    x: fed,
     B: canonical(B, result.feeds.get(B.name)?.numbers),
     C: canonical(C, result.feeds.get(C.name)?.numbers),
     A: parameters.A,
-    D: parameters.D,
-    dtBias: parameters.dtBias,
-    dtMin: parameters.dtMin,
-    dtMax: parameters.dtMax,
+    ...(steps === null
+      ? {
+          dt: canonical(dt, result.feeds.get(dt.name)?.numbers),
+          D: parameters.D,
+          dtBias: parameters.dtBias,
+          dtMin: parameters.dtMin,
+          dtMax: parameters.dtMax,
+        }
+      : { dt: beforeSoftplus(steps, canonical(steps, result.feeds.get(steps.name)?.numbers)), D: null, dtBias: null }),
     past: past === null || past === undefined ? null : stateToCanonical(past.numbers, hypothesis, batch),
     ...(parameters.family === "mamba2" ? { family: "mamba2", heads } : { family: "mamba1", channels: heads }),
   };
   const output = result.outputs.get(hypothesis.y.name);
-  const y = canonical(hypothesis.y, output === undefined ? undefined : floatValues(output));
+  const given = canonical(hypothesis.y, output === undefined ? undefined : floatValues(output));
+  const y = steps === null ? given : withoutSkip(given, fed, parameters.D);
   const present = hypothesis.presentState === null ? null : result.outputs.get(hypothesis.presentState);
   if (present === undefined) return Number.POSITIVE_INFINITY;
   if (sieved && failsInSample(args, y, present, hypothesis.stateLayout)) return Number.POSITIVE_INFINITY;

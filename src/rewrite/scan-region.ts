@@ -8,9 +8,10 @@
  * needs a fourth root (the gate, the norm, the next projection) is outside, so what enters it is y.
  */
 
-import { dependencies, type Node, qualifiedOp } from "../ir/graph.js";
+import { attrString, dependencies, type Node, qualifiedOp } from "../ir/graph.js";
 import { isFloat } from "../ir/tensor.js";
 import { concrete } from "./axes.js";
+import { type ScanForm, scanForm } from "./scan-form.js";
 import type { Tracer } from "./trace.js";
 
 const ALGEBRA = new Set(
@@ -21,8 +22,6 @@ const ALGEBRA = new Set(
     "com.microsoft.LinearAttention"
   ).split(" "),
 );
-
-export type ScanForm = "step" | "unrolled" | "chunked" | "linear-attention" | "loop" | "scan";
 
 /** A candidate region; every name is a value of the graph. */
 export interface ScanRegion {
@@ -141,7 +140,7 @@ function growRegion(tracer: Tracer, anchor: Node, softplusOf: string): ScanRegio
       if (inside.has(name)) return true;
       if (free.has(name)) {
         newWeights.push(name);
-        return node.op !== "MatMul" && node.op !== "Einsum";
+        return node.op !== "MatMul" && !contracts(node);
       }
       return leavesOf(tracer, name).every((root) => {
         if (inside.has(root)) return true;
@@ -173,7 +172,7 @@ function growRegion(tracer: Tracer, anchor: Node, softplusOf: string): ScanRegio
     }
   }
   const nodes = [...accepted];
-  const form = formOf(nodes, tracer);
+  const form = scanForm(tracer, dt, nodes);
   if (form === null) return null;
   if (roots.size !== 3) {
     const found = roots.size === 0 ? "none" : [...roots].join(", ");
@@ -212,6 +211,13 @@ function leavesOf(tracer: Tracer, name: string, depth: number = 0): string[] {
   return node.inputs.flatMap((input) => leavesOf(tracer, input, depth + 1));
 }
 
+/** An Einsum that sums over something, so that a weight in it is a projection; dt times A spelled as one sums over nothing. */
+function contracts(node: Node): boolean {
+  if (node.op !== "Einsum") return false;
+  const [from = "", to = ""] = attrString(node, "equation", "").replaceAll(" ", "").split("->");
+  return Array.from(from).some((letter) => /[A-Za-z]/.test(letter) && !to.includes(letter));
+}
+
 function furthestUser(tracer: Tracer, name: string): number {
   const last = tracer.index.users.get(name)?.at(-1);
   return last === undefined ? -1 : (tracer.index.position.get(last) ?? -1);
@@ -238,16 +244,6 @@ function skipWeight(tracer: Tracer, name: string, roots: ReadonlySet<string>): s
   if (tracer.free.has(a) && roots.has(tracer.root(b))) return a;
   if (tracer.free.has(b) && roots.has(tracer.root(a))) return b;
   return null;
-}
-
-function formOf(nodes: readonly Node[], tracer: Tracer): ScanForm | null {
-  const ops = new Set(nodes.map((node) => node.op));
-  if (ops.has("LinearAttention")) return "linear-attention";
-  if (ops.has("Loop")) return "loop";
-  if (ops.has("Scan")) return "scan";
-  if (!ops.has("Exp")) return null;
-  if (ops.has("CumSum")) return "chunked";
-  return tracer.view.sizes.length === 1 ? "step" : "unrolled";
 }
 
 function clampOf(tracer: Tracer, node: Node): ScanRegion["clamps"] {

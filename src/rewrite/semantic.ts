@@ -19,8 +19,8 @@ import {
   type StateScale,
 } from "../ops/names.js";
 import type { ConvForm } from "./conv-region.js";
+import type { ScanForm } from "./scan-form.js";
 import type { StateLayout } from "./scan-hypotheses.js";
-import type { ScanForm } from "./scan-region.js";
 
 export const SEMANTIC_DOMAIN = "mambac.ir";
 

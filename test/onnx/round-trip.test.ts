@@ -20,7 +20,7 @@ function expectSame(actual: Model, expected: Model): void {
 describe("fixtures", () => {
   test("there are the families and the forms", () => {
     expect(FIXTURE_MODELS.filter((name) => name.startsWith("hf/"))).toHaveLength(20);
-    expect(FIXTURE_MODELS.filter((name) => name.startsWith("forms/"))).toHaveLength(13);
+    expect(FIXTURE_MODELS.filter((name) => name.startsWith("forms/"))).toHaveLength(16);
   });
 
   test.each(FIXTURE_MODELS)("%s reads without warnings and survives write and read", (name) => {

@@ -20,6 +20,7 @@ import {
   smallModel,
 } from "../support/mamba-graphs.js";
 import {
+  difference,
   expectSame,
   expectSettled,
   expectTold,
@@ -44,6 +45,26 @@ const FORMS: readonly (readonly [Family, GraphForm])[] = [
   ["mamba2", "linear-attention"],
   ["mamba2", "loop"],
   ["mamba2", "scan"],
+  ["mamba1", "cumsum"],
+  ["mamba2", "cumsum"],
+  ["mamba1", "associative"],
+  ["mamba2", "associative"],
+];
+
+/** Tokens of a form in these tests: a number where it is written out for one. */
+function lengthOf(form: GraphForm, steps: number): number | null {
+  return form === "step" ? 1 : form === "unrolled" || form === "associative" ? steps : null;
+}
+
+/** Ways to compute all tokens at once. */
+const PARALLEL: readonly (readonly [GraphForm, Spelling["parallel"]])[] = [
+  ["cumsum", "suffix"],
+  ["cumsum", "reverse"],
+  ["cumsum", "negated"],
+  ["cumsum", "chunks"],
+  ["associative", "odd-even"],
+  ["associative", "doubling"],
+  ["associative", "in-place"],
 ];
 
 // Folded: what a runtime computes from A_log would differ between processors.
@@ -59,7 +80,10 @@ function caseOf(changes: Partial<Spelling>, length: number = 6): MambaCase {
 }
 
 function reasons(outcome: Outcome): string {
-  return outcome.remarks.map(({ message }) => message).join("\n");
+  return outcome.remarks
+    .filter(({ kind }) => kind === "missed")
+    .map(({ message }) => message)
+    .join("\n");
 }
 
 describe("raise-scan", () => {
@@ -117,7 +141,7 @@ describe("raise-scan", () => {
         family,
         form,
         clamp,
-        length: form === "unrolled" ? 6 : form === "step" ? 1 : null,
+        length: lengthOf(form, 6),
         states: form === "step" ? "both" : "none",
       });
       const { model } = await raised((await sampleOf(mamba)).model);
@@ -130,7 +154,7 @@ describe("raise-scan", () => {
 
   test("a second run changes nothing, and the same model gives the same bytes", async () => {
     for (const [family, form] of FORMS) {
-      const length = form === "unrolled" ? 4 : form === "step" ? 1 : null;
+      const length = lengthOf(form, 4);
       const source = smallModel({ family, form, length, states: form === "step" ? "both" : "present" });
       const { model } = await runAll(source, BEFORE);
       await expectSettled(raiseScan, model, (await runPass(raiseScan, model, {})).model, {});
@@ -149,6 +173,16 @@ describe("raise-scan", () => {
       expect(outcome.changed).toBe(1);
       await expectSame(sample, outcome.model);
     }
+  });
+
+  test("where the source divides by what is rounded to zero, the scan is right and says so", async () => {
+    const length = 60;
+    const steps = await sampleOf(caseOf({ length }, length));
+    const sums = await sampleOf(caseOf({ length, form: "cumsum" }, length));
+    expect(difference(sums.expected, steps.expected)).toBeGreaterThan(0.1);
+    const outcome = await raised(sums.model);
+    expect(outcome.remarks.map(({ code }) => code)).toEqual(["raise-scan/divided"]);
+    await expectSame(steps, outcome.model);
   });
 
   test("a value that does not depend on x is no y, even where all sizes are 2", async () => {
@@ -174,7 +208,7 @@ describe("raise-scan", () => {
       test(`${family} ${form}`, async () => {
         for (const sabotage of sabotagesOf(form)) {
           // More than one chunk, so that the state between chunks matters.
-          const length = form === "step" ? 1 : form === "unrolled" ? 5 : null;
+          const length = lengthOf(form, 5);
           const mamba = caseOf(
             { family, form, length, sabotage, states: form === "step" ? "both" : "present" },
             length ?? 11,
@@ -189,6 +223,28 @@ describe("raise-scan", () => {
       });
     }
 
+    for (const [form, parallel] of PARALLEL) {
+      test(`${form} ${parallel}`, async () => {
+        for (const family of ["mamba1", "mamba2"] as const) {
+          for (const sabotage of ["other-sum", "late-readout", "decay-twice"] as const) {
+            // Chunks of 8: what goes from one to the next matters.
+            const sample = await sampleOf(caseOf({ family, form, parallel, length: 11, sabotage }, 11));
+            const outcome = await raised(sample.model);
+            expect(outcome.changed, sabotage).toBe(0);
+            expect(reasons(outcome), sabotage).toMatch(/looks like a selective scan but is left as it is: /);
+          }
+        }
+      });
+    }
+
+    test("a state that is only added to the cumulated sums", async () => {
+      // Right for one token or a zero state, wrong for what the states mean otherwise.
+      const sample = await sampleOf(
+        caseOf({ form: "cumsum", length: null, states: "both", sabotage: "other-start" }, 7),
+      );
+      expect((await raised(sample.model)).changed).toBe(0);
+    });
+
     test("random spellings with something wrong are never replaced by something else", async () => {
       const wrong = fc.constantFrom(...FORMS).chain(([family, form]) =>
         fc.tuple(arbitraryCase(family, form), fc.constantFrom(...sabotagesOf(form))).map(([mamba, sabotage]) => ({
@@ -201,7 +257,11 @@ describe("raise-scan", () => {
           const sample = await sampleOf(mamba);
           const outcome = await raised(sample.model);
           // One chunk with a zero start carries no state, so there nothing is wrong.
-          if (mamba.spelling.sabotage === "state-not-carried" && mamba.spelling.form === "chunked")
+          const { sabotage, form, parallel } = mamba.spelling;
+          if (
+            (sabotage === "state-not-carried" && form === "chunked") ||
+            (sabotage === "other-sum" && form === "cumsum" && parallel === "chunks")
+          )
             await expectSame(sample, outcome.model);
           else expect(outcome.changed).toBe(0);
         }),
@@ -211,7 +271,7 @@ describe("raise-scan", () => {
 
     test("a D on something else is left outside, and the scan has none", async () => {
       for (const [family, form] of FORMS) {
-        const length = form === "step" ? 1 : form === "unrolled" ? 5 : null;
+        const length = lengthOf(form, 5);
         const sabotage = "skip-on-input-term";
         const sample = await sampleOf(
           caseOf({ family, form, length, sabotage, states: form === "step" ? "both" : "none" }, length ?? 7),

@@ -27,6 +27,13 @@ const SMALL: Readonly<Record<string, Partial<Spelling>>> = {
   loop_scatter_mamba2: { ...free, family: "mamba2", form: "loop", carry: "scatter" },
   chunked_minimal: { ...free, family: "mamba2", form: "chunked", contraction: "minimal" },
   chunked_mul_sum: { ...free, family: "mamba2", form: "chunked", contraction: "mul-sum", segments: "difference" },
+  // Over more tokens the source loses its digits.
+  cumsum_suffix: { form: "cumsum", length: 5, parallel: "suffix" },
+  cumsum_chunks: { form: "cumsum", length: 21, parallel: "chunks", layout: "channels-first", readout: "einsum" },
+  cumsum_mamba2: { ...free, family: "mamba2", form: "cumsum", parallel: "negated" },
+  associative_odd_even: { form: "associative", length: 13, parallel: "odd-even" },
+  associative_doubling_mamba2: { family: "mamba2", form: "associative", length: 9, parallel: "doubling" },
+  associative_in_place: { form: "associative", length: 11, parallel: "in-place", layout: "channels-first" },
   log_softplus: { form: "unrolled", length: 7, softplus: "stable", selector: "split", claimsFreeLength: true },
 };
 

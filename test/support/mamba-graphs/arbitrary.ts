@@ -60,6 +60,8 @@ const freely = {
   segments: fc.constantFrom("masked-cumsum", "difference"),
   padding: fc.constantFrom("dynamic", "static"),
   skipOnPadded: fc.boolean(),
+  cumulated: fc.constantFrom("suffix", "reverse", "negated", "chunks"),
+  tree: fc.constantFrom("odd-even", "doubling", "in-place"),
   carry: fc.constantFrom("sequence", "scatter", "stacked"),
   bodyFunction: fc.boolean(),
   scanAxes: fc.constantFrom("transpose", "attributes"),
@@ -78,7 +80,10 @@ const freely = {
   branch: fc.constantFrom("scan", "conv-and-scan", "mixer"),
   branchForgets: fc.boolean(),
   branchTest: fc.constantFrom("equal", "greater", "input"),
-} satisfies { readonly [Key in keyof Spelling]?: fc.Arbitrary<Spelling[Key]> };
+} satisfies { readonly [Key in keyof Spelling]?: fc.Arbitrary<Spelling[Key]> } & {
+  readonly cumulated: fc.Arbitrary<Spelling["parallel"]>;
+  readonly tree: fc.Arbitrary<Spelling["parallel"]>;
+};
 
 /** A random model of one family and form. */
 export function arbitraryCase(family: Family, form: GraphForm): fc.Arbitrary<MambaCase> {
@@ -96,35 +101,53 @@ export function arbitraryCase(family: Family, form: GraphForm): fc.Arbitrary<Mam
       long: fc.constantFrom("chunked", "loop", "scan"),
       fused: fc.boolean(),
     })
-    .map(({ sizes, free, seed, fixedBatch, fixedLength, batch, length: drawn, states, claims, long, fused }) => {
-      const perHead = form === "chunked" || form === "linear-attention" || form === "branches" || family === "mamba1";
-      // A graph that gives its conv state cuts it from the tokens of the call, so there must be enough.
-      const length = form === "step" ? 1 : Math.max(drawn, sizes.kernel);
-      // A step that claims a free length must fail for others, as exported ones do.
-      const windowed = free.stepConv === "sum" && free.stateWidth === "k-1" && !free.dtLeft;
-      const failsForMore = free.selector !== "gather" && (family === "mamba2" || windowed);
-      const spelling: Spelling = {
-        ...DEFAULT_SPELLING,
-        ...free,
-        form,
-        family,
-        batch: fixedBatch ? batch : null,
-        length:
-          form === "unrolled" || (fixedLength && (form === "chunked" || form === "loop" || form === "scan"))
-            ? length
-            : form === "step"
-              ? 1
-              : null,
-        claimsFreeLength: claims && ((form === "step" && failsForMore) || (form === "unrolled" && states === "none")),
-        states: form === "step" || form === "branches" ? "both" : states,
-        ...(perHead ? { dtToChannels: false, broadcastA: "no" } : {}),
-        // These forms put heads into one axis, so every head needs its own B and C.
-        ...(perHead && family === "mamba2" && free.groupRepeat === "broadcast" ? { groupRepeat: "expand" } : {}),
-        ...(form === "linear-attention" && fused ? { conv: "fused", stateWidth: "k-1" } : {}),
-        branchLong: family === "mamba1" && long === "chunked" ? "loop" : long,
-        // Functions cannot read the initialisers they need inside an If that is itself in a function.
-        wrapped: free.wrapped && form !== "branches",
-      };
-      return { sizes, spelling, seed, batch, length };
-    });
+    .map(
+      ({
+        sizes,
+        free: { cumulated, tree, ...free },
+        seed,
+        fixedBatch,
+        fixedLength,
+        batch,
+        length: drawn,
+        states,
+        claims,
+        long,
+        fused,
+      }) => {
+        const perHead = form === "chunked" || form === "linear-attention" || form === "branches" || family === "mamba1";
+        // A graph that gives its conv state cuts it from the tokens of the call, so there must be enough.
+        // A tree over three tokens is no other than three steps.
+        const length = form === "step" ? 1 : Math.max(drawn, sizes.kernel, form === "associative" ? 5 : 0);
+        // A step that claims a free length must fail for others, as exported ones do.
+        const windowed = free.stepConv === "sum" && free.stateWidth === "k-1" && !free.dtLeft;
+        const failsForMore = free.selector !== "gather" && (family === "mamba2" || windowed);
+        const parallel = form === "associative" ? tree : cumulated;
+        const oneLength = form === "unrolled" || form === "associative" || (form === "cumsum" && parallel === "chunks");
+        const spelling: Spelling = {
+          ...DEFAULT_SPELLING,
+          ...free,
+          parallel,
+          form,
+          family,
+          batch: fixedBatch ? batch : null,
+          length:
+            oneLength || (fixedLength && ["chunked", "loop", "scan", "cumsum"].includes(form))
+              ? length
+              : form === "step"
+                ? 1
+                : null,
+          claimsFreeLength: claims && ((form === "step" && failsForMore) || (form === "unrolled" && states === "none")),
+          states: form === "step" || form === "branches" ? "both" : states,
+          ...(perHead ? { dtToChannels: false, broadcastA: "no" } : {}),
+          // These forms put heads into one axis, so every head needs its own B and C.
+          ...(perHead && family === "mamba2" && free.groupRepeat === "broadcast" ? { groupRepeat: "expand" } : {}),
+          ...(form === "linear-attention" && fused ? { conv: "fused", stateWidth: "k-1" } : {}),
+          branchLong: family === "mamba1" && long === "chunked" ? "loop" : long,
+          // Functions cannot read the initialisers they need inside an If that is itself in a function.
+          wrapped: free.wrapped && form !== "branches",
+        };
+        return { sizes, spelling, seed, batch, length };
+      },
+    );
 }

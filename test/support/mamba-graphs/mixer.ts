@@ -17,6 +17,7 @@ import {
 import type { ScanInputs, ScanResult } from "./recurrence.js";
 import { chunkedScan } from "./scan-chunked.js";
 import { linearAttention, loopScan, onnxScan, stepScan, unrolledScan } from "./scan-forms.js";
+import { associativeScan, cumsumScan } from "./scan-parallel.js";
 import { type Axed, float, type Writer } from "./writer.js";
 
 export interface Pasts {
@@ -242,6 +243,10 @@ function scanOfForm(w: Writer, inputs: ScanInputs): ScanResult {
       return loopScan(w, inputs);
     case "scan":
       return onnxScan(w, inputs);
+    case "cumsum":
+      return cumsumScan(w, inputs);
+    case "associative":
+      return associativeScan(w, inputs);
     default:
       throw new Error("branches hold scans of other forms");
   }

@@ -25,6 +25,10 @@ export const FORMS = [
   "linear-attention",
   "loop",
   "scan",
+  /** All tokens at once, by cumulative sums that are divided again. */
+  "cumsum",
+  /** All tokens at once, by a tree of an associative product. */
+  "associative",
   /** A step where there is one token, else a scan of many: an If in each layer. */
   "branches",
 ] as const;
@@ -44,6 +48,10 @@ export const SABOTAGES = [
   "token-dependent-a",
   "readout-with-b",
   "bias-after-softplus",
+  /** What is summed up, or combined in pairs, gives no recurrence. */
+  "other-sum",
+  /** The state that comes in is added to what every token brings: right for one token only. */
+  "other-start",
 ] as const;
 export type Sabotage = (typeof SABOTAGES)[number];
 
@@ -61,6 +69,7 @@ export function sabotagesOf(form: GraphForm): readonly Sabotage[] {
     "bias-after-softplus",
   ];
   if (form === "linear-attention") return everywhere;
+  if (form === "cumsum" || form === "associative") return [...everywhere, "late-readout", "other-sum"];
   return form === "chunked"
     ? [...everywhere, "state-not-carried"]
     : [...everywhere, "late-readout", "state-not-carried"];
@@ -114,6 +123,12 @@ export interface Spelling {
   /** Padding of a chunked graph with a fixed length; a free length always pads. */
   readonly padding: "dynamic" | "static";
   readonly skipOnPadded: boolean;
+
+  /**
+   * Of cumulative sums: decays of what is behind each token, with the tokens turned around or summed in reverse; growth
+   * against the decay; or chunks. Of associative scans: odd and even tokens, doubling reach, or sweeps in place.
+   */
+  readonly parallel: "suffix" | "reverse" | "negated" | "chunks" | "odd-even" | "doubling" | "in-place";
 
   readonly carry: "sequence" | "scatter" | "stacked";
   /** The Scan body is one call of a model-local function. */
@@ -181,6 +196,7 @@ export const DEFAULT_SPELLING: Spelling = {
   segments: "masked-cumsum",
   padding: "dynamic",
   skipOnPadded: true,
+  parallel: "suffix",
   carry: "sequence",
   bodyFunction: false,
   scanAxes: "transpose",
