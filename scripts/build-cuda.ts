@@ -114,7 +114,8 @@ async function codeSizes(path: string): Promise<Map<string, number>> {
 
 /** A kernel's name and template arguments out of its mangled name: `decode_packed<false,Codes4,...>`. */
 function readable(mangled: string): string {
-  const known = /decode_packed|decode_plain|scan_tokens|scan_general|conv_token4|conv_token|conv_row|hadamard_rows/;
+  const known =
+    /decode_packed|decode_plain|scan_tokens|scan_general|conv_token4|conv_token|conv_row|rotate_[a-z]+|gate_flat|gate_norm_any|gate_norm/;
   const name = known.exec(mangled)?.[0] ?? mangled;
   const rest = mangled.slice(mangled.indexOf(name) + name.length);
   const parts = [...rest.matchAll(/L([bi])(\d+)E|\d+(Codes4|Codes8|FloatRows|HalfRows)/g)];
@@ -182,8 +183,13 @@ async function buildLibrary(nvcc: string): Promise<string> {
 
 async function buildHarness(nvcc: string): Promise<string> {
   const program = join(out, "cuda_harness");
-  const flags = ["-std=c++17", "-O2", include, ...codeFlags(), "-cudart", "static"];
-  await compile(nvcc, [...flags, join(root, "tests", "cuda_harness.cu"), ...(await objects(nvcc)), "-o", program]);
+  const harness = `${program}.o`;
+  const flags = ["-std=c++17", "-O2", include, "-x", "c++"]; // it launches kernels and has none
+  const [kernels] = await Promise.all([
+    objects(nvcc),
+    compile(nvcc, [...flags, "-c", join(root, "tests", "cuda_harness.cc"), "-o", harness]),
+  ]);
+  await compile(nvcc, ["-cudart", "static", harness, ...kernels, "-o", program]);
   return program;
 }
 

@@ -23,6 +23,8 @@ inline std::string g_where;
     }                                                           \
   } while (0)
 
+inline bool same_bits(const float* a, const float* b, size_t n) { return n == 0 || memcmp(a, b, n * sizeof *a) == 0; }
+
 struct Random {
   uint64_t s;
   explicit Random(uint64_t seed) : s(seed * 0x9e3779b97f4a7c15ull + 1) {}

@@ -80,6 +80,7 @@ static inline uint32_t half_pair(float low, float high) { return half_bits(low) 
 static inline uint32_t half_pair_max(uint32_t a, uint32_t b) {
   return half_pair(fmaxf(half_value(a & 0xffffu), half_value(b & 0xffffu)), fmaxf(half_value(a >> 16), half_value(b >> 16)));
 }
+static inline float product(float a, float b) { return a * b; }
 // As rough as the device's approximations may be: off by up to 2^-22, differently for different arguments, and flushing.
 float rough(double exact);
 static inline float flush(float f) { return fabsf(f) < 0x1p-126f ? 0.0f : f; }

@@ -5,8 +5,10 @@
 
 #include "checks.h"
 #include "cuda_ort_test.h"
+#include "cuda_row_test.h"
 #include "mambac/call.h"
 #include "mambac/cuda.h"
+#include "replay_checks.h"
 #include "../src/cuda/launch.h"
 
 using mambac::cuda::emulation;
@@ -15,10 +17,6 @@ constexpr double kTolerance = 4e-6;     // of a sum, relative to the magnitudes 
 constexpr size_t kCpuOnly = 8;          // operators: the Replay and the Static ones
 constexpr double kCodeRounding = 1e-6;  // three approximate factors of up to 2^-22 each
 
-struct Output {
-  std::vector<float> y;
-  std::vector<uint8_t> present;
-};
 // A buffer at a 16-byte boundary, or `off` bytes behind one.
 struct Aligned {
   std::vector<uint8_t> room;
@@ -51,9 +49,6 @@ static Output run(const Op& op, const Sizes& s, const Inputs& in, Buffers buffer
   const uint8_t* from = one ? past.data : present.data;
   out.present.assign(from, from + bytes);
   return out;
-}
-static bool same(const Output& a, const Output& b) {
-  return a.present == b.present && (a.y.empty() || memcmp(a.y.data(), b.y.data(), a.y.size() * 4) == 0);
 }
 
 static Output run_on_cpu(const Op& op, const Sizes& s, const Inputs& in) {
@@ -252,35 +247,6 @@ static void conv_case(const ConvSizes& s, bool silu, uint64_t seed) {
   emulation.order = 0;
 }
 
-// Against the matrix itself, built entry by entry: (H_m x H_2^k)[i, j] = H_m[i / 2^k, j / 2^k] (-1)^bits(i & j).
-static void hadamard_case(int rows, int order, int power, bool transposed) {
-  char text[80];
-  snprintf(text, sizeof text, "hadamard %d x %d, order %d transposed %d", rows, order * power, order, transposed);
-  g_where = text;
-  Random r((uint64_t)(order * 1000 + power));
-  const int n = order * power;
-  std::vector<float> x = r.normals((size_t)rows * n, 1), factor((size_t)order * order), y((size_t)rows * n, NAN);
-  for (float& f : factor) f = r.below(2) ? 1.0f : -1.0f;  // any matrix of +-1 shows a wrong index
-  if (order == 1) factor[0] = 1;
-  char error[320] = "";
-  for (int alias = 0; alias < 2; alias++) {
-    std::vector<float> in = x;
-    float* out = alias ? in.data() : y.data();
-    const mambac_hadamard call = {rows, order, power, transposed, in.data(), order > 1 ? factor.data() : nullptr, out};
-    CHECK(mambac_cuda_hadamard_launch(&call, nullptr, error, sizeof error) == 0, "%s", error);
-    for (int row = 0; row < rows; row++)
-      for (int j = 0; j < n; j++) {
-        double sum = 0;
-        for (int i = 0; i < n; i++) {
-          const int a = transposed ? j : i, b = transposed ? i : j;
-          const int sign = __builtin_popcount((unsigned)((a % power) & (b % power))) % 2 ? -1 : 1;
-          sum += (double)x[(size_t)row * n + i] * sign * factor[(size_t)(a / power) * order + b / power];
-        }
-        CHECK(fabs(out[(size_t)row * n + j] - sum / sqrt(n)) < 2e-6, "[%d, %d]", row, j);
-      }
-  }
-}
-
 // That sizes of real models reach the kernels made for them.
 static void choices() {
   g_where = "choices";
@@ -319,7 +285,7 @@ static void registration() {
   static const host::Api api = host::make_api();
   static const host::ApiBase base = {[](uint32_t) -> const host::Api* { return &api; }, [] { return "1.30.0"; }};
   CHECK(RegisterCustomOps(nullptr, &base) == nullptr, "%s", host::g_status.c_str());
-  CHECK(host::g_ops.size() == 2 * (size_t)(mambac::kScanOps + mambac::kConvOps) - kCpuOnly, "%zu operators", host::g_ops.size());
+  CHECK(host::g_ops.size() == 3 * (size_t)(mambac::kScanOps + mambac::kConvOps + mambac::kRowOps) - kCpuOnly, "%zu operators", host::g_ops.size());
   int stream;
   for (int i = 0; i < mambac::kScanOps; i++) {
     const Op op = parse(mambac::scan_ops()[i].name);
@@ -380,6 +346,43 @@ static void registration() {
   for (size_t i = 0; i < y.size(); i++) CHECK(fabs(y[i] - want[i]) < 1e-5, "y[%zu]", i);
 }
 
+// Operators on rows through the registration: the bits of the C interface, on the node's stream.
+static void registration_of_rows() {
+  static const host::Api api = host::make_api();
+  const int rows = 3, channels = 48;
+  Random r(6);
+  std::vector<float> x = r.normals((size_t)rows * channels, 1), z = r.normals(x.size(), 1), factor = r.normals(144, 1), weight = r.normals(channels, 1);
+  char error[320] = "";
+  for (int i = 0; i < mambac::kRowOps; i++) {
+    const mambac::RowOp& op = mambac::row_ops()[i];
+    g_where = std::string("registration of ") + op.name;
+    std::vector<float> want(x.size(), NAN), got(x.size(), NAN);
+    const bool turns = op.kind == mambac::RowKind::kHadamard, norm = op.kind == mambac::RowKind::kGatedNorm, sloped = op.kind == mambac::RowKind::kSlopedGate;
+    const mambac_rotate rotate = {rows, channels, 12, 4, x.data(), factor.data(), want.data()};
+    const mambac_gate gate = {rows, channels, norm ? 24 : 0, 1, 1e-5f, x.data(), z.data(), weight.data(), want.data(), sloped ? weight.data() : nullptr};
+    CHECK((turns ? mambac_cuda_rotate_launch(&rotate, nullptr, error, sizeof error) : mambac_cuda_gate_launch(&gate, nullptr, error, sizeof error)) == 0, "%s", error);
+    int stream;
+    host::Context c;
+    c.stream = &stream;
+    c.inputs = {{1, {rows, channels}, x.data()}};
+    if (turns)
+      c.inputs.push_back({1, {12, 12}, factor.data()});
+    else
+      c.inputs.push_back({1, {1, rows, channels}, z.data()});
+    if (norm || sloped) c.inputs.push_back({1, {channels}, weight.data()});
+    c.outputs = {{1, {}, got.data()}};
+    const host::Node node = {{{"size", channels}, {"order", 12}, {"power", 4}, {"channels", channels}, {"group_size", 24}, {"norm_before_gate", 1}}, {{"epsilon", 1e-5f}}};
+    const std::string failure = host::compute(api, host::find_op(op.name, true), node, c);
+    CHECK(failure.empty() && same_bits(want.data(), got.data(), got.size()), "%s", failure.c_str());
+    CHECK(emulation.stream == &stream, "not on the node's stream");
+    CHECK(c.outputs[0].dims == c.inputs[(size_t)op.like].dims, "shape");
+    host::find_op(op.name, false);
+    c.inputs[0].dims = {rows, channels + 1};
+    const std::string refusal = host::compute(api, host::find_op(op.name, true), node, c);
+    CHECK(refusal.find(op.name) == 0, "message: %s", refusal.c_str());
+  }
+}
+
 // Replay and Static operators have CPU kernels only, and say so.
 static void refused(const Op& op) {
   g_where = op.name + " on CUDA";
@@ -398,6 +401,7 @@ int main(int argc, char** argv) {
   const bool quick = argc > 1 && strcmp(argv[1], "quick") == 0;
   choices();
   registration();
+  registration_of_rows();
   // B, L, H, P, N, G; a quick run takes the first ones
   const std::vector<Sizes> one_token = {{2, 1, 4, 32, 128, 2}, {1, 1, 2, 24, 256, 1}, {1, 1, 3, 5, 6, 1},   {1, 1, 3, 64, 64, 3},
                                         {3, 1, 5, 16, 128, 1}, {2, 1, 4, 64, 128, 2}, {1, 1, 2, 64, 256, 2}, {1, 1, 2, 8, 64, 1},
@@ -455,9 +459,7 @@ int main(int argc, char** argv) {
   uint64_t seed = 1;
   for (const ConvSizes& s : convs)
     for (int silu = 0; silu < 2; silu++) conv_case(s, silu != 0, seed++);
-  const int orders[][2] = {{1, 1}, {1, 64}, {12, 16}, {20, 8}, {28, 1}, {12, 64}};
-  for (auto& o : orders)
-    for (int transposed = 0; transposed < 2; transposed++) hadamard_case(3, o[0], o[1], transposed != 0);
+  row_test::all(quick);
 
   g_where = "parity";
   CHECK(g_parity.off <= g_parity.codes / 1000, "more than 0.1 %% of codes differ from the CPU's");

@@ -1,13 +1,12 @@
 // The Replay operators: in double precision from runtime-ops/README.md, and every instruction set held against that.
 #pragma once
 #include "checks.h"
-#include "mambac/capi.h"
+#include "runner.h"
 
 struct Output {
   std::vector<float> y;
   std::vector<uint8_t> present;
 };
-inline bool same_bits(const float* a, const float* b, size_t n) { return n == 0 || memcmp(a, b, n * sizeof *a) == 0; }
 inline bool same(const Output& a, const Output& b) {
   return a.present == b.present && a.y.size() == b.y.size() && same_bits(a.y.data(), b.y.data(), a.y.size());
 }
@@ -219,7 +218,7 @@ inline int call_replay(const Op& op, const Sizes& s, int R, const Inputs& in, co
   mambac_scan call = {s.B, s.L, s.H, s.P, s.N, s.G, in.dt_min, in.dt_max, in.x.data(), in.dt.data(), in.A.data(), in.B.data(),
                       in.C.data(), in.D.data(), in.bias.data(), alias ? out->present.data() : in.past.data(), out->y.data(),
                       out->present.data(), R, nullptr, nullptr};
-  return mambac_scan_run(op.name.c_str(), isa, &call, error, room);
+  return g_runner.scan(op.name.c_str(), isa, &call, error, room);
 }
 inline Output run_replay(const Op& op, const Sizes& s, int R, const Inputs& in, const char* isa, bool alias) {
   Output out;

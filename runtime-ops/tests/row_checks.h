@@ -1,8 +1,8 @@
 // Operators on rows of channels: every kernel beside a double-precision reference, and what must be refused.
 #pragma once
 #include "checks.h"
-#include "mambac/capi.h"
 #include "mambac/plan.h"
+#include "runner.h"
 
 // y[t p + c] = sum over i, d of x[i p + d] factor[i, t] walsh[d, c] / sqrt(m p), block by block.
 inline std::vector<double> rotated(const std::vector<float>& x, const std::vector<float>& factor, int size, int order, int power) {
@@ -46,7 +46,7 @@ inline void hadamard_case(const std::vector<const char*>& isas, int rows, int bl
       std::vector<float> y = alias ? x : std::vector<float>(x.size(), NAN);
       mambac_rotate call = {rows, size, order, power, alias ? y.data() : x.data(), factor.data(), y.data()};
       char error[320] = "";
-      const int status = mambac_rotate_run(isa, &call, error, sizeof error);
+      const int status = g_runner.rotate(isa, &call, error, sizeof error);
       CHECK(status == 0, "%s", error);
       // Roundings: one for the scale and one for its product, one a stage of butterflies, one a term of the factor's sums. What
       // is rounded is at most the block's norm |x| each time: a scaled partial transform |x|, a sum of m of them with signs
@@ -100,7 +100,7 @@ inline void gate_case(const std::vector<const char*>& isas, int rows, int channe
       mambac_gate call = {rows, channels, group < 0 ? 0 : group, before, epsilon, alias == 1 ? out.data() : y.data(), alias == 2 ? out.data() : z.data(),
                           weight.data(), out.data(), group < 0 ? weight.data() : nullptr};
       char error[320] = "";
-      const int status = mambac_gate_run(isa, &call, error, sizeof error);
+      const int status = g_runner.gate(isa, &call, error, sizeof error);
       CHECK(status == 0, "%s", error);
       // SiLU 2.5e-7 and two products; a norm adds its sum (half of one rounding for each addition to one of 64 running sums, and the
       // error of its terms), its own rounding and two products.
@@ -234,8 +234,7 @@ inline void row_refusals(int rounds) {
   CHECK(mambac_rotate_run(nullptr, &none, error, sizeof error) == 1 && strstr(error, "power of two"), "%s", error);
 }
 
-inline void row_cases(const std::vector<const char*>& isas, bool quick) {
-  row_refusals(quick ? 20000 : 200000);
+inline void hadamard_cases(const std::vector<const char*>& isas, bool quick) {
   uint64_t seed = 1;
   for (int order : {1, 2, 3, 5, 12, 20, 40, 44})
     for (int power : {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048}) {
@@ -246,7 +245,10 @@ inline void row_cases(const std::vector<const char*>& isas, bool quick) {
   hadamard_case(isas, 0, 1, 12, 64, seed, 1);
   hadamard_case(isas, 1, 1, 256, 4, seed, 1);
   hadamard_case(isas, 2, 1, 256, 32, seed, 1);
-  gate_refusals(quick ? 20000 : 200000);
+}
+
+inline void gate_cases(const std::vector<const char*>& isas) {
+  uint64_t seed = 1;
   for (int channels : {1, 3, 16, 17, 64, 80, 256, 1000, 1536})
     for (int groups : {-1, 0, 1, 2, 4, 5})
       for (int before = 0; before < (groups > 0 ? 2 : 1); before++) {
@@ -255,4 +257,11 @@ inline void row_cases(const std::vector<const char*>& isas, bool quick) {
         gate_case(isas, seed % 4 == 0 ? 19 : 3, channels, groups > 0 ? channels / groups : groups, before != 0, seed % 2 ? 1e-5f : 1e-6f, seed, scale);
         seed++;
       }
+}
+
+inline void row_cases(const std::vector<const char*>& isas, bool quick) {
+  row_refusals(quick ? 20000 : 200000);
+  hadamard_cases(isas, quick);
+  gate_refusals(quick ? 20000 : 200000);
+  gate_cases(isas);
 }

@@ -11,7 +11,7 @@ describe.skipIf(!hasCompiler)("the CUDA kernels, every thread run on the host", 
   test("agree with the double reference and the CPU kernels, in place and not, whatever the order of threads", async () => {
     const program = await buildEmulation();
     const report = execFileSync(program, ["quick"], { encoding: "utf8" });
-    expect(report).toMatch(/\d{7} checks, 0 failures/);
+    expect(report).toMatch(/\d{7,} checks, 0 failures/);
     expect(report).toMatch(/against the CPU: of \d{5} scales \d{1,2} are the neighbouring half/);
   }, 600_000);
 });

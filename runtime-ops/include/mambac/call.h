@@ -8,5 +8,11 @@ namespace mambac {
 // False, with a message, where there is no such operator or its sizes do not fit. Pointers are taken over unread.
 bool scan_args(const char* name, const mambac_scan* call, ScanArgs* args, Message* message);
 bool conv_args(const char* name, const mambac_conv* call, ConvArgs* args, Message* message);
+bool rotate_args(const mambac_rotate* call, HadamardArgs* args, Message* message);
+bool gate_args(const mambac_gate* call, GateArgs* args, Message* message);
+// The operator a call of a gate is of.
+inline const RowOp& gate_op(const mambac_gate& call) {
+  return row_ops()[(int)(call.group_size != 0 ? RowKind::kGatedNorm : call.slope != nullptr ? RowKind::kSlopedGate : RowKind::kSiluGate)];
+}
 
 }  // namespace mambac

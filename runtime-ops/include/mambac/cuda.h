@@ -18,15 +18,8 @@ MAMBAC_EXPORT int mambac_cuda_scan_launch(const char* op, const mambac_scan* cal
                                           size_t room);
 MAMBAC_EXPORT int mambac_cuda_conv_launch(const char* op, const mambac_conv* call, void* stream, char* error, size_t room);
 
-/* Rows of m 2^k numbers times (H_m x H_2^k) / sqrt(m 2^k), the rotation without signs of src/linalg/hadamard.ts.
-   `factor` is H_m, m x m values +-1, row major (null for m = 1); transposed: times the inverse. y may be x. */
-typedef struct {
-  int64_t rows, order, power; /* m, 2^k */
-  int transposed;
-  const float *x, *factor;
-  float* y;
-} mambac_hadamard;
-MAMBAC_EXPORT int mambac_cuda_hadamard_launch(const mambac_hadamard* call, void* stream, char* error, size_t room);
+MAMBAC_EXPORT int mambac_cuda_rotate_launch(const mambac_rotate* call, void* stream, char* error, size_t room);
+MAMBAC_EXPORT int mambac_cuda_gate_launch(const mambac_gate* call, void* stream, char* error, size_t room);
 
 #ifdef __cplusplus
 }

@@ -83,6 +83,34 @@ bool conv_args(const char* name, const mambac_conv* c, ConvArgs* a, Message* m) 
   return true;
 }
 
+bool rotate_args(const mambac_rotate* c, HadamardArgs* a, Message* m) {
+  const RowOp& op = row_ops()[(int)RowKind::kHadamard];
+  if (c == nullptr) return refuse(m, op.name, ": null argument");
+  const RowAttributes attributes = {c->size, c->order, c->power, 0, 0, 0, 0};
+  const Shape shapes[kHadamardInputs] = {{{c->rows, c->size}, 2}, {{c->order, c->order}, 2}};
+  if (!check_row_attributes(op, attributes, m) || !plan_hadamard(op, attributes, shapes, a, m)) return false;
+  a->x = c->x;
+  a->factor = c->factor;
+  a->y = c->y;
+  a->half = c->half != 0;
+  return true;
+}
+
+bool gate_args(const mambac_gate* c, GateArgs* a, Message* m) {
+  if (c == nullptr) return refuse(m, "gate: null argument", "");
+  const RowOp& op = gate_op(*c);
+  const RowAttributes attributes = {0, 0, 0, c->channels, c->group_size, c->norm_before_gate, c->epsilon};
+  const Shape rows = {{c->rows, c->channels}, 2}, shapes[kGateInputs] = {rows, rows, {{c->channels}, 1}};
+  if (!check_row_attributes(op, attributes, m) || !plan_gate(op, attributes, shapes, a, m)) return false;
+  a->y = c->y;
+  a->z = c->z;
+  a->weight = c->weight;
+  a->slope = op.kind == RowKind::kSlopedGate ? c->slope : nullptr;
+  a->out = c->out;
+  a->half = c->half != 0;
+  return true;
+}
+
 }  // namespace mambac
 
 namespace {
@@ -125,42 +153,23 @@ extern "C" int mambac_conv_run(const char* name, const char* isa, const mambac_c
 }
 
 extern "C" int mambac_rotate_run(const char* isa, const mambac_rotate* c, char* error, size_t room) {
-  const RowOp& op = row_ops()[(int)RowKind::kHadamard];
   HadamardArgs a;
   Message m;
-  if (c == nullptr) return fail(error, room, op.name, ": null argument");
-  const RowAttributes attributes = {c->size, c->order, c->power, 0, 0, 0, 0};
-  const Shape shapes[kHadamardInputs] = {{{c->rows, c->size}, 2}, {{c->order, c->order}, 2}};
-  if (!check_row_attributes(op, attributes, &m) || !plan_hadamard(op, attributes, shapes, &a, &m)) return fail(error, room, m.text, "");
-  a.x = c->x;
-  a.factor = c->factor;
-  a.y = c->y;
-  a.half = c->half != 0;
+  if (!rotate_args(c, &a, &m)) return fail(error, room, m.text, "");
   const Kernels* k = pick(isa);
   if (k == nullptr) return fail(error, room, "this machine cannot run instruction set: ", isa);
   const Spread spread = {nullptr, in_turn};
-  return run_hadamard(*k, a, op.name, spread, m.text, sizeof m.text) ? 0 : fail(error, room, m.text, "");
+  return run_hadamard(*k, a, row_ops()[(int)RowKind::kHadamard].name, spread, m.text, sizeof m.text) ? 0 : fail(error, room, m.text, "");
 }
 
 extern "C" int mambac_gate_run(const char* isa, const mambac_gate* c, char* error, size_t room) {
-  const bool norm = c == nullptr || c->group_size != 0;
-  const RowOp& op = row_ops()[(int)(norm ? RowKind::kGatedNorm : c->slope != nullptr ? RowKind::kSlopedGate : RowKind::kSiluGate)];
   GateArgs a;
   Message m;
-  if (c == nullptr) return fail(error, room, op.name, ": null argument");
-  const RowAttributes attributes = {0, 0, 0, c->channels, c->group_size, c->norm_before_gate, c->epsilon};
-  const Shape rows = {{c->rows, c->channels}, 2}, shapes[kGateInputs] = {rows, rows, {{c->channels}, 1}};
-  if (!check_row_attributes(op, attributes, &m) || !plan_gate(op, attributes, shapes, &a, &m)) return fail(error, room, m.text, "");
-  a.y = c->y;
-  a.z = c->z;
-  a.weight = c->weight;
-  a.slope = norm ? nullptr : c->slope;
-  a.out = c->out;
-  a.half = c->half != 0;
+  if (!gate_args(c, &a, &m)) return fail(error, room, m.text, "");
   const Kernels* k = pick(isa);
   if (k == nullptr) return fail(error, room, "this machine cannot run instruction set: ", isa);
   const Spread spread = {nullptr, in_turn};
-  return run_gate(*k, a, op.name, spread, m.text, sizeof m.text) ? 0 : fail(error, room, m.text, "");
+  return run_gate(*k, a, gate_op(*c).name, spread, m.text, sizeof m.text) ? 0 : fail(error, room, m.text, "");
 }
 
 extern "C" int64_t mambac_state_bytes(const char* name, int64_t heads, int64_t head_dim, int64_t d_state) {

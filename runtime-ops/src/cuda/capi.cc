@@ -59,11 +59,16 @@ extern "C" int mambac_cuda_conv_launch(const char* name, const mambac_conv* c, v
   return launched(cuda::launch_conv(a, stream), name, error, room);
 }
 
-extern "C" int mambac_cuda_hadamard_launch(const mambac_hadamard* c, void* stream, char* error, size_t room) {
-  const int64_t limit = 1 << 20;
-  if (c == nullptr || c->rows < 0 || c->order < 1 || c->order > limit || c->power < 1 || c->power > limit ||
-      (c->power & (c->power - 1)) != 0 || (c->order > 1 && c->factor == nullptr))
-    return fail(error, room, "hadamard: sizes out of range", "");
-  const cuda::HadamardArgs a = {c->rows, (int)c->order, (int)c->power, c->transposed != 0, c->x, c->factor, c->y, 0.0f};
-  return launched(cuda::launch_hadamard(a, stream), "hadamard", error, room);
+extern "C" int mambac_cuda_rotate_launch(const mambac_rotate* c, void* stream, char* error, size_t room) {
+  HadamardArgs a;
+  Message m;
+  if (!rotate_args(c, &a, &m) || (a.half && !no_halves(row_ops()[(int)RowKind::kHadamard].name, &m))) return fail(error, room, m.text, "");
+  return launched(cuda::launch_hadamard(a, stream), row_ops()[(int)RowKind::kHadamard].name, error, room);
+}
+
+extern "C" int mambac_cuda_gate_launch(const mambac_gate* c, void* stream, char* error, size_t room) {
+  GateArgs a;
+  Message m;
+  if (!gate_args(c, &a, &m) || (a.half && !no_halves(gate_op(*c).name, &m))) return fail(error, room, m.text, "");
+  return launched(cuda::launch_gate(a, stream), gate_op(*c).name, error, room);
 }

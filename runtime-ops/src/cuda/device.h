@@ -72,6 +72,8 @@ MAMBAC_DEVICE uint32_t word_of(__half2 h) {
 MAMBAC_DEVICE uint32_t half_pair_max(uint32_t a, uint32_t b) { return word_of(__hmax2(pair_of(a), pair_of(b))); }
 MAMBAC_DEVICE uint32_t half_pair_min(uint32_t a, uint32_t b) { return word_of(__hmin2(pair_of(a), pair_of(b))); }
 
+MAMBAC_DEVICE float product(float a, float b) { return __fmul_rn(a, b); }  // never part of a multiply-add
+
 // Relative error below 2^-22; subnormal arguments and results are zero.
 MAMBAC_DEVICE float fast_sqrt(float f) {
   float r;

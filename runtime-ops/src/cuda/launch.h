@@ -20,6 +20,11 @@ static inline bool fits_fast(const ScanArgs& a) {
          (a.family == Family::kMamba2 || aligned16(a.A)) && (!packed || a.head_dim % 8 == 0);
 }
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+// Blocks of a kernel that does in turns what more blocks would do at once.
+static inline int64_t blocks_for(int64_t items, int64_t each) {
+  const int64_t needed = ceil_div(items, each), most = 1 << 20;
+  return needed < most ? needed : most;
+}
 
 constexpr int kRegisterFile = 65536;  // 32-bit registers of a multiprocessor, on every architecture from sm_80 on
 
@@ -62,17 +67,8 @@ bool pick_fast(const ScanArgs& a, const Device& d, Choice* out);  // one of thes
 int scan_workspace(const ScanArgs& a, int64_t* bytes);
 int launch_scan(const ScanArgs& a, void* workspace, void* stream);
 int launch_conv(const ConvArgs& a, void* stream);
-
-// See mambac_hadamard in mambac/cuda.h.
-struct HadamardArgs {
-  int64_t rows;
-  int order, power;
-  bool transposed;
-  const float *x, *factor;
-  float* y;
-  float scale;
-};
-int launch_hadamard(HadamardArgs a, void* stream);
+int launch_hadamard(const HadamardArgs& a, void* stream);
+int launch_gate(const GateArgs& a, void* stream);
 
 }  // namespace cuda
 }  // namespace mambac

@@ -17,6 +17,7 @@ MAMBAC_DEVICE float delta_of(float raw, float low, float high) {
 }
 // A channel scale as half bits, from the root mean or the maximum of its row. NaN becomes the largest half.
 MAMBAC_DEVICE uint32_t channel_scale(float raw) { return half_bits(fmaxf(fminf(raw, kLargestHalf), kSmallestScale)); }
+MAMBAC_DEVICE float sloped_silu(float f, float slope) { return f / (1.0f + expf(-slope * f)); }
 MAMBAC_DEVICE float silu(float f) { return f / (1.0f + expf(-f)); }
 
 }  // namespace cuda

@@ -18,6 +18,12 @@ Status* result(const Api* api, const char* name, int code) {
   snprintf(text, sizeof text, "%s: CUDA error %d: %s", name, code, cuda::error_text(code));
   return make_status(api, kFail, text);
 }
+template <class Args>
+Status* launched(const Api* api, KernelContext* c, const char* name, int (*launch)(const Args&, void*), const Args& args) {
+  void* stream = nullptr;
+  if (Status* s = compute_stream(api, c, &stream)) return s;
+  return result(api, name, launch(args, stream));
+}
 
 }  // namespace
 
@@ -36,9 +42,13 @@ Status* cuda_scan(const Api* api, KernelContext* c, const char* name, const Scan
 }
 
 Status* cuda_conv(const Api* api, KernelContext* c, const char* name, const ConvArgs& args) {
-  void* stream = nullptr;
-  if (Status* s = compute_stream(api, c, &stream)) return s;
-  return result(api, name, cuda::launch_conv(args, stream));
+  return launched(api, c, name, cuda::launch_conv, args);
+}
+Status* cuda_hadamard(const Api* api, KernelContext* c, const char* name, const HadamardArgs& args) {
+  return launched(api, c, name, cuda::launch_hadamard, args);
+}
+Status* cuda_gate(const Api* api, KernelContext* c, const char* name, const GateArgs& args) {
+  return launched(api, c, name, cuda::launch_gate, args);
 }
 
 }  // namespace ort

@@ -9,6 +9,8 @@ namespace ort {
 // `name` is the operator's, for messages. Null for success.
 Status* cuda_scan(const Api* api, KernelContext* context, const char* name, const ScanArgs& args);
 Status* cuda_conv(const Api* api, KernelContext* context, const char* name, const ConvArgs& args);
+Status* cuda_hadamard(const Api* api, KernelContext* context, const char* name, const HadamardArgs& args);
+Status* cuda_gate(const Api* api, KernelContext* context, const char* name, const GateArgs& args);
 
 }  // namespace ort
 }  // namespace mambac

@@ -90,14 +90,18 @@ MAMBAC_DEVICE void load4(const float* p, float* out) {
   out[2] = v.z;
   out[3] = v.w;
 }
+MAMBAC_DEVICE void store4(float* p, const float* v) { *(float4*)p = make_float4(v[0], v[1], v[2], v[3]); }
+// One activation.
+MAMBAC_DEVICE float get(const float* p) { return *p; }
+MAMBAC_DEVICE void put(float* p, float v) { *p = v; }
 // Eight floats from 16-byte aligned memory: four at `p`, four at `p + second`.
 MAMBAC_DEVICE void load8(const float* p, int second, float* out) {
   load4(p, out);
   load4(p + second, out + 4);
 }
 MAMBAC_DEVICE void store8(float* p, int second, const float* v) {
-  *(float4*)p = make_float4(v[0], v[1], v[2], v[3]);
-  *(float4*)(p + second) = make_float4(v[4], v[5], v[6], v[7]);
+  store4(p, v);
+  store4(p + second, v + 4);
 }
 MAMBAC_DEVICE void load8_halves(const void* p, float* out) {
   const uint4 w = *(const uint4*)p;

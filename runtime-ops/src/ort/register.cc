@@ -269,6 +269,9 @@ Status* compute_hadamard(const Kernel& k, KernelContext* c, const Shape* in, con
   a.factor = (const float*)data[1];
   a.y = (float*)y;
   a.half = op.half;
+#ifdef MAMBAC_CUDA
+  if (op.cuda) return cuda_hadamard(op.api, c, op.name(), a);
+#endif
   return run_call(run_hadamard, op, c, a);
 }
 
@@ -285,6 +288,9 @@ Status* compute_gate(const Kernel& k, KernelContext* c, const Shape* in, const v
   if (op.row->kind == RowKind::kSlopedGate) a.slope = (const float*)data[2];
   a.out = (float*)out;
   a.half = op.half;
+#ifdef MAMBAC_CUDA
+  if (op.cuda) return cuda_gate(op.api, c, op.name(), a);
+#endif
   return run_call(run_gate, op, c, a);
 }
 
@@ -397,8 +403,6 @@ Status* host_for(const Api* api, Host** out) {
     const bool half = i / kOps % 2 != 0, cuda = i >= 2 * kOps;
     if (cuda && half) continue;  // there are CPU kernels only
     if (cuda && scan != nullptr && (scan->replay || scan->frozen)) continue;  // of these too
-    // Of these too; but their functions are as fast on a device, and a kernel here would be copied around.
-    if (kProviders > 1 && row != nullptr) continue;
     fill(h->ops[i], api, scan, conv, row, cuda, half);
     if (Status* s = call<Status*>(api, kCustomOpDomainAdd, h->domain, (const CustomOp*)&h->ops[i])) return s;
   }

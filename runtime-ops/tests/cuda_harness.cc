@@ -2,68 +2,21 @@
 // same run. Prints JSON; without a device "not run: no CUDA device", and ends well. Exit status 1: a wrong result;
 // 2 (with --gates): a gate is missed.
 // Usage: cuda_harness [--gates] [--rounds N]
-#include <cuda_runtime.h>
+#include "cuda_timing.h"
+#include "row_checks.h"
 
-#include <map>
-#include <memory>
-
-#include "checks.h"
-#include "mambac/cuda.h"
+using namespace device;
 
 namespace {
 
 constexpr double kTolerance = 4e-6, kCodeRounding = 1e-6;
-
-void must(cudaError_t e, const char* what) {
-  if (e == cudaSuccess) return;
-  fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(e));
-  exit(1);
-}
-struct Buffer {
-  void* data = nullptr;
-  size_t bytes = 0;
-  explicit Buffer(size_t n) : bytes(n) { must(cudaMalloc(&data, n > 0 ? n : 1), "cudaMalloc"); }
-  Buffer(const void* from, size_t n) : Buffer(n) { must(cudaMemcpy(data, from, n, cudaMemcpyHostToDevice), "copy to the device"); }
-  Buffer(const Buffer&) = delete;
-  ~Buffer() { cudaFree(data); }
-  void read(void* to) const { must(cudaMemcpy(to, data, bytes, cudaMemcpyDeviceToHost), "copy from the device"); }
-};
-std::unique_ptr<Buffer> upload(const std::vector<float>& v) { return std::make_unique<Buffer>(v.data(), v.size() * 4); }
-
-// Operands of one call on the device; the state apart.
-struct Call {
-  std::vector<std::unique_ptr<Buffer>> operands;
-  std::unique_ptr<Buffer> y;
-  mambac_scan scan;
-  Call(const Sizes& s, const Inputs& in) : y(new Buffer((size_t)s.B * s.L * s.channels() * 4)) {
-    for (const std::vector<float>* v : {&in.x, &in.dt, &in.A, &in.B, &in.C, &in.D, &in.bias}) operands.push_back(upload(*v));
-    auto at = [&](int i) { return (const float*)operands[(size_t)i]->data; };
-    scan = {s.B, s.L, s.H, s.P, s.N, s.G, in.dt_min, in.dt_max, at(0), at(1), at(2), at(3), at(4), at(5), at(6), nullptr, (float*)y->data, nullptr, 0};
-  }
-  size_t operand_bytes() const {
-    size_t sum = y->bytes;
-    for (const auto& b : operands) sum += b->bytes;
-    return sum;
-  }
-};
-void launch(const Op& op, Call& call, void* past, void* present, cudaStream_t stream) {
-  call.scan.past = past;
-  call.scan.present = present;
-  const int64_t room = mambac_cuda_scan_workspace(op.name.c_str(), &call.scan);
-  CHECK(room >= 0, "no workspace size");
-  void* workspace = nullptr;
-  if (room > 0) must(cudaMallocAsync(&workspace, (size_t)room, stream), "workspace");
-  char error[320] = "";
-  CHECK(mambac_cuda_scan_launch(op.name.c_str(), &call.scan, workspace, stream, error, sizeof error) == 0, "%s", error);
-  if (workspace != nullptr) must(cudaFreeAsync(workspace, stream), "workspace");
-}
 
 struct Output {
   std::vector<float> y;
   std::vector<uint8_t> present;
 };
 Output run(const Op& op, const Sizes& s, const Inputs& in, bool one_buffer) {
-  Call call(s, in);
+  Call call(s, in, 0);
   Buffer past(in.past.data(), in.past.size()), present(std::vector<uint8_t>(in.past.size(), 0xa5).data(), in.past.size());
   Buffer& out = one_buffer ? past : present;
   launch(op, call, past.data, out.data, nullptr);
@@ -155,53 +108,6 @@ void recirculate(const Op& op, std::string* json) {
   *json += text;
 }
 
-double median(std::vector<double> v) {
-  std::sort(v.begin(), v.end());
-  return v.empty() ? NAN : (v[(v.size() - 1) / 2] + v[v.size() / 2]) / 2;
-}
-
-struct Timer {
-  cudaEvent_t start, end;
-  Timer() {
-    must(cudaEventCreate(&start), "event");
-    must(cudaEventCreate(&end), "event");
-  }
-  // Microseconds of what `work` puts on the stream.
-  template <class Work>
-  double time(cudaStream_t stream, Work work) {
-    must(cudaEventRecord(start, stream), "event");
-    work();
-    must(cudaEventRecord(end, stream), "event");
-    must(cudaEventSynchronize(end), "kernel");
-    float ms = 0;
-    must(cudaEventElapsedTime(&ms, start, end), "event");
-    return ms * 1000.0;
-  }
-};
-
-constexpr size_t kCold = (size_t)512 << 20;  // bytes touched between two uses of one state: far beyond any L2 cache
-
-// One state format at 8192 heads: enough copies of the state that none is in the cache when its turn comes.
-struct Subject {
-  Op op;
-  Sizes sizes;
-  Inputs inputs;
-  Call call;
-  std::vector<std::unique_ptr<Buffer>> states;
-  double bytes;  // moved by one call
-  std::vector<double> times;
-  Subject(const char* name, const Sizes& s, Random& r)
-      : op(parse(name)), sizes(s), inputs(make_inputs(op, s, r, 1, true)), call(s, inputs), bytes(2.0 * (double)inputs.past.size() + (double)call.operand_bytes()) {
-    const size_t copies = kCold / inputs.past.size() + 2;
-    for (size_t i = 0; i < copies; i++) states.push_back(std::make_unique<Buffer>(inputs.past.data(), inputs.past.size()));
-  }
-  double round(Timer& timer, cudaStream_t stream) {
-    return timer.time(stream, [&] {
-      for (auto& state : states) launch(op, call, state->data, state->data, stream);
-    }) / (double)states.size();
-  }
-};
-
 struct Gate {
   std::string name;
   double value, minimum, stretch;
@@ -209,30 +115,50 @@ struct Gate {
   bool met() const { return at_most ? value <= minimum : value >= minimum; }
 };
 
-// Latency of one call of few heads: a graph of calls, so that the host's launches do not count.
-double latency(const char* name, int heads, cudaStream_t stream, int rounds) {
-  Random r(5);
-  const Sizes s = {1, 1, heads, 64, 128, 1};
-  const Op op = parse(name);
-  const Inputs in = make_inputs(op, s, r, 1, true);
-  Call call(s, in);
-  Buffer state(in.past.data(), in.past.size());
-  const int calls = 100;
-  cudaGraph_t graph;
-  cudaGraphExec_t exec;
-  must(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capture");
-  for (int i = 0; i < calls; i++) launch(op, call, state.data, state.data, stream);
-  must(cudaStreamEndCapture(stream, &graph), "capture");
-  must(cudaGraphInstantiate(&exec, graph, 0), "graph");
-  Timer timer;
-  std::vector<double> times;
-  for (int i = 0; i < rounds + 2; i++) {
-    const double t = timer.time(stream, [&] { must(cudaGraphLaunch(exec, stream), "graph"); }) / calls;
-    if (i >= 2) times.push_back(t);
+// The ratio of two subjects' times, round by round.
+double ratio(const std::vector<Subject>& all, const char* a, const char* b) {
+  std::vector<double> v;
+  const Subject *over = nullptr, *under = nullptr;
+  for (const Subject& s : all) {
+    if (s.name == a) over = &s;
+    if (s.name == b) under = &s;
   }
-  cudaGraphExecDestroy(exec);
-  cudaGraphDestroy(graph);
-  return median(times);
+  for (size_t i = 0; i < over->times.size(); i++) v.push_back(over->times[i] / under->times[i]);
+  return median(v);
+}
+double share(const std::vector<Subject>& all, const char* name) {
+  for (const Subject& s : all)
+    if (s.name == name) return median(s.share);
+  return NAN;
+}
+
+std::vector<Subject> subjects() {
+  std::vector<Subject> all;
+  Random r(9);
+  const Sizes large = {128, 1, 64, 64, 128, 1};  // 8192 heads
+  for (const char* name : {"Mamba2ScanF32", "Mamba2ScanF16", "Mamba2ScanH8", "Mamba2ScanH4", "Mamba2ScanH4Max"}) {
+    const Op op = parse(name);
+    all.push_back(scan_subject(op, large, 0, make_inputs(op, large, r, 1, true)));
+  }
+  for (const auto& [order, power] : {std::pair<int, int>{12, 128}, {20, 256}, {1, 4096}}) {
+    const int64_t rows = 4096, size = order * power, o = order, p = power;
+    auto factor = std::make_shared<Buffer>(r.normals((size_t)(o * o), 1).data(), (size_t)(o * o) * 4);
+    all.push_back(row_subject("HadamardRotate " + std::to_string(order) + " x " + std::to_string(power), rows, size, 1, [=](const float* const* in, float* out, cudaStream_t stream) {
+      const mambac_rotate call = {rows, size, o, p, in[0], (const float*)factor->data, out};
+      return mambac_cuda_rotate_launch(&call, stream, nullptr, 0);
+    }));
+  }
+  for (const auto& [group, before] : {std::pair<int, int>{-1, 0}, {0, 0}, {5120, 0}, {640, 1}}) {
+    const int64_t rows = 4096, channels = 5120, g = group < 0 ? 0 : group, b = before;
+    auto weight = std::make_shared<Buffer>(r.normals((size_t)channels, 1).data(), (size_t)channels * 4);
+    const bool sloped = group < 0;
+    const std::string name = sloped ? "SlopedSiluGate" : group == 0 ? "SiluGate" : "GatedRMSNorm of " + std::to_string(group) + (before ? ", before" : "");
+    all.push_back(row_subject(name, rows, channels, 2, [=](const float* const* in, float* out, cudaStream_t stream) {
+      const mambac_gate call = {rows, channels, g, b, 1e-5f, in[0], in[1], (const float*)weight->data, out, sloped ? (const float*)weight->data : nullptr};
+      return mambac_cuda_gate_launch(&call, stream, nullptr, 0);
+    }));
+  }
+  return all;
 }
 
 }  // namespace
@@ -268,50 +194,39 @@ int main(int argc, char** argv) {
     recirculate(parse(name), &recirculated);
   CHECK(g_codes_off <= g_codes / 1000, "more than 0.1 %% of codes differ from the CPU's");
 
+  g_runner.rotate = rotate;
+  g_runner.gate = gate;
+  hadamard_cases({"cuda"}, true);
+  gate_cases({"cuda"});
+
   cudaStream_t stream;
   must(cudaStreamCreate(&stream), "stream");
-  Timer timer;
-  Random r(9);
-  const Sizes large = {128, 1, 64, 64, 128, 1};  // 8192 heads
-  std::vector<std::unique_ptr<Subject>> subjects;
-  for (const char* name : {"Mamba2ScanF32", "Mamba2ScanF16", "Mamba2ScanH8", "Mamba2ScanH4", "Mamba2ScanH4Max"})
-    subjects.push_back(std::make_unique<Subject>(name, large, r));
-  Buffer from(kCold), to(kCold);
-  must(cudaMemset(from.data, 0, kCold), "memset");
-  std::vector<double> copies;                                  // bytes per microsecond, read and written
-  std::map<std::string, std::vector<double>> share, speed32, speed16;  // of every round
-  for (int i = 0; i < rounds + 2; i++) {
-    const double copy = 2.0 * kCold / timer.time(stream, [&] { must(cudaMemcpyAsync(to.data, from.data, kCold, cudaMemcpyDeviceToDevice, stream), "copy"); });
-    std::map<std::string, double> t;
-    for (auto& s : subjects) t[s->op.name] = s->round(timer, stream);
-    if (i < 2) continue;
-    copies.push_back(copy);
-    for (auto& s : subjects) {
-      s->times.push_back(t[s->op.name]);
-      share[s->op.name].push_back(s->bytes / t[s->op.name] / copy);
-      speed32[s->op.name].push_back(t["Mamba2ScanF32"] / t[s->op.name]);
-      speed16[s->op.name].push_back(t["Mamba2ScanF16"] / t[s->op.name]);
-    }
+  std::vector<Subject> timed = subjects();
+  const std::vector<double> copies = time_all(timed, rounds, stream);
+  double few = 0;
+  for (int heads : {24, 64}) {
+    Random r(5);
+    const Op op = parse("Mamba2ScanH4");
+    const Sizes s = {1, 1, heads, 64, 128, 1};
+    few = std::max(few, latency(op, s, make_inputs(op, s, r, 1, true), 0, stream, rounds));
   }
-  const double few = std::max(latency("Mamba2ScanH4", 64, stream, rounds), latency("Mamba2ScanH4", 24, stream, rounds));
   const std::vector<Gate> gates = {
-      {"G1 F32 / device copy", median(share["Mamba2ScanF32"]), 0.80, 0.90, false},
-      {"G1 F16 / device copy", median(share["Mamba2ScanF16"]), 0.80, 0.90, false},
-      {"G2 H4 / device copy", median(share["Mamba2ScanH4"]), 0.60, 0.75, false},
-      {"G3 H4 over F32", median(speed32["Mamba2ScanH4"]), 4.0, 5.5, false},
-      {"G3 H4 over F16", median(speed16["Mamba2ScanH4"]), 2.0, 2.8, false},
+      {"G1 F32 / device copy", share(timed, "Mamba2ScanF32"), 0.80, 0.90, false},
+      {"G1 F16 / device copy", share(timed, "Mamba2ScanF16"), 0.80, 0.90, false},
+      {"G2 H4 / device copy", share(timed, "Mamba2ScanH4"), 0.60, 0.75, false},
+      {"G3 H4 over F32", ratio(timed, "Mamba2ScanF32", "Mamba2ScanH4"), 4.0, 5.5, false},
+      {"G3 H4 over F16", ratio(timed, "Mamba2ScanF16", "Mamba2ScanH4"), 2.0, 2.8, false},
       {"G4 H4 at 64 heads or fewer, us", few, 4.0, 2.5, true},
   };
-  std::sort(copies.begin(), copies.end());
   printf("{\n  \"device\": \"%s\", \"compute_capability\": \"%d.%d\", \"rounds\": %d,\n", device.name, device.major, device.minor, rounds);
   printf("  \"checks\": %ld, \"failures\": %ld, \"codes_against_cpu\": %ld, \"codes_off\": %ld,\n", g_checks, g_failures, g_codes, g_codes_off);
   printf("  \"recirculated\": [%s],\n", recirculated.c_str());
-  printf("  \"copy_gb_s\": {\"median\": %.1f, \"lowest\": %.1f, \"highest\": %.1f},\n  \"heads_8192\": [", median(copies) / 1000, copies.front() / 1000, copies.back() / 1000);
+  printf("  \"copy_gb_s\": {\"median\": %.1f, \"lowest\": %.1f, \"highest\": %.1f},\n  \"times\": [", median(copies) / 1000, copies.front() / 1000, copies.back() / 1000);
   const char* comma = "";
-  for (auto& s : subjects) {
-    std::sort(s->times.begin(), s->times.end());
-    printf("%s\n    {\"op\": \"%s\", \"us\": %.2f, \"lowest\": %.2f, \"highest\": %.2f, \"share_of_copy\": %.3f}", comma, s->op.name.c_str(), median(s->times),
-           s->times.front(), s->times.back(), median(share[s->op.name]));
+  for (Subject& s : timed) {
+    std::sort(s.times.begin(), s.times.end());
+    printf("%s\n    {\"op\": \"%s\", \"us\": %.2f, \"lowest\": %.2f, \"highest\": %.2f, \"share_of_copy\": %.3f}", comma, s.name.c_str(), median(s.times),
+           s.times.front(), s.times.back(), median(s.share));
     comma = ",";
   }
   printf("],\n  \"gates\": [");

@@ -1,0 +1,103 @@
+// The CUDA kernels of operators on rows, run on the host with the checks of the CPU's.
+#pragma once
+#include "mambac/cuda.h"
+#include "../src/cuda/launch.h"
+#include "row_checks.h"
+
+namespace row_test {
+
+using mambac::cuda::emulation;
+
+inline size_t g_shift = 0;  // bytes that operands lie behind a 16-byte boundary
+inline int g_calls = 0;
+
+// A copy of `count` floats where the test wants it.
+struct Placed {
+  std::vector<float> room;
+  float* data;
+  Placed(const float* from, size_t count) : room(count + 8) {
+    data = (float*)(((uintptr_t)room.data() + 15) / 16 * 16 + g_shift);
+    if (count > 0) memcpy(data, from, count * 4);
+  }
+};
+
+// Threads run in another order with each call: results that are compared bit for bit then do not depend on it.
+inline int rotate(const char* isa, const mambac_rotate* c, char* error, size_t room) {
+  if (isa == nullptr || strcmp(isa, "cuda") != 0) return mambac_rotate_run(isa, c, error, room);
+  emulation.order = g_calls++ % 3;
+  const size_t count = (size_t)(c->rows * c->size);
+  Placed x(c->x, count), y(c->y, count), factor(c->factor, (size_t)(c->order * c->order));
+  const mambac_rotate call = {c->rows, c->size, c->order, c->power, x.data, factor.data, c->x == c->y ? x.data : y.data};
+  const int status = mambac_cuda_rotate_launch(&call, nullptr, error, room);
+  if (count > 0) memcpy(c->y, call.y, count * 4);
+  emulation.order = 0;
+  return status;
+}
+inline int gate(const char* isa, const mambac_gate* c, char* error, size_t room) {
+  if (isa == nullptr || strcmp(isa, "cuda") != 0) return mambac_gate_run(isa, c, error, room);
+  emulation.order = g_calls++ % 3;
+  const size_t count = (size_t)(c->rows * c->channels);
+  Placed y(c->y, count), z(c->z, count), out(c->out, count), weight(c->weight, (size_t)c->channels), slope(c->slope, c->slope == nullptr ? 0 : (size_t)c->channels);
+  const mambac_gate call = {c->rows, c->channels, c->group_size, c->norm_before_gate, c->epsilon, y.data, z.data, weight.data,
+                            c->out == c->y ? y.data : c->out == c->z ? z.data : out.data, c->slope == nullptr ? nullptr : slope.data};
+  const int status = mambac_cuda_gate_launch(&call, nullptr, error, room);
+  if (count > 0) memcpy(c->out, call.out, count * 4);
+  emulation.order = 0;
+  return status;
+}
+
+inline void refusals() {
+  g_where = "refusals of operators on rows";
+  char error[320] = "";
+  CHECK(mambac_cuda_rotate_launch(nullptr, nullptr, error, sizeof error) == 1 && strstr(error, "HadamardRotate: null"), "%s", error);
+  CHECK(mambac_cuda_gate_launch(nullptr, nullptr, error, sizeof error) == 1 && strstr(error, "null"), "%s", error);
+  const mambac_rotate odd = {1, 12, 12, 3, nullptr, nullptr, nullptr};
+  CHECK(mambac_cuda_rotate_launch(&odd, nullptr, error, sizeof error) == 1 && strstr(error, "HadamardRotate: attribute power"), "%s", error);
+  mambac_gate gates = {1, 12, 5, 0, 1e-5f, nullptr, nullptr, nullptr, nullptr, nullptr};
+  CHECK(mambac_cuda_gate_launch(&gates, nullptr, error, sizeof error) == 1 && strstr(error, "GatedRMSNorm: attribute group_size"), "%s", error);
+  gates.group_size = 0;
+  gates.channels = -1;
+  CHECK(mambac_cuda_gate_launch(&gates, nullptr, error, sizeof error) == 1 && strstr(error, "SiluGate: attribute channels"), "%s", error);
+  const long before = emulation.launches;
+  gates.channels = 12;
+  gates.rows = 0;
+  const mambac_rotate none = {0, 12, 12, 1, nullptr, nullptr, nullptr};
+  CHECK(mambac_cuda_gate_launch(&gates, nullptr, error, sizeof error) == 0 && mambac_cuda_rotate_launch(&none, nullptr, error, sizeof error) == 0, "%s", error);
+  CHECK(emulation.launches == before, "a launch without work");
+}
+
+inline void all(bool quick) {
+  refusals();
+  g_runner.rotate = rotate;
+  g_runner.gate = gate;
+  std::vector<const char*> both;  // sums are in one order, so rotations have the bits of the CPU's
+  if (mambac::kernels_named("avx2") != nullptr) both.push_back("avx2");
+  both.push_back("cuda");
+  const int processors = emulation.device.multiprocessors, shared = emulation.device.shared_bytes;
+  for (size_t shift : {0, 4}) {
+    g_shift = shift;
+    emulation.device.multiprocessors = shift == 0 ? 1 : 132;  // many spans a block, and one
+    if (shift == 0 || !quick) hadamard_cases(both, quick);
+    hadamard_case(both, 5, 2, 12, 32, 3, 1);
+    gate_cases({"cuda"});
+  }
+  for (int channels : {2052, 4100, 8192, 16384, 16388})
+    for (int before = 0; before < 2; before++) {
+      g_shift = 0;
+      gate_case({"cuda"}, 2, channels, channels, before != 0, 1e-5f, (uint64_t)channels, 1);
+    }
+  gate_case({"cuda"}, 70, 64, 8, false, 1e-5f, 5, 1);
+  emulation.device.multiprocessors = 1;
+  hadamard_case(both, 400, 1, 1, 64, 7, 1);  // several turns of a block
+  hadamard_case(both, 300, 3, 12, 16, 8, 1);
+  hadamard_case(both, 90, 1, 3, 2, 9, 1);
+  for (int order : {1, 3, 12}) {  // spans that do not fit
+    emulation.device.shared_bytes = 20000;
+    hadamard_case(both, 2, 1, order, 16384 >> (order == 12), 10, 1);
+  }
+  emulation.device.multiprocessors = processors;
+  emulation.device.shared_bytes = shared;
+  g_shift = 0;
+}
+
+}  // namespace row_test
