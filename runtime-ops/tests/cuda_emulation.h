@@ -80,6 +80,10 @@ static inline uint32_t half_pair(float low, float high) { return half_bits(low) 
 static inline uint32_t half_pair_max(uint32_t a, uint32_t b) {
   return half_pair(fmaxf(half_value(a & 0xffffu), half_value(b & 0xffffu)), fmaxf(half_value(a >> 16), half_value(b >> 16)));
 }
+static inline float fma_clamped(float a, float b, float c) {
+  const float v = fmaf(a, b, c);
+  return v > 0.0f ? fminf(v, 1.0f) : 0.0f;
+}
 static inline float product(float a, float b) { return a * b; }
 // As rough as the device's approximations may be: off by up to 2^-22, differently for different arguments, and flushing.
 float rough(double exact);

@@ -34,7 +34,7 @@ void against_cpu(const Op& op, const Sizes& s, const Inputs& in, const Output& g
   if (!op.packed()) return;
   Output cpu = got;
   const mambac_scan call = {s.B, s.L, s.H, s.P, s.N, s.G, in.dt_min, in.dt_max, in.x.data(), in.dt.data(), in.A.data(), in.B.data(), in.C.data(),
-                            in.D.data(), in.bias.data(), in.past.data(), cpu.y.data(), cpu.present.data(), 0};
+                            in.D.data(), in.bias.data(), in.past.data(), cpu.y.data(), cpu.present.data(), 0, in.row_step.data(), in.column_step.data()};
   char error[320] = "";
   CHECK(mambac_scan_run(op.name.c_str(), nullptr, &call, error, sizeof error) == 0, "%s", error);
   const size_t bytes = head_bytes(op, s.P, s.N);
@@ -58,7 +58,7 @@ void one_step(const Op& op, const Sizes& s, uint64_t seed, double scale) {
   if (op.token && s.L > 1) return;  // goes its own way after a tie; its single tokens are checked
   const Result want = scan(op, s, in);
   check_y(want, out.y, kTolerance);
-  check_state(op, s, want, out.present, kTolerance, kCodeRounding);
+  check_state(op, s, want, out.present, kTolerance, kCodeRounding, &in);
   against_cpu(op, s, in, out);
 }
 
@@ -89,7 +89,7 @@ void recirculate(const Op& op, std::string* json) {
     const Output o = run(op, one, step, true);
     const Result want = scan(op, one, step);
     check_y(want, o.y, kTolerance);
-    check_state(op, one, want, o.present, kTolerance, kCodeRounding);
+    check_state(op, one, want, o.present, kTolerance, kCodeRounding, &step);
     for (size_t i = 0; i < o.y.size(); i++) {
       const size_t j = (size_t)l * s.channels() + i;
       error += pow(o.y[i] - unrounded.y[j], 2);
@@ -136,7 +136,7 @@ std::vector<Subject> subjects() {
   std::vector<Subject> all;
   Random r(9);
   const Sizes large = {128, 1, 64, 64, 128, 1};  // 8192 heads
-  for (const char* name : {"Mamba2ScanF32", "Mamba2ScanF16", "Mamba2ScanH8", "Mamba2ScanH4", "Mamba2ScanH4Max"}) {
+  for (const char* name : {"Mamba2ScanF32", "Mamba2ScanF16", "Mamba2ScanH8", "Mamba2ScanH4", "Mamba2ScanH4Max", "Mamba2ScanH8Static", "Mamba2ScanH4Static"}) {
     const Op op = parse(name);
     all.push_back(scan_subject(op, large, 0, make_inputs(op, large, r, 1, true)));
   }
@@ -183,6 +183,8 @@ int main(int argc, char** argv) {
                           {1, 1, 3, 5, 6, 1},     {1, 300, 4, 64, 128, 2}, {2, 3, 2, 128, 64, 1}, {1, 1, 2, 70, 1000, 1}};
   const Sizes mamba1[] = {{4, 1, 24, 64, 16, 1}, {2, 1, 3, 24, 16, 1}, {1, 1, 4, 4, 8, 2}, {1, 200, 4, 64, 16, 2}, {2, 3, 3, 4, 16, 4}};
   uint64_t seed = 1;
+  for (const char* format : {"H8Static", "H8StaticToken", "H4Static", "H4StaticToken"})
+    for (const Sizes& s : mamba2) one_step(parse(std::string("Mamba2Scan") + format), s, seed++, 1);
   for (const char* format : all) {
     for (const Sizes& s : mamba2)
       for (double scale : {1.0, 1e-5, 0.0}) one_step(parse(std::string("Mamba2Scan") + format), s, seed++, scale);
@@ -190,7 +192,8 @@ int main(int argc, char** argv) {
       for (double scale : {1.0, 1e-5, 0.0}) one_step(parse(std::string("Mamba1Scan") + format), s, seed++, scale);
   }
   std::string recirculated;
-  for (const char* name : {"Mamba2ScanF32", "Mamba2ScanF16", "Mamba2ScanH8", "Mamba2ScanH4", "Mamba2ScanH4Max", "Mamba1ScanF32", "Mamba1ScanH8", "Mamba1ScanH4"})
+  for (const char* name : {"Mamba2ScanF32", "Mamba2ScanF16", "Mamba2ScanH8", "Mamba2ScanH4", "Mamba2ScanH4Max", "Mamba1ScanF32", "Mamba1ScanH8", "Mamba1ScanH4",
+                           "Mamba2ScanH8Static", "Mamba2ScanH4Static"})
     recirculate(parse(name), &recirculated);
   CHECK(g_codes_off <= g_codes / 1000, "more than 0.1 %% of codes differ from the CPU's");
 

@@ -31,6 +31,18 @@ struct Codes4 {
     for (int k = 0; k < 8; k++) sum += as_bits(c[k]) << 4 * k;
     return sum ^ 0x88888888u;
   }
+  // From codes + kLimit + kMagic.
+  MAMBAC_DEVICE_MEMBER static Word pack_raised(const float* c) {
+    uint32_t sum = 0x11111111u - kMagicBits * 0x11111111u;
+#pragma unroll
+    for (int k = 0; k < 8; k++) sum += as_bits(c[k]) << 4 * k;
+    return sum ^ 0x88888888u;
+  }
+  // Sixteen codes of a row.
+  typedef uint2 Pair;
+  MAMBAC_DEVICE_MEMBER static Pair load_pair(const void* p) { return *(const uint2*)p; }
+  MAMBAC_DEVICE_MEMBER static void store_pair(void* p, Word first, Word second) { *(uint2*)p = make_uint2(first, second); }
+  MAMBAC_DEVICE_MEMBER static Word half_of(Pair w, int second) { return second ? w.y : w.x; }
 };
 
 // 8-bit codes, column k in byte k.
@@ -58,6 +70,21 @@ struct Codes8 {
     }
     return make_uint2(words[0], words[1]);
   }
+  MAMBAC_DEVICE_MEMBER static Word pack_raised(const float* c) {
+    uint32_t words[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      uint32_t sum = 0x01010101u - kMagicBits * 0x01010101u;
+#pragma unroll
+      for (int k = 0; k < 4; k++) sum += as_bits(c[4 * i + k]) << 8 * k;
+      words[i] = sum ^ 0x80808080u;
+    }
+    return make_uint2(words[0], words[1]);
+  }
+  typedef uint4 Pair;
+  MAMBAC_DEVICE_MEMBER static Pair load_pair(const void* p) { return *(const uint4*)p; }
+  MAMBAC_DEVICE_MEMBER static void store_pair(void* p, Word first, Word second) { *(uint4*)p = make_uint4(first.x, first.y, second.x, second.y); }
+  MAMBAC_DEVICE_MEMBER static Word half_of(Pair w, int second) { return second ? make_uint2(w.z, w.w) : make_uint2(w.x, w.y); }
 };
 
 // 2^e for -126 <= e <= 127.

@@ -72,6 +72,7 @@ MAMBAC_DEVICE uint32_t word_of(__half2 h) {
 MAMBAC_DEVICE uint32_t half_pair_max(uint32_t a, uint32_t b) { return word_of(__hmax2(pair_of(a), pair_of(b))); }
 MAMBAC_DEVICE uint32_t half_pair_min(uint32_t a, uint32_t b) { return word_of(__hmin2(pair_of(a), pair_of(b))); }
 
+MAMBAC_DEVICE float fma_clamped(float a, float b, float c) { return __saturatef(__fmaf_rn(a, b, c)); }  // to [0, 1], NaN to 0
 MAMBAC_DEVICE float product(float a, float b) { return __fmul_rn(a, b); }  // never part of a multiply-add
 
 // Relative error below 2^-22; subnormal arguments and results are zero.

@@ -29,7 +29,9 @@ struct General {
 
   MAMBAC_DEVICE_MEMBER int limit() const { return s.format == Format::kH8 ? 127 : 7; }
   MAMBAC_DEVICE_MEMBER bool packed() const { return s.format == Format::kH8 || s.format == Format::kH4; }
-  MAMBAC_DEVICE_MEMBER int64_t code_bytes() const { return s.format == Format::kH8 ? p * n : p * n / 2; }
+  MAMBAC_DEVICE_MEMBER bool frozen() const { return s.row_step != nullptr; }
+  MAMBAC_DEVICE_MEMBER int64_t code_bytes() const { return mambac::code_bytes(s.format, p, n); }
+  MAMBAC_DEVICE_MEMBER int64_t bytes() const { return frozen() ? code_bytes() : head_bytes(s.format, p, n); }  // of a head
   // A half at an address that may be odd.
   MAMBAC_DEVICE_MEMBER static float half_at(const uint8_t* at) { return half_value((uint32_t)at[0] | (uint32_t)at[1] << 8); }
   MAMBAC_DEVICE_MEMBER static void put_half(uint8_t* at, uint32_t bits) {
@@ -44,12 +46,14 @@ struct General {
         state[i] = s.format == Format::kF32 ? ((const float*)s.past)[task * count + i]
                                             : half_value(((const uint16_t*)s.past)[task * count + i]);
     } else {
-      const uint8_t* in = (const uint8_t*)s.past + task * head_bytes(s.format, p, n);
+      const uint8_t* in = (const uint8_t*)s.past + task * bytes();
       const uint8_t* scales = in + code_bytes();
+      if (frozen()) set_scales();
       const float part = 1.0f / (float)limit();
       for (int64_t i = thread_index(); i < count; i += threads()) {
         const int code = s.format == Format::kH8 ? (int8_t)in[i] : ((in[i / 2] >> (i % 2 * 4) & 15) ^ 8) - 8;
-        state[i] = (float)code * half_at(scales + 2 * (i / n)) * (half_at(scales + 2 * (p + i % n)) * part);
+        state[i] = frozen() ? (float)code * sc[i / n] * (ss[i % n] * part)
+                            : (float)code * half_at(scales + 2 * (i / n)) * (half_at(scales + 2 * (p + i % n)) * part);
       }
     }
     sync_block();
@@ -76,8 +80,19 @@ struct General {
     sync_block();
   }
 
+  // The scales that make the steps of a Static operator.
+  MAMBAC_DEVICE_MEMBER void set_scales() {
+    const float* column = s.column_step + head / (s.heads / s.groups) * n;
+    for (int64_t r = thread_index(); r < p; r += threads()) {
+      sc[r] = s.row_step[head * p + r];
+      inverse[r] = sc[r] > 0.0f ? 1.0f / sc[r] : 0.0f;
+    }
+    for (int64_t i = thread_index(); i < n; i += threads()) ss[i] = column[i] * (float)limit();
+    sync_block();
+  }
   // Scales of the state, rounded to halves, and the inverse channel scales.
   MAMBAC_DEVICE_MEMBER void choose_scales() {
+    if (frozen()) return;
     for (int64_t r = warp; r < p; r += warps) {
       float stat = 0.0f;
       for (int64_t i = lane; i < n; i += 32)
@@ -130,7 +145,7 @@ struct General {
       }
     } else {
       choose_scales();
-      uint8_t* out = (uint8_t*)s.present + task * head_bytes(s.format, p, n);
+      uint8_t* out = (uint8_t*)s.present + task * bytes();
       uint8_t* scales = out + code_bytes();
       if (s.format == Format::kH8) {
         for (int64_t i = thread_index(); i < count; i += threads()) out[i] = (uint8_t)(int8_t)code_at(i);
@@ -138,8 +153,10 @@ struct General {
         for (int64_t i = thread_index(); i < count / 2; i += threads())
           out[i] = (uint8_t)((code_at(2 * i) & 15) | (code_at(2 * i + 1) & 15) << 4);
       }
-      for (int64_t i = thread_index(); i < p; i += threads()) put_half(scales + 2 * i, half_bits(sc[i]));
-      for (int64_t i = thread_index(); i < n; i += threads()) put_half(scales + 2 * (p + i), half_bits(ss[i]));
+      if (!frozen())
+        for (int64_t i = thread_index(); i < p; i += threads()) put_half(scales + 2 * i, half_bits(sc[i]));
+      if (!frozen())
+        for (int64_t i = thread_index(); i < n; i += threads()) put_half(scales + 2 * (p + i), half_bits(ss[i]));
     }
     sync_block();
   }

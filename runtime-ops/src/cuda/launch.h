@@ -59,6 +59,7 @@ static inline bool pick_rows(void (*kernel)(ScanArgs), int lanes, int rows, int 
 
 bool pick_mamba2_packed(const ScanArgs& a, const Device& d, Choice* out);  // one token, H8 and H4
 bool pick_mamba1_packed(const ScanArgs& a, const Device& d, Choice* out);
+bool pick_static(const ScanArgs& a, const Device& d, Choice* out);         // Static, any number of tokens
 bool pick_plain(const ScanArgs& a, Choice* out);   // one token, F32 and F16
 bool pick_tokens(const ScanArgs& a, Choice* out);  // any number of tokens, every format
 bool pick_fast(const ScanArgs& a, const Device& d, Choice* out);  // one of these, where one takes the call

@@ -30,6 +30,7 @@ GeneralPlan plan_general(const ScanArgs& a, const Device& d) {
 bool pick_fast(const ScanArgs& args, const Device& d, Choice* out) {
   const ScanArgs a = out->scan = regrouped(args);
   if (!fits_fast(a)) return false;
+  if (a.row_step != nullptr) return pick_static(a, d, out);
   if (a.length > 1) return pick_tokens(a, out);
   if (a.format == Format::kF32 || a.format == Format::kF16) return pick_plain(a, out);
   return a.family == Family::kMamba2 ? pick_mamba2_packed(a, d, out) : pick_mamba1_packed(a, d, out);
@@ -50,7 +51,8 @@ int scan_workspace(const ScanArgs& args, int64_t* bytes) {
 int launch_scan(const ScanArgs& args, void* workspace, void* stream) {
   if (args.batch == 0) return 0;
   if (args.length == 0) {
-    const int64_t bytes = args.batch * args.heads * head_bytes(args.format, args.head_dim, args.d_state);
+    const int64_t head = args.row_step != nullptr ? code_bytes(args.format, args.head_dim, args.d_state) : head_bytes(args.format, args.head_dim, args.d_state);
+    const int64_t bytes = args.batch * args.heads * head;
     return args.past == args.present ? 0 : copy_on_device(args.present, args.past, (size_t)bytes, stream);
   }
   Device d;
