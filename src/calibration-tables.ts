@@ -63,6 +63,7 @@ export function calibrationHooks(sources: StatisticsSources): Pick<PipelineHooks
     }
     invariant(calibration !== null, "statistics without tables come from data");
     const dataset = await openCalibration(calibration, at, sources.inputs);
+    sources.onDataset?.(dataset.description);
     try {
       const own = hashed && (await modelSha256(at)) === graph ? undefined : graph;
       if (recorder !== null) recorder.begin(pass, await modelSha256(at), dataset);

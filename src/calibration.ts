@@ -7,7 +7,13 @@ import type { ObservedStatistics } from "./quant/observed-statistics.js";
 import { tokenInput } from "./rewrite/axes.js";
 import type { DivergenceFrom } from "./rewrite/pass.js";
 import type { Step } from "./rewrite/pipeline.js";
-import { type Dataset, type DatasetOptions, firstSequences, openDataset } from "./run/dataset.js";
+import {
+  type Dataset,
+  type DatasetDescription,
+  type DatasetOptions,
+  firstSequences,
+  openDataset,
+} from "./run/dataset.js";
 import { logitsSample, meanKlBits } from "./run/divergence.js";
 import { collectStatistics, usualBoundaries } from "./run/statistics.js";
 import { tokenizerBeside } from "./run/tokenizer.js";
@@ -23,6 +29,8 @@ export interface CalibrationRuns {
   readonly executable: () => Step[];
   readonly threads: number;
   readonly onProgress?: (message: string) => void;
+  /** Told of the data each time they are opened. */
+  readonly onDataset?: (description: DatasetDescription) => void;
 }
 
 /** Statistics of a model between two passes. Dispose of them when done. */
@@ -51,6 +59,7 @@ export async function divergenceFrom(
   const sample = async (model: Model): ReturnType<typeof logitsSample> => {
     const ready = await executableModel(model, runs.executable(), runs.threads);
     const dataset = await openCalibration(runs.calibration, model, runs.inputs);
+    runs.onDataset?.(dataset.description);
     try {
       return await logitsSample(ready, firstSequences(dataset, sequences), {
         boundaries: usualBoundaries(ready),

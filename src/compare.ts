@@ -1,9 +1,10 @@
 /** One model compiled by many recipes, each measured in the same way: loss, distance from float, bytes, kernels. */
 
-import { mkdtempSync, rmSync } from "node:fs";
+import { rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type CompileOptions, type CompilerPasses, compilePrepared, type Prepared } from "./compile.js";
+import { TemporaryFiles } from "./onnx/temporary-files.js";
 import type { StateChoice } from "./rewrite/semantic.js";
 import { type EvaluateOptions, evaluate } from "./run/evaluate.js";
 import { type KernelCensus, kernelCensus } from "./run/kernel-census.js";
@@ -81,7 +82,8 @@ const LOGIT_BYTES = 2 ** 28;
  * of a state rounded at every token. Throws what compiling and evaluating throw.
  */
 export async function compareCandidates(options: CompareOptions): Promise<ComparedRow[]> {
-  const folder = mkdtempSync(join(tmpdir(), "mambac-compare-"));
+  const temporary = new TemporaryFiles();
+  const folder = temporary.folder(tmpdir(), "mambac-compare-");
   try {
     const referencePath = join(folder, "reference.onnx");
     const rows = [await measure(options, options.reference, referencePath, referencePath)];
@@ -92,7 +94,7 @@ export async function compareCandidates(options: CompareOptions): Promise<Compar
     }
     return rows;
   } finally {
-    rmSync(folder, { recursive: true, force: true });
+    temporary.close();
   }
 }
 

@@ -3,6 +3,7 @@
  * particular set of them.
  */
 
+import { lstatSync, statSync } from "node:fs";
 import { type CalibrationData, vocabularyOf } from "./calibration.js";
 import { COMPLETE, calibrationHooks, type StatisticsRecorder } from "./calibration-tables.js";
 import { executor, withStateNames } from "./executable.js";
@@ -21,6 +22,7 @@ import { nothingFound, type PipelineHooks, runSteps, type Step } from "./rewrite
 import { type SemanticOp, type StateChoice, semanticOps } from "./rewrite/semantic.js";
 import { slotType, stateBytes, stateSlots } from "./rewrite/states.js";
 import { mainOpset } from "./rewrite/trials.js";
+import type { DatasetDescription } from "./run/dataset.js";
 import { openOrtGemm } from "./run/ort-gemm.js";
 import { pairDisagreement } from "./run/pair-agreement.js";
 import type { NamedTable } from "./run/statistics.js";
@@ -102,6 +104,8 @@ export interface CompileReport {
   readonly written: Written | null;
   /** Bytes of all weights of the result. */
   readonly weightBytes: number;
+  /** The data that statistics were taken from; null where none were. Tables tell of theirs themselves. */
+  readonly calibration: DatasetDescription | null;
 }
 
 /** Sources with their scans recognised: where every compilation of one source starts. */
@@ -116,6 +120,8 @@ export interface Prepared {
   readonly warnings: readonly string[];
   /** Facts that hold of the recognised graphs. */
   readonly facts: ReadonlySet<Fact>;
+  /** Every file the sources are made of, those with weights included. */
+  readonly files: readonly string[];
   /** `--stop-after` named a pass that has run already. */
   readonly stopped: boolean;
   /** How far the graphs of a pair are apart, measured once. */
@@ -142,9 +148,11 @@ export async function prepare(options: PrepareOptions, passes: CompilerPasses): 
   const steps = passes.raise();
   const stopped = options.stopAfter !== undefined && steps.some(({ name }) => name === options.stopAfter);
   const raised: { role: Source["role"]; model: Model }[] = [];
+  const files: string[] = [];
   for (const source of sources) {
     options.onProgress?.(`reading ${source.path}`);
-    const { model, warnings: found } = readModel(source.path);
+    const { model, warnings: found, sideFiles } = readModel(source.path);
+    files.push(source.path, ...sideFiles);
     refuseCompiled(model, source.path);
     warnings.push(...found.map((warning) => `${source.path}: ${warning}`));
     options.onProgress?.(`recognising ${source.role === "model" ? "the graph" : `the ${source.role} graph`}`);
@@ -175,6 +183,7 @@ export async function prepare(options: PrepareOptions, passes: CompilerPasses): 
     vocabulary: vocabularyOf(main),
     remarks,
     warnings,
+    files,
     facts: new Set(steps.flatMap(({ establishes }) => establishes)),
     stopped,
     measure: (report) => {
@@ -182,6 +191,20 @@ export async function prepare(options: PrepareOptions, passes: CompilerPasses): 
       return measured;
     },
   };
+}
+
+/** The files written, and those of an earlier result that go, may be none of the source's: its weights would be lost. */
+function refuseReplacing(files: readonly string[], output: string): void {
+  const known = files.map((path) => statSync(path, { throwIfNoEntry: false, bigint: true }));
+  for (const target of [output, `${output}.data`, `${output}.recipe.yaml`]) {
+    // A link would be replaced, and what it leads to left alone.
+    const there = lstatSync(target, { throwIfNoEntry: false, bigint: true });
+    if (there === undefined || !known.some((file) => file?.ino === there.ino && file.dev === there.dev)) continue;
+    throw new MambacError(
+      "compile/output",
+      `writing ${output} would replace ${target}, which belongs to the source; name another file with --output`,
+    );
+  }
 }
 
 /** A compiled file is no source: its weights and states may be rounded already, and its scans need no proof. */
@@ -204,10 +227,12 @@ export async function compilePrepared(
   passes: CompilerPasses,
 ): Promise<CompileReport> {
   const { main, decode } = prepared;
+  if (options.output !== null) refuseReplacing(prepared.files, options.output);
   const remarks: Remark[] = [...prepared.remarks];
-  if (prepared.stopped) return report(options, prepared, main, semanticOps(main.graph.nodes), remarks, null);
+  if (prepared.stopped) return report(options, prepared, main, semanticOps(main.graph.nodes), remarks, null, null);
   await using products = openOrtGemm({ threads: options.threads ?? 1 });
   let complete: Model | null = null;
+  let calibration: DatasetDescription | null = null;
   const hooks = {
     ...pipelineHooks(options, remarks),
     gemm: products.gemm,
@@ -220,6 +245,9 @@ export async function compilePrepared(
       executable: passes.executable,
       threads: options.threads ?? 1,
       ...(options.onProgress === undefined ? {} : { onProgress: options.onProgress }),
+      onDataset: (description) => {
+        calibration = description;
+      },
     }),
   };
   let before: readonly SemanticOp[] = [];
@@ -253,7 +281,8 @@ export async function compilePrepared(
       outdated: [`${output}.recipe.yaml`],
     });
   }
-  return report({ ...options, state }, prepared, model, before, remarks, written);
+  remarks.push(...calibrationRemarks(calibration, options.calibration));
+  return report({ ...options, state }, prepared, model, before, remarks, written, calibration);
 }
 
 function pipelineHooks(options: PrepareOptions, remarks: Remark[]): PipelineHooks {
@@ -354,6 +383,7 @@ function report(
   ops: readonly SemanticOp[],
   remarks: readonly Remark[],
   written: Written | null,
+  calibration: DatasetDescription | null,
 ): CompileReport {
   return {
     inputs: sources,
@@ -364,7 +394,29 @@ function report(
     model,
     written,
     weightBytes: totalBytes(model),
+    calibration,
   };
+}
+
+/** Fewer tokens than this say little, where more were asked for. */
+const FEW_TOKENS = 1024;
+
+function calibrationRemarks(data: DatasetDescription | null, asked: CalibrationData | undefined): Remark[] {
+  if (data === null) return [];
+  const warning = (code: string, message: string): Remark => ({
+    pass: "calibration",
+    kind: "warning",
+    code: `calibration/${code}`,
+    where: "data",
+    message,
+  });
+  const short = typeof asked?.samples === "number" && data.sequences < asked.samples && data.tokens < FEW_TOKENS;
+  return [
+    ...(data.random ? [warning("random", "the data are made up: ranges from them are no basis for a release")] : []),
+    ...(short
+      ? [warning("few", `there are ${data.tokens} tokens only: ranges from so few are chance; give more`)]
+      : []),
+  ];
 }
 
 /** The row of one semantic operator. */

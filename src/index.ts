@@ -63,3 +63,4 @@ export { type LoadOptions, loadPackage } from "./run/stateful.js";
 export type { LoadedPackage, StateSnapshot, Tokens } from "./run/stateful-model.js";
 export { byteTokenizer, loadTokenizer, type StreamDecoder, type Tokenizer } from "./run/tokenizer.js";
 export { EXIT, type ExitCode, InvariantError, MambacError } from "./support/errors.js";
+export { fileProblem } from "./support/file-problem.js";

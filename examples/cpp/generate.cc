@@ -66,6 +66,7 @@ int main(int argc, char** argv) {
     fprintf(stderr, "usage: generate LIBONNXRUNTIME MODEL LIBRARY PROMPT\n");
     return 2;
   }
+  setenv("ORT_DISABLE_TELEMETRY", "1", 0);  // read when ONNX Runtime starts; without it models are told about
   void* runtime = dlopen(argv[1], RTLD_NOW);
   void* entry = runtime == nullptr ? nullptr : dlsym(runtime, "OrtGetApiBase");
   if (entry == nullptr) {

@@ -1,5 +1,7 @@
 """python run_demo.py MODEL.onnx PROMPT [LOGITS.f32]: continue a prompt, byte by byte, in stock ONNX Runtime."""
-import json, sys, numpy, onnxruntime
+import json, os, sys, numpy
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read once, when ONNX Runtime is imported
+import onnxruntime
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 pairs = json.loads(session.get_modelmeta().custom_metadata_map["mambac.states"])
 types = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}

@@ -1,5 +1,7 @@
 """python run_with_library.py MODEL.onnx LIBRARY PROMPT: continue a prompt, byte by byte, on mambac's kernels."""
-import json, sys, numpy, onnxruntime
+import json, os, sys, numpy
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read once, when ONNX Runtime is imported
+import onnxruntime
 options = onnxruntime.SessionOptions()
 options.register_custom_ops_library(sys.argv[2])  # without it the functions in the model run instead
 session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])

@@ -3,11 +3,11 @@
  * exported, and of the same source on ONNX Runtime's own `LinearAttention`.
  */
 
-import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type CompilerPasses, compile, VERSION } from "../compile.js";
 import { readModel } from "../onnx/read.js";
+import { TemporaryFiles } from "../onnx/temporary-files.js";
 import { runBench, type SubjectResult } from "../run/bench.js";
 import { type BenchSettings, type BenchSubject, rateOf, ratioOf, type Spread, spreadOf } from "../run/bench-plan.js";
 import { countCustomOps } from "../run/executed-ops.js";
@@ -67,7 +67,8 @@ export async function benchCommand(
   linearAttention: CompilerPasses,
   terminal: Terminal,
 ): Promise<ExitCode> {
-  const folder = mkdtempSync(join(tmpdir(), "mambac-bench-"));
+  const temporary = new TemporaryFiles();
+  const folder = temporary.folder(tmpdir(), "mambac-bench-");
   const progress = new Progress(options.quiet ? null : terminal);
   try {
     const lineup = await lineUp(options, linearAttention, folder, progress);
@@ -88,7 +89,7 @@ export async function benchCommand(
     throw new MambacError("bench/nothing", "nothing could be measured; the reasons are above", EXIT.unsupported);
   } finally {
     progress.done();
-    rmSync(folder, { recursive: true, force: true });
+    temporary.close();
   }
 }
 

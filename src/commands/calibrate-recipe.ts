@@ -1,6 +1,7 @@
 /** `mambac calibrate --recipe`: the statistics that the passes of one recipe ask for, as they ask for them. */
 
 import { type CompilerPasses, compile, VERSION } from "../compile.js";
+import { requireWritable } from "../onnx/write.js";
 import type { StatRequest } from "../quant/calibration.js";
 import type { StateChoice } from "../rewrite/semantic.js";
 import { calibrationHeader } from "../run/calibrate.js";
@@ -28,6 +29,7 @@ export async function calibrateRecipeCommand(
 ): Promise<ExitCode> {
   const progress = new Progress(options.quiet ? null : terminal);
   const { inputs, output, samples, sequenceLength, seed, shard, threads, recipe } = options;
+  requireWritable(output);
   const start = performance.now();
   const writer = new CalibrationWriter(output);
   const requests: StatRequest[] = [];

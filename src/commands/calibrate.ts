@@ -4,6 +4,7 @@ import { statSync } from "node:fs";
 import { type CompilerPasses, VERSION } from "../compile.js";
 import { floatModel } from "../float-model.js";
 import { graphDigest } from "../onnx/model-digest.js";
+import { requireWritable } from "../onnx/write.js";
 import { type CalibrationTable, requestOf } from "../quant/calibration.js";
 import { calibrateToFile, mergeToFile } from "../run/calibrate.js";
 import { readCalibration } from "../run/calibration-files.js";
@@ -45,6 +46,7 @@ export async function calibrateCommand(
 ): Promise<ExitCode> {
   const progress = new Progress(options.quiet ? null : terminal);
   const { inputs, output, samples, sequenceLength, seed, shard, threads } = options;
+  requireWritable(output);
   try {
     const { model, modelSha256 } = await floatModel(
       { inputs, threads, onProgress: (message) => progress.say(message) },

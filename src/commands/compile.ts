@@ -204,6 +204,7 @@ function documentOf(
     state: report.state,
     recipe: options.decided?.()?.recipe ?? options.recipe ?? null,
     ...(options.choice == null ? {} : { auto: options.choice.document }),
+    calibration: report.calibration,
     ...(census === null ? {} : { kernels: { ...census, kernels: Object.fromEntries(census.kernels) } }),
     layers: report.rows.map(layerDocument),
     totals: { weightBytes: report.weightBytes, stateBytesBefore: before, stateBytesAfter: after },
@@ -230,6 +231,15 @@ function textOf(
   facts.push(["state", `${stateText(report.state)}, ${formatStateTotal(report.rows)}`]);
   facts.push(["weights", formatBytes(report.weightBytes)]);
   if (options.recipe != null) facts.push(["recipe", options.recipe.name]);
+  if (report.calibration !== null) {
+    const { sequences, tokens, random, seed, sha256 } = report.calibration;
+    const asked = options.calibration?.samples ?? sequences;
+    const of = sequences < asked ? ` of ${asked} asked for` : "";
+    const files = random
+      ? "made up"
+      : `${(options.calibration?.paths ?? []).join(", ")} (sha256 ${sha256.slice(0, 12)})`;
+    facts.push(["calibration", `${sequences} sequences${of}, ${tokens} tokens, seed ${seed}: ${files}`]);
+  }
   if (census !== null) facts.push(["projections", censusText(census)]);
   if (files !== null) {
     const list = [files.model, ...(files.data === null ? [] : [files.data]), ...files.companions].map(named).join(", ");

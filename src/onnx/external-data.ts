@@ -27,6 +27,11 @@ export class ExternalFiles {
     this.#folder = folder;
   }
 
+  /** Paths of the files that weights came from, links followed. */
+  get paths(): readonly string[] {
+    return [...this.#files.values()].map(({ path }) => path);
+  }
+
   /**
    * The bytes of `location` for the tensor called `label` in messages; offsets count from the file's start. Throws
    * `onnx/external-path` for a path that leaves the folder and `onnx/external-data` for a missing or short file.
@@ -75,7 +80,7 @@ export class ExternalFiles {
     } catch (cause) {
       throw new MambacError(
         "onnx/external-data",
-        `${label}: its data are in ${location}, which is not beside the model; copy that file into ${this.#folder}`,
+        `${label}: its data are in ${location}, which is not beside the model; copy that file into the model's folder`,
         undefined,
         { cause },
       );

@@ -26,6 +26,8 @@ export interface ReadResult {
   readonly model: Model;
   /** What was read differently from how it was written, or could not be interpreted; one sentence each. */
   readonly warnings: readonly string[];
+  /** Paths of the files beside the model that hold its weights, links followed. */
+  readonly sideFiles: readonly string[];
 }
 
 /**
@@ -109,7 +111,7 @@ function decodeModel(bytes: Uint8Array, external: ExternalFiles | null): ReadRes
     ...extrasOf("ModelProto", proto, { configuration: proto.configuration }, context),
   };
   checkStructure(model, log);
-  return { model, warnings: log.warnings() };
+  return { model, warnings: log.warnings(), sideFiles: external?.paths ?? [] };
 }
 
 /** Diagnostics told in one message; a damaged file may have thousands. */

@@ -18,6 +18,8 @@ import {
   type StatKind,
   type StatRequest,
 } from "../quant/calibration.js";
+import { MambacError } from "../support/errors.js";
+import { fileProblem } from "../support/file-problem.js";
 import { type Range, readAll, StatisticSpool, writeAll } from "./statistic-spool.js";
 
 const FORMAT = "mambac-calibration";
@@ -286,5 +288,5 @@ function writeText(path: string, text: string): void {
 
 function writeError(path: string, cause: unknown): unknown {
   if (!(cause instanceof Error && "syscall" in cause)) return cause;
-  return calibrationError("write", `cannot write ${path}: ${cause.message}`, { cause });
+  return new MambacError("calibration/write", `cannot write ${path}: ${fileProblem(cause)}`, undefined, { cause });
 }

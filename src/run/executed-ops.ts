@@ -1,9 +1,10 @@
 /** Which of a model's mambac operators run as kernels of the op library, and which as functions of the model. */
 
-import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { readFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type Graph, type Model, subgraphs, useIndex } from "../ir/graph.js";
+import { TemporaryFiles } from "../onnx/temporary-files.js";
 import { OP_DOMAIN } from "../ops/names.js";
 import type { NativeSession } from "./native-session.js";
 import type { Signature } from "./signature.js";
@@ -60,7 +61,8 @@ export function inPlaceStates(model: Model, signature: Signature, ops: ExecutedO
 
 /** Profiles one run of a session to see the operators that really execute, whatever was registered. */
 export class ExecutionTrace {
-  readonly #folder: string = mkdtempSync(join(tmpdir(), "mambac-trace-"));
+  readonly #temporary = new TemporaryFiles();
+  readonly #folder: string = this.#temporary.folder(tmpdir(), "mambac-trace-");
 
   /** To be given to the session as `profilePrefix`. */
   get prefix(): string {
@@ -73,7 +75,7 @@ export class ExecutionTrace {
   }
 
   close(): void {
-    rmSync(this.#folder, { recursive: true, force: true });
+    this.#temporary.close();
   }
 
   [Symbol.dispose](): void {

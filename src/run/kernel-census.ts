@@ -3,11 +3,12 @@
  * the graph it made of the model.
  */
 
-import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { readFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { attrInt, type Graph } from "../ir/graph.js";
 import { readModelBytes } from "../onnx/read.js";
+import { TemporaryFiles } from "../onnx/temporary-files.js";
 import { openNativeSession } from "./native-session.js";
 import { ROUNDS_ACTIVATIONS } from "./rounding.js";
 
@@ -38,7 +39,8 @@ export interface KernelCensus {
 
 /** Loads a model with every optimisation and counts what its projections became. `MatMul` inside operators is not counted. */
 export async function kernelCensus(path: string): Promise<KernelCensus> {
-  const folder = mkdtempSync(join(tmpdir(), "mambac-census-"));
+  const temporary = new TemporaryFiles();
+  const folder = temporary.folder(tmpdir(), "mambac-census-");
   try {
     const optimized = join(folder, "optimized.onnx");
     const session = await openNativeSession(path, { optimization: "all", optimizedModelPath: optimized });
@@ -46,7 +48,7 @@ export async function kernelCensus(path: string): Promise<KernelCensus> {
     // Weights the optimiser left alone are still named relative to the model they came from.
     return countKernels(readModelBytes(readFileSync(optimized), dirname(path)).model.graph);
   } finally {
-    rmSync(folder, { recursive: true, force: true });
+    temporary.close();
   }
 }
 

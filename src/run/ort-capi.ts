@@ -10,6 +10,7 @@ import type * as koffiModule from "koffi";
 import type { LibraryHandle, TypeObject } from "koffi";
 import { assertNever, MambacError } from "../support/errors.js";
 import { findOnnxRuntime } from "./locate.js";
+import "./no-telemetry.js";
 import {
   API_VERSION,
   type Argument,

@@ -1,5 +1,7 @@
 /** The only importer of onnxruntime-node: plain sessions for proofs, calibration and evaluation. */
 
+// biome-ignore assist/source/organizeImports: must run before ONNX Runtime is loaded.
+import "./no-telemetry.js";
 import * as ort from "onnxruntime-node";
 import { asBytes, type Tensor, tensorFromBytes } from "../ir/tensor.js";
 import { type DType, dtypeBits } from "../ir/types.js";

@@ -1,11 +1,23 @@
 /** What people do wrong on their first day, and what they are told. */
 
-import { existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, test } from "vitest";
-import { documentIn, mambac } from "../support/command.js";
+import { readModel } from "../../src/onnx/read.js";
+import { writeModel } from "../../src/onnx/write.js";
+import { documentIn, mambac, spawnMambac } from "../support/command.js";
 import { fixture } from "../support/fixture-models.js";
+import { DEMO } from "../support/state-quality.js";
 
 const root = mkdtempSync(join(tmpdir(), "mambac-mistakes-"));
 afterAll(() => rmSync(root, { recursive: true }));
@@ -98,6 +110,74 @@ describe("compile", () => {
     writeFileSync(`${out}.data`, "of something else");
     expect((await mambac("compile", PREFILL, "-o", out, "-q", "--external-data", "never")).code).toBe(0);
     expect(existsSync(`${out}.data`)).toBe(true);
+  });
+});
+
+test("a source's side file is never lost to an output of its name, or to the side file of one", async () => {
+  const folder = mkdtempSync(join(root, "external-"));
+  const { model } = readModel(PREFILL);
+  await writeModel(model, join(folder, "out.onnx"), { externalData: "always" });
+  const [source, weights] = [join(folder, "source.onnx"), join(folder, "out.onnx.data")];
+  renameSync(join(folder, "out.onnx"), source);
+  const before = readFileSync(weights);
+  for (const output of [weights, join(folder, "out.onnx")]) {
+    const { code, err } = await mambac("compile", source, "-o", output);
+    expect(code).toBe(2);
+    expect(err).toContain("out.onnx.data, which belongs to the source");
+  }
+  expect(readFileSync(weights)).toEqual(before);
+  expect(readdirSync(folder).sort()).toEqual(["out.onnx.data", "source.onnx"]);
+});
+
+test("calibration data are reported, and so is that they are few or made up", async () => {
+  const out = join(root, "calibrated.onnx");
+  const recipe = ["compile", PREFILL, "-o", out, "--recipe", "w8a8h8", "--seq-len", "8"];
+  const ids = join(root, "ids.jsonl");
+  writeFileSync(ids, `${JSON.stringify({ input_ids: Array.from({ length: 40 }, (_, at) => (7 * at) % 96) })}\n`);
+  const few = await mambac(...recipe, "--calib", ids, "--num-samples", "1000");
+  expect(few.out).toMatch(
+    /\ncalibration +\d+ sequences of 1000 asked for, \d+ tokens, seed 0: .*\.jsonl \(sha256 [0-9a-f]{12}\)\n/,
+  );
+  expect(few.out).toMatch(/warning \(calibration\) data: there are \d+ tokens only/);
+  const random = documentIn(await mambac(...recipe, "--calib", "random", "--num-samples", "2", "--json"));
+  expect(random["calibration"]).toMatchObject({ sequences: 2, tokens: 16, random: true });
+  expect(random["remarks"]).toContainEqual(expect.objectContaining({ code: "calibration/random", kind: "warning" }));
+});
+
+describe("a process of its own", () => {
+  test("tells ONNX Runtime to keep its telemetry to itself", async () => {
+    const home = mkdtempSync(join(root, "home-"));
+    // In what looks like continuous integration ONNX Runtime sends nothing anyway.
+    const quiet = ["CI", "TF_BUILD", "GITHUB_ACTIONS", "ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS"];
+    const env = {
+      ...Object.fromEntries(quiet.map((name) => [name, undefined])),
+      HOME: home,
+      XDG_CACHE_HOME: undefined,
+    };
+    for (const argv of [
+      ["compile", PREFILL, "-o", join(root, "telemetry.onnx"), "-q"],
+      ["verify", join(root, "telemetry.onnx"), "--against", PREFILL, "-q", "--lengths", "3"],
+    ]) {
+      expect((await spawnMambac(argv, { env })).code).toBe(0);
+    }
+    expect(readdirSync(home, { recursive: true })).toEqual([]);
+  });
+
+  test.skipIf(!existsSync("/dev/full"))("tells that results cannot be written, without a trace", async () => {
+    const result = await spawnMambac(["recipe", "list"], { stdout: "/dev/full" });
+    expect(result).toEqual({
+      code: 2,
+      out: "",
+      err: "mambac: cannot write to the standard output: the disk is full\n",
+    });
+  });
+
+  test("leaves no folder behind when a comparison is interrupted", async () => {
+    const folder = mkdtempSync(join(root, "tmp-"));
+    const argv = ["compare", join(DEMO, "prefill.onnx"), "--recipe", "rtn-w4a16", "--text", join(DEMO, "kjv.txt")];
+    const result = await spawnMambac(argv, { env: { TMPDIR: folder }, interruptAfter: "measuring float" });
+    expect(result.code, result.err).toBe(130);
+    expect(readdirSync(folder).filter((name) => name.startsWith("mambac-"))).toEqual([]);
   });
 });
 

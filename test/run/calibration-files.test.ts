@@ -100,7 +100,7 @@ describe("tables on disk", () => {
 
   it("cannot be written where there is no folder", () => {
     expect(() => new CalibrationWriter(join(folder, "absent", "t.json"))).toThrow(
-      expect.objectContaining({ code: "calibration/write", exitCode: 5 }),
+      expect.objectContaining({ code: "calibration/write", exitCode: 2 }),
     );
   });
 });

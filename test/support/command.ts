@@ -1,6 +1,7 @@
 /** Runs `mambac` in this process, or as a process of its own. */
 
 import { spawn } from "node:child_process";
+import { closeSync, openSync } from "node:fs";
 import { join } from "node:path";
 import { main } from "../../bin/command-line.js";
 
@@ -37,6 +38,10 @@ export interface SpawnOptions {
   /** Largest file the process may write, in bytes; a stand-in for a full disk. */
   readonly fileLimit?: number;
   readonly cwd?: string;
+  /** Instead of this process's own; a variable that is undefined is not set. */
+  readonly env?: Readonly<Record<string, string | undefined>>;
+  /** A file that takes the results. */
+  readonly stdout?: string;
 }
 
 const ENTRY: string = join(import.meta.dirname, "..", "..", "bin", "mambac.ts");
@@ -48,13 +53,16 @@ export function spawnMambac(argv: readonly string[], options: SpawnOptions = {})
     options.fileLimit === undefined
       ? node
       : ["sh", "-c", `ulimit -f ${Math.ceil(options.fileLimit / 512)}; exec "$@"`, "sh", ...node];
-  const child = spawn(file, rest, { stdio: ["ignore", "pipe", "pipe"], cwd: options.cwd });
+  const sink = options.stdout === undefined ? "pipe" : openSync(options.stdout, "w");
+  const env = { ...process.env, ...options.env };
+  const child = spawn(file, rest, { stdio: ["ignore", sink, "pipe"], cwd: options.cwd, env });
+  if (typeof sink === "number") closeSync(sink);
   let [out, err] = ["", ""];
   let interrupted = false;
-  child.stdout.on("data", (chunk: Buffer) => {
+  child.stdout?.on("data", (chunk: Buffer) => {
     out += chunk.toString();
   });
-  child.stderr.on("data", (chunk: Buffer) => {
+  child.stderr?.on("data", (chunk: Buffer) => {
     err += chunk.toString();
     if (options.interruptAfter === undefined || interrupted || !err.includes(options.interruptAfter)) return;
     interrupted = true;
