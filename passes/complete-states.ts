@@ -6,18 +6,27 @@
  * Algebra: the zero state is what the source started from, so with zero inputs nothing changes.
  * Names: those of the source where it has any (`names`, from a decode graph, or derived from its outputs), else
  * `past_conv.N`, `past_ssm.N` -> `present_conv.N`, `present_ssm.N`. States present already are left alone.
+ * A graph with a scan that carries no state gets none at all: its convolutions start from zeros, too.
  * Refuses nothing: a name that is taken gets a suffix.
  *
  *     before   SelectiveScan(..., '') -> (y, '')
  *     after    SelectiveScan(..., past_ssm.0) -> (y, present_ssm.0)
  */
 
-import type { Graph, Node, ValueInfo } from "../src/ir/graph.js";
+import type { Graph, Model, Node, ValueInfo } from "../src/ir/graph.js";
 import type { Dim } from "../src/ir/types.js";
 import { tokenInput } from "../src/rewrite/axes.js";
 import { GraphEdit } from "../src/rewrite/edit.js";
 import { definePass, type Pass } from "../src/rewrite/pass.js";
-import { readSemantic } from "../src/rewrite/semantic.js";
+import {
+  CONV_INPUT,
+  convNode,
+  readSemantic,
+  SCAN_INPUT,
+  type Stateless,
+  scanNode,
+  semanticOps,
+} from "../src/rewrite/semantic.js";
 import { defaultStateNames, pastNameFor, type StateSlot, slotType, stateSlots } from "../src/rewrite/states.js";
 
 export interface CompleteStatesOptions {
@@ -34,6 +43,8 @@ export const completeStates: Pass<CompleteStatesOptions> = definePass({
   invalidates: [],
   run(model, options, _context) {
     const { graph } = model;
+    const stateless = statelessOf(graph);
+    if (stateless !== null) return Promise.resolve(withoutStates(model, stateless));
     const edit = new GraphEdit(graph);
     const type = tokenInput(graph)?.type;
     const batch: Dim = type?.kind === "tensor" ? (type.shape?.[0] ?? "batch_size") : "batch_size";
@@ -72,6 +83,27 @@ export const completeStates: Pass<CompleteStatesOptions> = definePass({
     return Promise.resolve({ model: { ...model, graph: retyped(edit.commit(), batch) }, changed });
   },
 });
+
+function statelessOf(graph: Graph): Stateless | null {
+  for (const op of semanticOps(graph.nodes)) if (op.kind === "scan" && op.stateless !== undefined) return op.stateless;
+  return null;
+}
+
+/** Marks everything that would carry a state, but for what the source itself gave one. */
+function withoutStates(model: Model, stateless: Stateless): { readonly model: Model; readonly changed: number } {
+  let changed = 0;
+  const nodes = model.graph.nodes.map((node) => {
+    const op = readSemantic(node);
+    if (op === null || op.kind === "attention" || op.stateless !== undefined) return node;
+    if ((node.inputs[op.kind === "scan" ? SCAN_INPUT.past : CONV_INPUT.past] ?? "") !== "") return node;
+    changed += 1;
+    const marked = { ...op, stateless };
+    return marked.kind === "scan"
+      ? scanNode(marked, node.inputs, node.outputs)
+      : convNode(marked, node.inputs, node.outputs);
+  });
+  return changed === 0 ? { model, changed } : { model: { ...model, graph: { ...model.graph, nodes } }, changed };
+}
 
 function valueNames(graph: Graph): Set<string> {
   const nodes = graph.nodes.flatMap((node) => node.outputs);

@@ -48,7 +48,10 @@ export const freeLength: Pass<Record<string, never>> = definePass({
   establishes: ["length-free"],
   invalidates: [],
   run(model, _options, context) {
-    if (semanticOps(model.graph.nodes).every((op) => op.kind !== "scan")) return Promise.resolve({ model, changed: 0 });
+    const scans = semanticOps(model.graph.nodes).filter((op) => op.kind === "scan");
+    // Of a picture no axis is the sequence.
+    if (scans.length === 0 || scans.some(({ stateless }) => stateless === "inner"))
+      return Promise.resolve({ model, changed: 0 });
     const opset = mainOpset(model);
     const view = viewGraph(model.graph, opset);
     const token = tokenInput(model.graph);

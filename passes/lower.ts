@@ -14,6 +14,7 @@
 
 import { GraphBuilder } from "../src/ir/builder.js";
 import { type Attribute, attr, type FunctionDef, type Graph, type Model, makeNode } from "../src/ir/graph.js";
+import { f32Tensor } from "../src/ir/tensor.js";
 import { opFunction } from "../src/ops/functions.js";
 import { emitLinearAttention } from "../src/ops/linear-attention.js";
 import { convName, isPacked, OP_DOMAIN, OP_VERSION, opName, pseudoHeadDim, ROTATION_OP } from "../src/ops/names.js";
@@ -22,7 +23,14 @@ import { emitAttention } from "../src/rewrite/attention-lowering.js";
 import { GraphEdit } from "../src/rewrite/edit.js";
 import { isOnlineRotation, lowerRotation } from "../src/rewrite/online-rotation.js";
 import { definePass, type Pass } from "../src/rewrite/pass.js";
-import { type ConvOp, readSemantic, type ScanOp, type SemanticOp } from "../src/rewrite/semantic.js";
+import {
+  CONV_INPUT,
+  type ConvOp,
+  readSemantic,
+  SCAN_INPUT,
+  type ScanOp,
+  type SemanticOp,
+} from "../src/rewrite/semantic.js";
 import { EXIT, MambacError } from "../src/support/errors.js";
 
 export const SCAN_TARGETS = ["mambac", "linear-attention"] as const;
@@ -55,7 +63,8 @@ export const lower: Pass<{ readonly target: ScanTarget }> = definePass({
   },
 });
 
-function lowerOp(builder: GraphBuilder, op: SemanticOp, target: ScanTarget, used: Set<string>): void {
+function lowerOp(builder: GraphBuilder, given: SemanticOp, target: ScanTarget, used: Set<string>): void {
+  const op = given.kind !== "attention" && given.stateless !== undefined ? withZeroState(builder, given) : given;
   switch (op.kind) {
     case "scan":
       if (target === "linear-attention") lowerToLinearAttention(builder, op);
@@ -67,6 +76,24 @@ function lowerOp(builder: GraphBuilder, op: SemanticOp, target: ScanTarget, used
     default:
       emitAttention(builder, op);
   }
+}
+
+/** The operator with zeros as the state before its first token, and a name for the state that nothing reads. */
+function withZeroState<Op extends ScanOp | ConvOp>(builder: GraphBuilder, op: Op): Op {
+  const { node } = op;
+  const sizes =
+    op.kind === "conv"
+      ? [op.channels, op.stateWidth]
+      : op.family === "mamba1"
+        ? [op.heads, op.dState]
+        : [op.heads, op.headDim, op.dState];
+  const batch = builder.op("Shape", [node.inputs[0] ?? ""], { start: 0, end: 1 });
+  const shape = builder.op("Concat", [batch, builder.ints(sizes)], { axis: 0 });
+  const zeros = builder.op("ConstantOfShape", [shape], { value: attr.tensor(f32Tensor([1], [0])) });
+  const at = op.kind === "conv" ? CONV_INPUT.past : SCAN_INPUT.past;
+  const inputs = node.inputs.with(at, zeros);
+  const present = (node.outputs[1] ?? "") === "" ? builder.fresh("present") : (node.outputs[1] ?? "");
+  return { ...op, stateLayout: "PN", node: { ...node, inputs, outputs: [node.outputs[0] ?? "", present] } };
 }
 
 function lowerScan(builder: GraphBuilder, op: ScanOp, used: Set<string>): void {

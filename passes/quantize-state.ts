@@ -11,6 +11,7 @@
  * h4 only; other layers keep `call`, with a remark.
  * Scale `static`: Sc and Ss are frozen, from the mean magnitude of every state value over calibration data, and become
  * inputs of the operator; the state is codes alone. Mamba-2 only; other layers get `dsq-max`, with a remark.
+ * Scans that carry no state have none to store: they keep f32.
  * Refuses: h4 where d_state is odd, since two codes share a byte; a replay length outside 1..64; replay of static scales.
  *
  *     before   past_ssm.0: f32[batch, 24, 64, 128]
@@ -26,6 +27,7 @@ import type { GivenSteps } from "../src/quant/static-steps.js";
 import { GraphEdit } from "../src/rewrite/edit.js";
 import { definePass, type Pass, type PassContext } from "../src/rewrite/pass.js";
 import {
+  FLOAT_STATE,
   readSemantic,
   SCAN_INPUT,
   type ScanOp,
@@ -50,7 +52,7 @@ export const quantizeState: Pass<QuantizeStateOptions> = definePass({
   invalidates: [],
   run(model, options, context) {
     const choices = choicesFor(
-      semanticOps(model.graph.nodes).filter((op) => op.kind === "scan"),
+      semanticOps(model.graph.nodes).flatMap((op) => (op.kind === "scan" && op.stateless === undefined ? [op] : [])),
       options,
       context,
     );
@@ -60,6 +62,10 @@ export const quantizeState: Pass<QuantizeStateOptions> = definePass({
     for (const node of model.graph.nodes) {
       const op = readSemantic(node);
       if (op?.kind !== "scan") continue;
+      if (op.stateless !== undefined) {
+        edit.swapNode(node, scanNode({ ...op, state: FLOAT_STATE }, node.inputs, node.outputs));
+        continue;
+      }
       if (options.format === "h4" && op.dState % 2 !== 0) {
         throw new MambacError(
           "quantize-state/odd",

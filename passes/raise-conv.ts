@@ -4,27 +4,25 @@
  * Purpose: Conv with padding and a cut, Mul + ReduceSum over a rolled state and CausalConvWithState become one operator
  * that works for any length and carries its own state.
  * Algebra: y[c, t] = act(bias[c] + sum_k w[c, k] s[c, t + k - (K-1)]) over the stream s = (past, x).
- * Refuses: convolutions that look backwards and forwards (vision), strided ones, whatever does not reproduce to 1e-4, and
- * graphs that turn their tokens around.
+ * In a graph without token ids the tokens may be patches inside it; every length that step sizes have there is tried.
+ * Refuses: convolutions that look backwards and forwards (vision), strided ones, and whatever does not reproduce to 1e-4.
  *
  *     before   Concat(past, x) -> Conv -> Slice -> Sigmoid -> Mul; Slice -> present
  *     after    CausalConv(x, weight, bias, past) -> (y, present)
  */
 
 import { GraphBuilder } from "../src/ir/builder.js";
-import { attr } from "../src/ir/graph.js";
+import { attr, type Node } from "../src/ir/graph.js";
 import { f32Tensor } from "../src/ir/tensor.js";
 import { dtypeNumber } from "../src/ir/types.js";
 import { concrete } from "../src/rewrite/axes.js";
-import { backwardRead } from "../src/rewrite/causality.js";
 import { findConvRegions, type ProvedConv, proveConv } from "../src/rewrite/conv-region.js";
 import { GraphEdit } from "../src/rewrite/edit.js";
 import { emitCast, emitFromCanonical, emitToCanonical } from "../src/rewrite/layout.js";
-import { definePass, type Pass } from "../src/rewrite/pass.js";
-import { findScanRegions } from "../src/rewrite/scan-region.js";
+import { definePass, type Pass, type PassContext } from "../src/rewrite/pass.js";
 import { convNode, layerLabel } from "../src/rewrite/semantic.js";
 import type { Tracer } from "../src/rewrite/trace.js";
-import { proofTrials } from "../src/rewrite/trials.js";
+import { innerReadings, proofTrials } from "../src/rewrite/trials.js";
 
 export const raiseConv: Pass<Record<string, never>> = definePass({
   name: "raise-conv",
@@ -34,38 +32,49 @@ export const raiseConv: Pass<Record<string, never>> = definePass({
   establishes: ["conv-raised"],
   invalidates: [],
   async run(model, _options, context) {
-    const { tracer, trials } = proofTrials(model);
+    const own = proofTrials(model);
     const labels = new Set<string>();
     const edit = new GraphEdit(model.graph);
-    // Its scans carry no state, and neither must its convolutions. What may be a scan can be summed up backwards.
-    if (backwardRead(tracer) !== null && backwardRead(tracer, findScanRegions(tracer).regions) !== null)
-      return { model, changed: 0 };
-    let changed = 0;
-    for (const [at, region] of findConvRegions(tracer).entries()) {
-      const layer = layerLabel(
-        [region.presentState ?? "", region.weight, region.anchor.name, ...region.biases, region.x],
-        at,
-        labels,
-      );
-      const result = await proveConv(tracer, region, trials, (graph, feeds) =>
-        context.execute({ ...model, graph }, feeds),
-      );
-      if (result.kind === "proved") {
-        replaceConv(tracer, edit, result.conv, layer, at);
-        changed += 1;
-        continue;
+    const taken = new Set<Node>();
+    const refused = new Map<Node, Refusal>();
+    for (const { tracer, trials } of [own, ...innerReadings(own.tracer)]) {
+      for (const [at, region] of findConvRegions(tracer).entries()) {
+        const { anchor } = region;
+        if (taken.has(anchor)) continue;
+        const layer =
+          refused.get(anchor)?.layer ??
+          layerLabel([region.presentState ?? "", region.weight, anchor.name, ...region.biases, region.x], at, labels);
+        const result = await proveConv(tracer, region, trials, (graph, feeds) =>
+          context.execute({ ...model, graph }, feeds),
+        );
+        if (result.kind === "proved") {
+          replaceConv(tracer, edit, result.conv, layer, taken.size);
+          taken.add(anchor);
+        } else if (result.error !== null || !refused.has(anchor)) {
+          refused.set(anchor, { layer, reason: result.reason, error: result.error });
+        }
       }
-      const measured = result.error === null ? "" : `; smallest relative error ${result.error.toExponential(1)}`;
-      context.report({
-        kind: "missed",
-        code: "raise-conv/not-proved",
-        where: `${layer}: ${region.anchor.name || region.anchor.outputs[0]}`,
-        message: `looks like a causal convolution but is left as it is: ${result.reason}${measured}`,
-      });
     }
-    return { model: changed === 0 ? model : { ...model, graph: edit.commit() }, changed };
+    for (const [anchor, refusal] of refused) if (!taken.has(anchor)) tellRefused(context, anchor, refusal);
+    return { model: taken.size === 0 ? model : { ...model, graph: edit.commit() }, changed: taken.size };
   },
 });
+
+interface Refusal {
+  readonly layer: string;
+  readonly reason: string;
+  readonly error: number | null;
+}
+
+function tellRefused(context: PassContext, anchor: Node, { layer, reason, error }: Refusal): void {
+  const measured = error === null ? "" : `; smallest relative error ${error.toExponential(1)}`;
+  context.report({
+    kind: "missed",
+    code: "raise-conv/not-proved",
+    where: `${layer}: ${anchor.name || anchor.outputs[0]}`,
+    message: `looks like a causal convolution but is left as it is: ${reason}${measured}`,
+  });
+}
 
 function replaceConv(tracer: Tracer, edit: GraphEdit, conv: ProvedConv, layer: string, at: number): void {
   const { region } = conv;

@@ -19,7 +19,7 @@ import { viewGraph } from "./rewrite/axes.js";
 import { splitBranches } from "./rewrite/branches.js";
 import type { Fact, Remark } from "./rewrite/pass.js";
 import { nothingFound, type PipelineHooks, runSteps, type Step } from "./rewrite/pipeline.js";
-import { type SemanticOp, type StateChoice, semanticOps } from "./rewrite/semantic.js";
+import { FLOAT_STATE, type SemanticOp, type StateChoice, semanticOps } from "./rewrite/semantic.js";
 import { slotType, stateBytes, stateSlots } from "./rewrite/states.js";
 import { mainOpset } from "./rewrite/trials.js";
 import type { DatasetDescription } from "./run/dataset.js";
@@ -368,9 +368,12 @@ export function stateText(state: StateChoice): string {
   return `${state.format}${scale} requantize=${state.requantize}${replayText(state)}`;
 }
 
-/** The choice as the layers could take it: without replay, or static scales, where none of them has it. */
+/** The choice as the layers could take it: without replay, static scales or any state, where none of them has it. */
 function takenState(choice: StateChoice, ops: readonly SemanticOp[]): StateChoice {
-  const states = ops.flatMap((op) => (op.kind === "scan" ? [op.state] : []));
+  const scans = ops.flatMap((op) => (op.kind === "scan" ? [op] : []));
+  const states = scans.map(({ state }) => state);
+  // Nothing is kept between calls, so nothing is rounded.
+  if (scans.length > 0 && scans.every(({ stateless }) => stateless !== undefined)) return FLOAT_STATE;
   if (isStatic(choice)) return states.find(isStatic) ?? states[0] ?? choice;
   if (choice.requantize !== "replay") return choice;
   return states.find(({ requantize }) => requantize === "replay") ?? states[0] ?? choice;

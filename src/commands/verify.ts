@@ -158,7 +158,9 @@ async function consistencyChecks(subject: Subject): Promise<Check[]> {
   const limit = rounding.activations ? looser(state, ACTIVATION_LIMIT) : state;
   const plural = lengths.filter((length) => length > 1);
   if (!model.stateful || model.signature.tokens.length === plural[0]) {
-    const note = "the file takes one length only, so it cannot be fed in parts";
+    const note = model.stateful
+      ? "the file takes one length only, so it cannot be fed in parts"
+      : "the file carries no state, so it takes whole sequences";
     return [{ name: "itself, cut", lengths: [], rounded: false, limit, difference: null, passed: true, note }];
   }
   const cut: Difference[] = [];

@@ -42,6 +42,12 @@ export function tokenInput(graph: Graph): ValueInfo | null {
   );
 }
 
+/** Does the graph take token ids? Graphs of pictures and sounds do not. */
+export function hasTokenIds(graph: Graph): boolean {
+  const type = tokenInput(graph)?.type;
+  return type?.kind === "tensor" && (type.dtype === "i64" || type.dtype === "i32") && type.shape?.length === 2;
+}
+
 /** Is the sequence length of the graph free, as far as its declared input says? */
 export function declaredLength(graph: Graph): number | null {
   const token = tokenInput(graph);

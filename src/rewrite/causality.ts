@@ -1,9 +1,10 @@
 /**
- * Does a graph read its tokens backwards? Vision models scan in several directions; a state carried from one call to the
- * next means nothing there, since a token's result depends on tokens that come after it.
+ * Does a graph read its tokens backwards, or look ahead? Vision models scan in several directions, and convolve over both
+ * neighbours; a state carried from one call to the next means nothing there, since a token's result depends on tokens that
+ * come after it.
  */
 
-import { attrInt, attrInts, type Node } from "../ir/graph.js";
+import { attrInt, attrInts, attrString, type Node } from "../ir/graph.js";
 import { concrete, isLengthAxis } from "./axes.js";
 import type { Tracer } from "./trace.js";
 
@@ -18,12 +19,36 @@ export function backwardRead(tracer: Tracer, inside: readonly { readonly nodes: 
   );
 }
 
+/** The first convolution whose result for a token reads tokens after it, or null. */
+export function lookAhead(tracer: Tracer): Node | null {
+  return tracer.graph.nodes.find((node) => looksAhead(tracer, node)) ?? null;
+}
+
 /** Why nothing in the graph may carry a state, for remarks. */
 export function backwardReason(node: Node): string {
+  const what = node.op === "Conv" ? "looks at later tokens" : "turns its tokens around";
   return (
-    `the graph turns its tokens around (${node.op} ${node.name || node.outputs[0]}), so a token's result depends on later ` +
+    `the graph ${what} (${node.op} ${node.name || node.outputs[0]}), so a token's result depends on later ` +
     "tokens and no state can be carried from call to call"
   );
+}
+
+/** As many columns out as in, and some of the padding behind the last. */
+function looksAhead(tracer: Tracer, node: Node): boolean {
+  const [input, weight] = node.inputs;
+  const [output] = node.outputs;
+  if (node.op !== "Conv" || node.domain !== "" || input === undefined || weight === undefined || output === undefined)
+    return false;
+  const from = concrete(tracer.view, input)?.shape;
+  const to = concrete(tracer.view, output)?.shape;
+  const taps = concrete(tracer.view, weight)?.shape;
+  if (from == null || to == null || taps == null || tracer.free.has(input)) return false;
+  const pads = attrInts(node, "pads");
+  const same = attrString(node, "auto_pad", "NOTSET").startsWith("SAME");
+  return from.some((size, axis) => {
+    if (axis < 2 || size !== to[axis] || (taps[axis] ?? 1) < 2 || !isLongAxis(tracer, input, axis)) return false;
+    return same || (pads?.[axis - 2 + from.length - 2] ?? 0) > 0;
+  });
 }
 
 function turnsAround(tracer: Tracer, node: Node): boolean {

@@ -12,6 +12,7 @@ import { attrString, dependencies, type Node, qualifiedOp } from "../ir/graph.js
 import { isFloat } from "../ir/tensor.js";
 import { concrete } from "./axes.js";
 import { type ScanForm, scanForm } from "./scan-form.js";
+import { softplusValues } from "./softplus.js";
 import type { Tracer } from "./trace.js";
 
 const ALGEBRA = new Set(
@@ -61,10 +62,9 @@ export function findScanRegions(tracer: Tracer): {
   const regions: ScanRegion[] = [];
   const misses: NearMiss[] = [];
   const taken = new Set<Node>();
-  for (const node of tracer.graph.nodes) {
-    const inner = softplusInput(tracer, node);
-    if (inner === null || taken.has(node)) continue;
-    const region = growRegion(tracer, node, inner);
+  for (const { node, of } of softplusValues(tracer.graph)) {
+    if (taken.has(node)) continue;
+    const region = growRegion(tracer, node, of);
     if (region === null) continue;
     if ("reason" in region) {
       misses.push(region);
@@ -78,29 +78,6 @@ export function findScanRegions(tracer: Tracer): {
     misses.push({ anchor: node, dt: "", reason: "its decay is no product of a softplus and a weight" });
   }
   return { regions, misses };
-}
-
-/** The value a softplus is taken of: Softplus itself, or Log(1 + Exp(v)) and its stable form with -|v|. */
-function softplusInput(tracer: Tracer, node: Node): string | null {
-  if (node.domain !== "") return null;
-  if (node.op === "Softplus") return node.inputs[0] ?? null;
-  if (node.op !== "Log") return null;
-  const sum = tracer.index.producer.get(node.inputs[0] ?? "");
-  if (sum?.op !== "Add") return null;
-  for (const operand of sum.inputs) {
-    const exp = tracer.index.producer.get(operand);
-    if (exp?.op !== "Exp") continue;
-    let value = exp.inputs[0] ?? "";
-    for (
-      let at = tracer.index.producer.get(value);
-      at?.op === "Neg" || at?.op === "Abs";
-      at = tracer.index.producer.get(value)
-    ) {
-      value = at.inputs[0] ?? "";
-    }
-    return value;
-  }
-  return null;
 }
 
 /** dt before its bias, and the bias. */

@@ -33,6 +33,12 @@ export interface StateChoice {
   readonly replayLength?: number;
 }
 
+/**
+ * Why an operator starts from zeros in every call and hands nothing on: `turned` where the graph reads its tokens in both
+ * directions, `inner` where what is scanned is no sequence of tokens of the input, but patches of a picture.
+ */
+export type Stateless = "turned" | "inner";
+
 /** A state kept as it is: nothing is rounded. */
 export const FLOAT_STATE: StateChoice = { format: "f32", scale: "dsq", requantize: "call" };
 
@@ -51,6 +57,7 @@ export interface ScanOp {
   readonly stateLayout: StateLayout;
   readonly error: number;
   readonly state: StateChoice;
+  readonly stateless?: Stateless;
 }
 
 export interface ConvOp {
@@ -63,6 +70,7 @@ export interface ConvOp {
   readonly stateWidth: number;
   readonly activation: "none" | "silu";
   readonly error: number;
+  readonly stateless?: Stateless;
 }
 
 export interface AttentionOp {
@@ -119,7 +127,12 @@ export function scanNode(
       ? { replay_length: attr.int(op.state.replayLength ?? DEFAULT_REPLAY_LENGTH) }
       : {}),
     error: attr.float(op.error),
+    ...statelessAttribute(op),
   });
+}
+
+function statelessAttribute({ stateless }: { readonly stateless?: Stateless }): Readonly<Record<string, Attribute>> {
+  return stateless === undefined ? {} : { stateless: attr.string(stateless) };
 }
 
 export function convNode(
@@ -134,6 +147,7 @@ export function convNode(
     state_width: attr.int(op.stateWidth),
     activation: attr.string(op.activation),
     error: attr.float(op.error),
+    ...statelessAttribute(op),
   });
 }
 
@@ -181,6 +195,7 @@ export function readSemantic(node: Node): SemanticOp | null {
         dtMax: attrFloat(node, "dt_max", Number.POSITIVE_INFINITY),
         stateLayout: attrString(node, "state_layout", "PN") as StateLayout,
         state: readState(node),
+        ...readStateless(node),
       };
     case "CausalConv":
       return {
@@ -191,6 +206,7 @@ export function readSemantic(node: Node): SemanticOp | null {
         kernelSize: attrInt(node, "kernel_size", 0),
         stateWidth: attrInt(node, "state_width", 0),
         activation: attrString(node, "activation", "none") === "silu" ? "silu" : "none",
+        ...readStateless(node),
       };
     case "CausalAttention":
       return {
@@ -204,6 +220,11 @@ export function readSemantic(node: Node): SemanticOp | null {
     default:
       return null;
   }
+}
+
+function readStateless(node: Node): { readonly stateless?: Stateless } {
+  const text = attrString(node, "stateless", "");
+  return text === "" ? {} : { stateless: text as Stateless };
 }
 
 function readState(node: Node): StateChoice {

@@ -13,8 +13,9 @@ export interface StateSlot {
   readonly output: number;
 }
 
-/** The states a semantic operator carries. */
+/** The states a semantic operator carries: none where it is stateless. */
 export function stateSlots(op: SemanticOp): StateSlot[] {
+  if (op.kind !== "attention" && op.stateless !== undefined) return [];
   switch (op.kind) {
     case "scan":
       return [{ op, kind: "ssm", input: 7, output: 1 }];

@@ -218,7 +218,8 @@ function flatResult(w: Writer, result: ScanResult): { y: string; state: string }
   return { y: family === "mamba1" ? y : w.reshape(y, ["b", "l", channelsOf(w)]), state: result.state };
 }
 
-function runScan(w: Writer, inputs: ScanInputs): ScanResult {
+/** The scan in the form of the spelling. */
+export function runScan(w: Writer, inputs: ScanInputs): ScanResult {
   if (!w.spelling.wrapped) return scanOfForm(w, inputs);
   let axes = "";
   const [y = "", state = ""] = w.inFunction("selective_scan", () => {

@@ -21,7 +21,7 @@ export interface Axed {
 export type ShapeDim = number | "b" | "l";
 
 export class Writer {
-  readonly sizes: MambaSizes;
+  #sizes: MambaSizes;
   #spelling: Spelling;
   readonly main: GraphBuilder = new GraphBuilder("");
   readonly functions: FunctionDef[] = [];
@@ -37,7 +37,7 @@ export class Writer {
   #dims: Readonly<Record<"b" | "l", string>> = { b: "", l: "" };
 
   constructor(sizes: MambaSizes, spelling: Spelling, seed: number) {
-    this.sizes = sizes;
+    this.#sizes = sizes;
     this.#spelling = spelling;
     this.#seed = seed;
     this.#noise = new Sampler(`${seed}/noise`);
@@ -45,6 +45,33 @@ export class Writer {
 
   get builder(): GraphBuilder {
     return this.#builder;
+  }
+
+  get sizes(): MambaSizes {
+    return this.#sizes;
+  }
+
+  /** Writes with so many times the heads. */
+  wide<T>(times: number, write: () => T): T {
+    const before = this.#sizes;
+    this.#sizes = { ...before, heads: times * before.heads };
+    try {
+      return write();
+    } finally {
+      this.#sizes = before;
+    }
+  }
+
+  /** Writes with so many times the batch. */
+  inWindows<T>(times: number, write: () => T): T {
+    const { batch } = this.#spelling;
+    const dims = this.#dims;
+    this.#dims = { ...dims, b: this.#builder.op("Mul", [dims.b, this.ints([times])]) };
+    try {
+      return this.as({ batch: batch === null ? null : times * batch }, this.single, write);
+    } finally {
+      this.#dims = dims;
+    }
   }
 
   get spelling(): Spelling {
