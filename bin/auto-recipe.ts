@@ -1,9 +1,10 @@
 /** `compile --recipe auto`: parsing only. */
 
+import { recipeOf } from "../api/recipes.js";
 import { AUTO_CANDIDATES, type Trust } from "../passes/index.js";
 import { type AutoChoice, chooseRecipe, MambacError, type Terminal } from "../src/index.js";
 import { type CalibrationFlags, calibrationOf } from "./calibration-flags.js";
-import { candidateOf, floatCandidate, recipeOf } from "./recipe-command.js";
+import { candidateOf, floatCandidate } from "./recipe-command.js";
 
 /** The word in the place of a recipe's name. */
 export const AUTO = "auto";

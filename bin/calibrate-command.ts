@@ -1,6 +1,7 @@
 /** `mambac calibrate` and `mambac calibrate merge`: parsing only. */
 
 import { type Command, InvalidArgumentError, Option } from "commander";
+import { recipeOf } from "../api/recipes.js";
 import { passesFor, presetNamed, type QuantRecipe, TRUSTS, type Trust } from "../passes/index.js";
 import {
   type CompilerPasses,
@@ -12,7 +13,6 @@ import {
   type Terminal,
 } from "../src/index.js";
 import { integer, positiveInteger } from "./flag-values.js";
-import { recipeOf } from "./recipe-command.js";
 
 interface ReportFlags {
   readonly json?: boolean;

@@ -1,6 +1,7 @@
 /** The commands and flags of `mambac`: parsing only, the work is in `src/commands`. */
 
 import { Command, CommanderError, Option } from "commander";
+import { recipeDocument, recipeOf } from "../api/recipes.js";
 import {
   PASSES,
   passesFor,
@@ -42,7 +43,7 @@ import { addCompare } from "./compare-command.js";
 import { addEval } from "./eval-command.js";
 import { byteCount, integer, integerList, number, percentage, positiveInteger, replayLength } from "./flag-values.js";
 import { kebabFlags } from "./kebab-flags.js";
-import { addRecipe, recipeDocument, recipeOf } from "./recipe-command.js";
+import { addRecipe } from "./recipe-command.js";
 import { addSensitivity } from "./sensitivity-command.js";
 
 /** Runs one command line (without program name) and gives its exit code. */

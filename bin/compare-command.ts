@@ -1,11 +1,12 @@
 /** `mambac compare`: parsing only. */
 
 import { type Command, Option } from "commander";
+import { recipeOf } from "../api/recipes.js";
 import { PRESETS, TRUSTS, type Trust } from "../passes/index.js";
 import { compareCommand, type Terminal } from "../src/index.js";
 import { type CalibrationFlags, calibrationOf, withCalibration } from "./calibration-flags.js";
 import { positiveInteger } from "./flag-values.js";
-import { candidateOf, floatCandidate, recipeOf } from "./recipe-command.js";
+import { candidateOf, floatCandidate } from "./recipe-command.js";
 
 interface CompareFlags extends CalibrationFlags {
   readonly recipe: string;

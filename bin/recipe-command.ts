@@ -1,44 +1,15 @@
 /** `mambac recipe`: parsing only. */
 
 import type { Command } from "commander";
-import {
-  formatRecipe,
-  PRESETS,
-  passesFor,
-  presetNamed,
-  type QuantRecipe,
-  readRecipe,
-  recipeSchema,
-  type Trust,
-} from "../passes/index.js";
+import { RECIPES } from "../api/recipes.js";
+import { passesFor, presetNamed, type QuantRecipe, type Trust } from "../passes/index.js";
 import {
   type Candidate,
-  type RecipeLibrary,
   recipeListCommand,
   recipeSchemaCommand,
   recipeShowCommand,
-  resolveRecipe,
   type Terminal,
-  VERSION,
 } from "../src/index.js";
-
-const LIBRARY: RecipeLibrary<QuantRecipe> = {
-  presets: PRESETS,
-  read: readRecipe,
-  format: formatRecipe,
-  schema: recipeSchema,
-};
-
-/** The recipe of a name or file, as `--recipe` takes it. */
-export function recipeOf(spec: string): QuantRecipe {
-  return resolveRecipe(spec, LIBRARY);
-}
-
-/** What is written beside a compiled model; `why` says who chose it, if not the one who compiled. */
-export function recipeDocument(recipe: QuantRecipe, why: string | null = null): string {
-  const first = `The recipe this model was compiled by, in full (mambac ${VERSION}).`;
-  return formatRecipe(recipe, why === null ? first : `${first}\n${why.trimEnd()}`);
-}
 
 /** A recipe as something to compile and measure. */
 export function candidateOf(recipe: QuantRecipe, trust: Trust | null): Candidate {
@@ -64,7 +35,7 @@ export function addRecipe(program: Command, terminal: Terminal, outcome: { code:
     .description("name those that ship with mambac")
     .option("--json", json)
     .action((flags: { json?: boolean }) => {
-      outcome.code = recipeListCommand(LIBRARY, { json: flags.json ?? false }, terminal);
+      outcome.code = recipeListCommand(RECIPES, { json: flags.json ?? false }, terminal);
     });
   command
     .command("show")
@@ -72,12 +43,12 @@ export function addRecipe(program: Command, terminal: Terminal, outcome: { code:
     .argument("<recipe>", "a name or a file")
     .option("--json", json)
     .action((spec: string, flags: { json?: boolean }) => {
-      outcome.code = recipeShowCommand(spec, LIBRARY, { json: flags.json ?? false }, terminal);
+      outcome.code = recipeShowCommand(spec, RECIPES, { json: flags.json ?? false }, terminal);
     });
   command
     .command("schema")
     .description("print the JSON Schema of recipe files")
     .action(() => {
-      outcome.code = recipeSchemaCommand(LIBRARY, terminal);
+      outcome.code = recipeSchemaCommand(RECIPES, terminal);
     });
 }

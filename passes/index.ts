@@ -1,4 +1,4 @@
-/** Every pass by name, alphabetical. */
+/** Every pass by name, alphabetical, and what passes are made of. */
 
 import type { Pass } from "../src/rewrite/pass.js";
 import { absorbNormGain } from "./absorb-norm-gain.js";
@@ -69,10 +69,81 @@ export const PASSES: Readonly<Record<string, Pass<never>>> = Object.freeze({
   "widen-halves": widenHalves,
 });
 
+export { GraphBuilder } from "../src/ir/builder.js";
+export {
+  type Attribute,
+  attr,
+  attrFloat,
+  attrInt,
+  attrInts,
+  attrString,
+  type Graph,
+  type Model,
+  makeGraph,
+  makeModel,
+  makeNode,
+  makeValue,
+  type Node,
+  type UseIndex,
+  useIndex,
+  type ValueInfo,
+} from "../src/ir/graph.js";
+export { boolTensor, f32Tensor, i64Tensor, type Tensor, tensorFromBytes, toNumbers } from "../src/ir/tensor.js";
+export type { DType, ValueType } from "../src/ir/types.js";
+export type { StatRequest } from "../src/quant/calibration.js";
+export { parseWeightScheme, type WeightScheme } from "../src/quant/scheme.js";
+export type { Statistics } from "../src/quant/statistics.js";
+export { GraphEdit } from "../src/rewrite/edit.js";
+export {
+  definePass,
+  type Exactness,
+  type Fact,
+  type Pass,
+  type PassContext,
+  type PassResult,
+  type Remark,
+} from "../src/rewrite/pass.js";
+export { calibratedStep, type Step, step } from "../src/rewrite/pipeline.js";
 export { QDQ_PROFILES, type QdqProfile } from "../src/rewrite/qdq-profile.js";
+export { type SemanticOp, semanticOps } from "../src/rewrite/semantic.js";
+export { type LinearRole, type LinearSite, type MambaBlock, type Sites, sitesOf } from "../src/rewrite/sites.js";
 export { SCAN_TARGETS, type ScanTarget } from "./lower.js";
 export { TRUSTS, type Trust } from "./merge-pair.js";
 export { AUTO_CANDIDATES, PRESETS, presetNamed, type QuantRecipe } from "./quant-recipes.js";
 export { formatRecipe, readRecipe, recipeSchema } from "./recipe-file.js";
 export { type PassChoices, passesFor, type RecipePasses } from "./recipes.js";
 export { STATE_STYLES, type StateStyle } from "./rename-states.js";
+export {
+  absorbNormGain,
+  alignLinears,
+  clipPercentile,
+  completeStates,
+  divideNorm,
+  emitNbits,
+  freeLength,
+  fuseGate,
+  insertQdq,
+  lower,
+  mergePair,
+  normalise,
+  quantizeState,
+  raiseAttention,
+  raiseConv,
+  raiseScan,
+  renameStates,
+  rotateDt,
+  rotateOutput,
+  rotateResidual,
+  rotateState,
+  roundClipped,
+  roundEmbedding,
+  roundGptq,
+  roundNearest,
+  roundTanh,
+  searchPrecision,
+  smoothAwq,
+  smoothQuant,
+  sortCluster,
+  tidy,
+  widenHalves,
+};

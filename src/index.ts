@@ -1,20 +1,18 @@
-/** The public interface of mambac. Passes come from `mambac/passes`. */
+/** The core of mambac, which knows no particular pass. What users import is `api`, which puts the two together. */
 
-export { type AutoChoice, type AutoOptions, chooseRecipe } from "./commands/auto.js";
-export { type BenchCommandOptions, benchCommand } from "./commands/bench.js";
+export { type AutoChoice, chooseRecipe } from "./commands/auto.js";
+export { benchCommand } from "./commands/bench.js";
 export {
-  type CalibrateCommandOptions,
-  type CalibrateMergeCommandOptions,
   calibrateCommand,
   calibrateMergeCommand,
 } from "./commands/calibrate.js";
-export { type CalibrateRecipeCommandOptions, calibrateRecipeCommand } from "./commands/calibrate-recipe.js";
-export { type CompareCommandOptions, compareCommand } from "./commands/compare.js";
-export { type CompileCommandOptions, compileCommand, type PassLibrary } from "./commands/compile.js";
-export { type EvalCommandOptions, evalCommand } from "./commands/eval.js";
+export { calibrateRecipeCommand } from "./commands/calibrate-recipe.js";
+export { compareCommand } from "./commands/compare.js";
+export { compileCommand, type PassLibrary } from "./commands/compile.js";
+export { evalCommand } from "./commands/eval.js";
 export { reportFailure } from "./commands/failure.js";
-export { type GenerateCommandOptions, generateCommand } from "./commands/generate.js";
-export { type InspectCommandOptions, inspectCommand } from "./commands/inspect.js";
+export { generateCommand } from "./commands/generate.js";
+export { inspectCommand } from "./commands/inspect.js";
 export {
   type RecipeLibrary,
   recipeListCommand,
@@ -22,22 +20,24 @@ export {
   recipeShowCommand,
   resolveRecipe,
 } from "./commands/recipe.js";
-export { type SensitivityCommandOptions, type SensitivityPlan, sensitivityCommand } from "./commands/sensitivity.js";
+export { type SensitivityPlan, sensitivityCommand } from "./commands/sensitivity.js";
 export type { Terminal } from "./commands/terminal.js";
-export { type VerifyCommandOptions, verifyCommand } from "./commands/verify.js";
-export { type Candidate, type ComparedRow, compareCandidates } from "./compare.js";
+export { verifyCommand } from "./commands/verify.js";
+export type { Candidate } from "./compare.js";
 export {
   type CompileOptions,
   type CompileReport,
   type CompilerPasses,
   compile,
-  type DecidedRecipe,
   type LayerRow,
-  prepare,
-  type RaisedPair,
   VERSION,
 } from "./compile.js";
-export { requireWritable } from "./onnx/write.js";
+export { executor } from "./executable.js";
+export type { Model } from "./ir/graph.js";
+export { formatModel } from "./ir/text.js";
+export { type Diagnostic, verifyModel } from "./ir/verify.js";
+export { readModel } from "./onnx/read.js";
+export { requireWritable, writeModel } from "./onnx/write.js";
 export {
   REQUANTIZE_MODES,
   type Requantize,
@@ -46,8 +46,11 @@ export {
   type StateFormat,
   type StateScale,
 } from "./ops/names.js";
-export type { Remark } from "./rewrite/pass.js";
+export type { Fact, Remark } from "./rewrite/pass.js";
+export { runSteps } from "./rewrite/pipeline.js";
 export { FLOAT_STATE, type StateChoice } from "./rewrite/semantic.js";
+export { readCalibration } from "./run/calibration-files.js";
+export type { DatasetDescription } from "./run/dataset.js";
 export {
   type Comparison,
   type EvaluateOptions,
@@ -55,9 +58,11 @@ export {
   evaluate,
 } from "./run/evaluate.js";
 export { type Generated, type GenerateOptions, generate, generateBatch } from "./run/generate.js";
+export { type KernelCensus, kernelCensus } from "./run/kernel-census.js";
 export type { LibraryChoice } from "./run/locate.js";
 export { type Logits, logitsRow } from "./run/logits.js";
 export type { EvaluateMode } from "./run/logits-source.js";
+export { openOrtGemm } from "./run/ort-gemm.js";
 export type { SamplingOptions } from "./run/sampling.js";
 export { type LoadOptions, loadPackage } from "./run/stateful.js";
 export type { LoadedPackage, StateSnapshot, Tokens } from "./run/stateful-model.js";

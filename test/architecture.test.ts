@@ -42,7 +42,8 @@ const LAYERS: Readonly<Record<string, readonly string[]>> = {
     "src/run",
     "src/support",
   ],
-  bin: ["src/index.ts", "passes/index.ts"],
+  api: ["src/index.ts", "passes/index.ts"],
+  bin: ["src/index.ts", "passes/index.ts", "api/recipes.ts"],
 };
 
 /** Packages that only one file, or one folder, may import. */
@@ -83,7 +84,7 @@ function filesUnder(folder: string): SourceText[] {
     .map((path) => ({ path, text: readFileSync(join(ROOT, path), "utf8") }));
 }
 
-const PRODUCT = ["src", "passes", "bin"].flatMap(filesUnder);
+const PRODUCT = ["src", "passes", "api", "bin"].flatMap(filesUnder);
 const EVERYTHING = [...PRODUCT, ...["test", "scripts"].flatMap(filesUnder)];
 
 /** Module names in import and export statements and in dynamic imports; types count too. */
