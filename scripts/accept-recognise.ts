@@ -3,7 +3,8 @@
  *
  * One row for each fixture: blocks found and expected, form, largest proof error, and parity of the compiled f32 file with
  * the PyTorch logits, for one prefill, for a prefill split anywhere, and for decode tokens; then whether h8 and h4 run.
- * Generated models follow, measured against what ONNX Runtime makes of them as they are. Ends with 1 when any row fails.
+ * Generated models follow, measured against what ONNX Runtime makes of them as they are, and models of pictures, which
+ * carry no state. Ends with 1 when any row fails.
  */
 
 import { existsSync, mkdtempSync, readdirSync, rmSync } from "node:fs";
@@ -11,6 +12,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type FixtureRow, fixtureRow, readExpected } from "../test/support/fixture-row.js";
 import { GENERATED_ROWS, writeGenerated } from "../test/support/generated-rows.js";
+import { GENERATED_PICTURES, generatedPicture, pictureFixture, pictureRow } from "../test/support/picture-row.js";
 
 const ROOT = join(import.meta.dirname, "..", "test", "fixtures");
 
@@ -43,6 +45,14 @@ async function main(): Promise<void> {
       if (!generated.name.includes(pattern)) continue;
       const { files, expected } = await writeGenerated(generated, folder);
       show(await fixtureRow(generated.name, files, expected, folder));
+    }
+    for (const file of readdirSync(join(ROOT, "pictures")).filter((name) => name.endsWith(".onnx"))) {
+      const name = `pictures/${file.replace(".onnx", "")}`;
+      if (name.includes(pattern)) show([await pictureRow(pictureFixture(name, join(ROOT, "pictures", file)), folder)]);
+    }
+    for (const generated of GENERATED_PICTURES) {
+      if (!`generated/${generated[0]}`.includes(pattern)) continue;
+      show([await pictureRow(await generatedPicture(generated, folder), folder)]);
     }
   } finally {
     rmSync(folder, { recursive: true, force: true });

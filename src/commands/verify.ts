@@ -16,6 +16,7 @@ import { mainOpset } from "../rewrite/trials.js";
 import type { LibraryChoice } from "../run/locate.js";
 import type { Logits } from "../run/logits.js";
 import { compareLogits, type Difference, everyCut, feedInParts, worstOf } from "../run/parity.js";
+import { isPlain } from "../run/plain-model.js";
 import { type Rounding, roundingOf } from "../run/rounding.js";
 import { type StatePrecision, statePrecision } from "../run/state-precision.js";
 import { type LoadedPackage, loadPackage, modelFile } from "../run/stateful.js";
@@ -24,6 +25,7 @@ import { assertNever, EXIT, type ExitCode, MambacError } from "../support/errors
 import { Random } from "../support/random.js";
 import { Progress, type Terminal } from "./terminal.js";
 import { formatError, formatTable } from "./text-table.js";
+import { verifyPlain } from "./verify-plain.js";
 
 export interface VerifyCommandOptions {
   readonly output: string;
@@ -75,6 +77,8 @@ interface Check {
 
 /** Runs the command: exit code 3 when a check fails, 4 when nothing could be compared with a source. */
 export async function verifyCommand(options: VerifyCommandOptions, terminal: Terminal): Promise<ExitCode> {
+  if (isPlain(readModel(modelFile(options.output)).model))
+    return verifyPlain(options, { exact: EXACT_LIMIT, lossy: LOSSY_LIMIT }, terminal);
   const progress = new Progress(options.quiet ? null : terminal);
   const sources = sourceFiles(options.against);
   try {

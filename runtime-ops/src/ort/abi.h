@@ -39,6 +39,7 @@ enum Slot : int {
   kGetTensorElementType = 60,
   kGetDimensionsCount = 61,
   kGetDimensions = 62,
+  kGetSymbolicDimensions = 63,
   kGetTensorTypeAndShape = 65,
   kAttributeFloat = 85,
   kAttributeInt64 = 86,

@@ -309,13 +309,32 @@ Status* compute(void* kernel, KernelContext* c) {
   return k.op->row->kind == RowKind::kHadamard ? compute_hadamard(k, c, shapes, data) : compute_gate(k, c, shapes, data);
 }
 
-// y is shaped like the first input, or the one an operator on rows says; present like past.
+// The host hands on a dimension that has neither a size nor a name as a size of -1, and a shape that it does not know as one
+// without axes: operators behind would calculate with both.
+Status* fully_named(const Api* api, const TensorInfo* info, bool* named) {
+  size_t rank = 0;
+  if (Status* s = call<Status*>(api, kGetDimensionsCount, info, &rank)) return s;
+  *named = rank > 0 && rank <= kMaxRank;
+  if (!*named) return nullptr;
+  int64_t sizes[kMaxRank];
+  const char* names[kMaxRank] = {};
+  if (Status* s = call<Status*>(api, kGetDimensions, info, (int64_t*)sizes, rank)) return s;
+  if (Status* s = call<Status*>(api, kGetSymbolicDimensions, info, (const char**)names, rank)) return s;
+  for (size_t i = 0; i < rank; i++)
+    if (sizes[i] < 0 && (names[i] == nullptr || names[i][0] == '\0')) *named = false;
+  return nullptr;
+}
+
+// y is shaped like the first input, or the one an operator on rows says; present like past. Unknown where those are.
 Status* infer_shapes(const CustomOp* base, ShapeContext* c) {
   const Op& op = op_of(base);
   const size_t from[2] = {op.row != nullptr ? (size_t)op.row->like : 0, (size_t)op.past()};
   for (size_t i = 0; i < (size_t)op.outputs(); i++) {
     TensorInfo* info = nullptr;
     if (Status* s = call<Status*>(op.api, kShapeInput, (const ShapeContext*)c, from[i], &info)) return s;
+    bool named = false;
+    if (Status* s = fully_named(op.api, info, &named)) return s;
+    if (!named) continue;
     if (Status* s = call<Status*>(op.api, kShapeSetOutput, (const ShapeContext*)c, i, (const TensorInfo*)info)) return s;
   }
   return nullptr;
