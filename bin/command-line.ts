@@ -19,6 +19,8 @@ import {
   benchCommand,
   compileCommand,
   EXIT,
+  FLOAT_TYPES,
+  type FloatType,
   generateCommand,
   inspectCommand,
   MambacError,
@@ -131,6 +133,7 @@ interface CompileFlags extends RecipeFlags, ReportFlags, CalibrationFlags, AutoF
   readonly repro?: string;
   readonly calibTable?: string[];
   readonly qdqProfile?: QdqProfile;
+  readonly float: FloatType;
 }
 
 function addCompile(program: Command, terminal: Terminal, outcome: Outcome, argv: readonly string[]): void {
@@ -144,6 +147,11 @@ function addCompile(program: Command, terminal: Terminal, outcome: Outcome, argv
       new Option("--scan <target>", "operators to emit: mambac's own, or com.microsoft.LinearAttention (Mamba-2, f32)")
         .choices(SCAN_TARGETS)
         .default("mambac"),
+    )
+    .addOption(
+      new Option("--float <type>", "element type of weights and activations; f16 is for devices that compute in it")
+        .choices(FLOAT_TYPES)
+        .default("f32"),
     )
     .addOption(
       new Option("--external-data <when>", "weights in a side file: above 1 MiB, always or never")
@@ -178,6 +186,12 @@ function addCompile(program: Command, terminal: Terminal, outcome: Outcome, argv
     .option("--repro <folder>", "should mambac have a bug, write what a report needs there")
     .action(async (inputs: string[], flags: CompileFlags) => {
       requireAuto(flags);
+      if (flags.float === "f16" && flags.scan === "linear-attention") {
+        throw new MambacError(
+          "usage/float",
+          "--float f16 is for mambac's own operators: leave out --scan linear-attention",
+        );
+      }
       if (flags.output !== undefined && flags.dryRun !== true) requireWritable(flags.output);
       const auto = flags.recipe === AUTO ? await autoChoice(inputs, flags, terminal) : null;
       const spec = auto?.name ?? flags.recipe;
@@ -196,6 +210,7 @@ function addCompile(program: Command, terminal: Terminal, outcome: Outcome, argv
           inputs,
           output: flags.output ?? null,
           state,
+          float: flags.float,
           recipe,
           decided: () => {
             const taken = decided ?? recipe;
@@ -406,14 +421,14 @@ function reportOptions(flags: ReportFlags): { readonly json: boolean; readonly q
 }
 
 function passLibrary(
-  flags: RecipeFlags,
+  flags: RecipeFlags & { readonly float?: FloatType },
   state: StateChoice = stateChoice(flags),
   quant: QuantRecipe | null = null,
   decided: (recipe: QuantRecipe) => void = () => undefined,
 ): PassLibrary {
-  const { trust = null, stateNames = null, scan: target = "mambac" } = flags;
+  const { trust = null, stateNames = null, scan: target = "mambac", float = "f32" } = flags;
   return {
     names: Object.keys(PASSES),
-    ...passesFor({ state, quant, decided, trust, stateNames, target }),
+    ...passesFor({ state, quant, decided, trust, stateNames, target, float }),
   };
 }

@@ -12,6 +12,7 @@ import { fuseGate } from "./fuse-gate.js";
 import { insertQdq } from "./insert-qdq.js";
 import { lower } from "./lower.js";
 import { mergePair } from "./merge-pair.js";
+import { narrowFloats } from "./narrow-floats.js";
 import { normalise } from "./normalise.js";
 import { quantizeState } from "./quantize-state.js";
 import { raiseAttention } from "./raise-attention.js";
@@ -46,6 +47,7 @@ export const PASSES: Readonly<Record<string, Pass<never>>> = Object.freeze({
   "insert-qdq": insertQdq,
   lower,
   "merge-pair": mergePair,
+  "narrow-floats": narrowFloats,
   normalise,
   "quantize-state": quantizeState,
   "raise-attention": raiseAttention,

@@ -1,6 +1,7 @@
 /** Named ordered lists of passes. The facts on each pass are checked before a list runs. */
 
 import type { Model } from "../src/ir/graph.js";
+import type { FloatType } from "../src/ops/names.js";
 import { type Step, step } from "../src/rewrite/pipeline.js";
 import { FLOAT_STATE, type StateChoice } from "../src/rewrite/semantic.js";
 import { completeStates } from "./complete-states.js";
@@ -9,6 +10,7 @@ import { freeLength } from "./free-length.js";
 import { fuseGate } from "./fuse-gate.js";
 import { lower, type ScanTarget } from "./lower.js";
 import { mergePair, type Trust } from "./merge-pair.js";
+import { narrowFloats } from "./narrow-floats.js";
 import { normalise } from "./normalise.js";
 import type { QuantRecipe } from "./quant-recipes.js";
 import { quantSteps } from "./quant-steps.js";
@@ -37,6 +39,8 @@ interface FinishOptions {
   readonly state: StateChoice;
   readonly stateNames: StateStyle | null;
   readonly target: ScanTarget;
+  /** Element type of weights and activations. */
+  readonly float: FloatType;
 }
 
 /**
@@ -57,6 +61,7 @@ function finishRecipe(options: FinishOptions): Step[] {
     ...(options.stateNames === null ? [] : [step(renameStates, { style: options.stateNames })]),
     ...(options.target === "mambac" ? [step(fuseGate, {})] : []),
     step(lower, { target: options.target }),
+    ...(options.float === "f16" ? [step(narrowFloats, {})] : []),
     step(tidy, {}),
   ];
 }
@@ -86,6 +91,7 @@ export function passesFor(choices: PassChoices): RecipePasses {
     decided: () => undefined,
     stateNames: null,
     target: "mambac",
+    float: "f32",
     ...choices,
   } as const;
   return {

@@ -12,7 +12,7 @@ import type { Model, Node } from "./ir/graph.js";
 import { formatType } from "./ir/types.js";
 import { readModel } from "./onnx/read.js";
 import { requireWritable, type Written, writeModel } from "./onnx/write.js";
-import { DEFAULT_REPLAY_LENGTH, isStatic, OP_DOMAIN, parseOpName } from "./ops/names.js";
+import { DEFAULT_REPLAY_LENGTH, type FloatType, isStatic, OP_DOMAIN, parseOpName } from "./ops/names.js";
 
 import { viewGraph } from "./rewrite/axes.js";
 
@@ -58,6 +58,8 @@ export interface CompileOptions {
   /** Null plans without writing. */
   readonly output: string | null;
   readonly state: StateChoice;
+  /** Element type of weights and activations, for the metadata; f32 unless given. */
+  readonly float?: FloatType;
   readonly externalData?: "auto" | "always" | "never";
   readonly stopAfter?: string;
   readonly threads?: number;
@@ -130,7 +132,7 @@ export interface Prepared {
 
 type PrepareOptions = Omit<
   CompileOptions,
-  "output" | "state" | "recipe" | "decided" | "calibration" | "tables" | "recorder"
+  "output" | "state" | "float" | "recipe" | "decided" | "calibration" | "tables" | "recorder"
 >;
 
 /** Compiles; see `CompileOptions`. Throws `MambacError` for whatever the user can mend; nothing is written then. */
@@ -356,6 +358,7 @@ function described(
   metadata.set("mambac.version", VERSION);
   metadata.set("mambac.source_sha256", sources.map((source) => source.sha256).join(" "));
   metadata.set("mambac.state", stateText(state));
+  if (options.float === "f16") metadata.set("mambac.float", options.float);
   const recipe = options.decided?.()?.recipe ?? options.recipe ?? null;
   if (recipe !== null) metadata.set("mambac.recipe", JSON.stringify(recipe));
   return { ...named, producerName: "mambac", producerVersion: VERSION, metadata };
@@ -390,7 +393,7 @@ function report(
 ): CompileReport {
   return {
     inputs: sources,
-    rows: ops.map(layerRow),
+    rows: ops.map((op) => layerRow(op, options.float)),
     remarks,
     warnings,
     state: options.state,
@@ -423,10 +426,11 @@ function calibrationRemarks(data: DatasetDescription | null, asked: CalibrationD
 }
 
 /** The row of one semantic operator. */
-export function layerRow(op: SemanticOp): LayerRow {
+export function layerRow(op: SemanticOp, float: FloatType = "f32"): LayerRow {
   const slots = stateSlots(op);
   const plain: SemanticOp = op.kind === "scan" ? { ...op, state: { ...op.state, format: "f32" } } : op;
-  const bytes = (of: SemanticOp): number => stateSlots(of).reduce((sum, slot) => sum + stateBytes(slot), 0);
+  const bytes = (of: SemanticOp, type: FloatType): number =>
+    stateSlots(of).reduce((sum, slot) => sum + stateBytes(slot, type), 0);
   return {
     layer: op.layer,
     kind: op.kind,
@@ -436,10 +440,10 @@ export function layerRow(op: SemanticOp): LayerRow {
     states: slots.map((slot) => ({
       past: op.node.inputs[slot.input] ?? "",
       present: op.node.outputs[slot.output] ?? "",
-      type: formatType(slotType(slot, "batch", op.node.inputs[slot.input] ?? "").type),
+      type: formatType(slotType(slot, "batch", op.node.inputs[slot.input] ?? "", float).type),
     })),
-    bytesBefore: bytes(plain),
-    bytesAfter: bytes(op),
+    bytesBefore: bytes(plain, "f32"),
+    bytesAfter: bytes(op, float),
   };
 }
 

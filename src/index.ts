@@ -39,6 +39,8 @@ export { type Diagnostic, verifyModel } from "./ir/verify.js";
 export { readModel } from "./onnx/read.js";
 export { requireWritable, writeModel } from "./onnx/write.js";
 export {
+  FLOAT_TYPES,
+  type FloatType,
   REQUANTIZE_MODES,
   type Requantize,
   STATE_FORMATS,

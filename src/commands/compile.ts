@@ -13,6 +13,7 @@ import {
 import type { Model } from "../ir/graph.js";
 import { formatModel } from "../ir/text.js";
 import { requireWritable, type WriteOptions, writtenSizes } from "../onnx/write.js";
+import type { FloatType } from "../ops/names.js";
 import type { StateChoice } from "../rewrite/semantic.js";
 import { readCalibration } from "../run/calibration-files.js";
 import { type KernelCensus, kernelCensus } from "../run/kernel-census.js";
@@ -34,6 +35,8 @@ export interface CompileCommandOptions {
   /** Null: beside the source, as `<name>.mambac.onnx`. */
   readonly output: string | null;
   readonly state: StateChoice;
+  /** Element type of weights and activations. */
+  readonly float: FloatType;
   /** The quantization recipe; null leaves weights and activations float. */
   readonly recipe?: { readonly name: string } | null;
   /** The same as passes have decided it, as it is written beside the result. */
@@ -58,6 +61,10 @@ export interface CompileCommandOptions {
   /** The arguments as they were typed. */
   readonly commandLine: readonly string[];
 }
+
+/** What `--float f16` means for whoever runs the file. */
+const FLOAT16 =
+  "float16 weights, activations, convolution windows and attention caches; residual stream and logits float32";
 
 interface PassRun {
   readonly name: string;
@@ -90,6 +97,7 @@ export async function compileCommand(
         inputs: sources.map(({ path }) => path),
         output: options.dryRun ? null : output,
         state: options.state,
+        float: options.float,
         externalData: options.externalData,
         threads: options.threads,
         recipe: options.recipe ?? null,
@@ -202,6 +210,7 @@ function documentOf(
     dryRun: options.dryRun,
     files: filesOf(report, output, options),
     state: report.state,
+    float: options.float,
     recipe: options.decided?.()?.recipe ?? options.recipe ?? null,
     ...(options.choice == null ? {} : { auto: options.choice.document }),
     calibration: report.calibration,
@@ -230,6 +239,7 @@ function textOf(
   ]);
   facts.push(["state", `${stateText(report.state)}, ${formatStateTotal(report.rows)}`]);
   facts.push(["weights", formatBytes(report.weightBytes)]);
+  if (options.float === "f16") facts.push(["floats", FLOAT16]);
   if (options.recipe != null) facts.push(["recipe", options.recipe.name]);
   if (report.calibration !== null) {
     const { sequences, tokens, random, seed, sha256 } = report.calibration;

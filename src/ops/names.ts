@@ -10,6 +10,7 @@ export const OP_VERSION = 1;
 export type Family = "mamba1" | "mamba2";
 /** Element type of activations: what operators read and write beside states and parameters. */
 export type FloatType = "f32" | "f16";
+export const FLOAT_TYPES: readonly FloatType[] = ["f32", "f16"];
 /** How the recurrent state is stored between calls. */
 export type StateFormat = "f32" | "f16" | "h8" | "h4";
 /** Channel scale of the packed formats: sqrt(mean |h|), max |h|, or both scales from calibration, frozen. */

@@ -2,7 +2,7 @@
 
 import { makeValue, type ValueInfo } from "../ir/graph.js";
 import { type Dim, tensorType } from "../ir/types.js";
-import { isPacked, pseudoHeadDim, stateType } from "../ops/names.js";
+import { type FloatType, isPacked, pseudoHeadDim, stateType } from "../ops/names.js";
 import type { AttentionOp, ConvOp, ScanOp, SemanticOp } from "./semantic.js";
 
 /** One state of one layer: which input of the node reads it, which output writes it. */
@@ -56,16 +56,16 @@ export function layerNumber(op: SemanticOp): number {
   return Number(/\d+/.exec(op.layer)?.[0] ?? 0);
 }
 
-/** Type of the state a slot carries, with a symbolic batch. */
-export function slotType(slot: StateSlot, batch: Dim, name: string): ValueInfo {
+/** Type of the state a slot carries, with a symbolic batch; states that are activations have the type `float`. */
+export function slotType(slot: StateSlot, batch: Dim, name: string, float: FloatType = "f32"): ValueInfo {
   const { op } = slot;
   switch (op.kind) {
     case "scan":
       return makeValue(name, scanStateType(op, batch));
     case "conv":
-      return makeValue(name, convStateType(op, batch));
+      return makeValue(name, convStateType(op, batch, float));
     default:
-      return makeValue(name, cacheType(op, batch, name));
+      return makeValue(name, cacheType(op, batch, name, float));
   }
 }
 
@@ -82,18 +82,18 @@ function scanStateType(op: ScanOp, batch: Dim): ReturnType<typeof tensorType> {
   return tensorType(type.dtype, [batch, ...(transposed ? [h ?? 0, n ?? 0, p ?? 0] : type.shape)]);
 }
 
-function convStateType(op: ConvOp, batch: Dim): ReturnType<typeof tensorType> {
-  return tensorType("f32", [batch, op.channels, op.stateWidth]);
+function convStateType(op: ConvOp, batch: Dim, float: FloatType): ReturnType<typeof tensorType> {
+  return tensorType(float, [batch, op.channels, op.stateWidth]);
 }
 
-function cacheType(op: AttentionOp, batch: Dim, name: string): ReturnType<typeof tensorType> {
+function cacheType(op: AttentionOp, batch: Dim, name: string, float: FloatType): ReturnType<typeof tensorType> {
   const length = /^(input|past)/.test(name) ? "past_sequence_length" : "total_sequence_length";
-  return tensorType("f32", [batch, op.kvHeads, length, op.headDim]);
+  return tensorType(float, [batch, op.kvHeads, length, op.headDim]);
 }
 
 /** Bytes of one sequence's recurrent state; caches that grow count as zero. */
-export function stateBytes(slot: StateSlot): number {
-  const { type } = slotType(slot, 1, "");
+export function stateBytes(slot: StateSlot, float: FloatType = "f32"): number {
+  const { type } = slotType(slot, 1, "", float);
   if (type?.kind !== "tensor" || type.shape === null) return 0;
   const bits = type.dtype === "u8" ? 8 : type.dtype === "f16" ? 16 : 32;
   return type.shape.reduce<number>((product, dim) => product * (typeof dim === "number" ? dim : 0), bits / 8);

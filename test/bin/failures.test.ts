@@ -130,6 +130,7 @@ describe("exit code 1: bugs", () => {
         inputs: [PREFILL],
         output: join(folder, "out.onnx"),
         state: { format: "h4", scale: "dsq", requantize: "call" },
+        float: "f32",
         externalData: "auto",
         threads: 1,
         dryRun: false,
