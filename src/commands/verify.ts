@@ -40,7 +40,10 @@ export interface VerifyCommandOptions {
 
 /** Relative difference that rounding of float32 explains. */
 const EXACT_LIMIT = 1e-4;
-const EXACT: Limit = { measure: "max", value: EXACT_LIMIT };
+
+/** A graph in half precision rounds a few times a layer where one in float32 does not. */
+const HALF_ROUNDINGS = 32;
+const HALF_LIMIT: number = HALF_ROUNDINGS * 2 ** -11;
 
 /**
  * Limits on the root mean square where a state is rounded between calls: three times and more of the worst seen on random
@@ -110,6 +113,8 @@ interface Subject {
   readonly model: LoadedPackage;
   readonly precision: StatePrecision;
   readonly rounding: Rounding;
+  /** Largest relative difference between runs that round nothing to steps. */
+  readonly exact: number;
   readonly options: VerifyCommandOptions;
   readonly batch: number;
   readonly vocabulary: number;
@@ -143,6 +148,7 @@ async function openSubject(
     model,
     precision: statePrecision(model.model),
     rounding: roundingOf(model.model),
+    exact: model.model.metadata.get("mambac.float") === "f16" ? HALF_LIMIT : EXACT_LIMIT,
     options,
     batch,
     vocabulary: probe.vocabulary,
@@ -156,9 +162,11 @@ async function openSubject(
 
 /** OUT against itself: one call, two calls cut at the ends and the middle, one call a token. */
 async function consistencyChecks(subject: Subject): Promise<Check[]> {
-  const { model, lengths, precision, rounding } = subject;
+  const { model, lengths, precision, rounding, exact } = subject;
   const rounded = precision.format !== "f32";
-  const state: Limit = rounded ? { measure: "rms", value: ROUNDED_LIMITS[precision.format] } : EXACT;
+  const state: Limit = rounded
+    ? { measure: "rms", value: ROUNDED_LIMITS[precision.format] }
+    : { measure: "max", value: exact };
   const limit = rounding.activations ? looser(state, ACTIVATION_LIMIT) : state;
   const plural = lengths.filter((length) => length > 1);
   if (!model.stateful || model.signature.tokens.length === plural[0]) {
@@ -191,7 +199,7 @@ async function sourceCheck(subject: Subject, source: SourceFile): Promise<Check>
   const rounded = precision.format !== "f32" && (stepwise || precision.requantize !== "call");
   const state: Limit = rounded
     ? { measure: "rms", value: ROUNDED_LIMITS[precision.format] }
-    : { measure: "max", value: exactLimit(model.graph) };
+    : { measure: "max", value: Math.max(exactLimit(model.graph), subject.exact) };
   const limit = rounding.lossy ? looser(state, LOSSY_LIMIT) : state;
   const base = { name: `${source.role} graph, ${stepwise ? "token by token" : "one call"}`, rounded, limit };
   const differences: Difference[] = [];
@@ -233,12 +241,9 @@ async function sourceCheck(subject: Subject, source: SourceFile): Promise<Check>
   return judge({ ...base, lengths, note: skipped.join("; ") }, differences);
 }
 
-/** A source in half precision rounds a few times a layer where the compiled file does not. */
-const HALF_ROUNDINGS = 32;
-
 function exactLimit(graph: ReturnType<typeof readModel>["model"]["graph"]): number {
   const types = new Set([...graph.initializers.values()].map(({ dtype }) => dtype));
-  return types.has("bf16") ? HALF_ROUNDINGS * 2 ** -8 : types.has("f16") ? HALF_ROUNDINGS * 2 ** -11 : EXACT_LIMIT;
+  return types.has("bf16") ? HALF_ROUNDINGS * 2 ** -8 : types.has("f16") ? HALF_LIMIT : EXACT_LIMIT;
 }
 
 function firstLine(message: string): string {
