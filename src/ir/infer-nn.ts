@@ -156,7 +156,7 @@ const causalConv: Rule = (call) => {
   if (past.shape !== null && describe(past.shape) !== describe(state)) {
     refuse(`past ${describe(past.shape)} where ${describe(state)} is needed by ${qualifiedOp(call.node)}`);
   }
-  return [tensorFact(x.dtype, x.shape), tensorFact("f32", state)];
+  return [tensorFact(x.dtype, x.shape), tensorFact(x.dtype ?? past.dtype, state)];
 };
 
 const SCAN_FORMATS = ["F32", "F16", "F16Token", "H8", "H8Max", "H8Token", "H8MaxToken", "H4", "H4Max", "H4Token"];

@@ -31,12 +31,11 @@ const SMALL = 64;
  */
 export function narrowed(model: Model): Narrowed {
   const graph = withoutConstantNodes(model.graph);
-  const narrowing = new Narrowing(graph, model);
-  const made = narrowing.run();
+  const { graph: made, nodes, loss } = new Narrowing(graph, model).run();
   const functions = model.functions.map((def) =>
     def.domain === OP_DOMAIN && parseOpName(def.name) !== null ? opFunction(def.name, "f16") : def,
   );
-  return { model: { ...model, graph: made, functions }, nodes: narrowing.narrow, loss: narrowing.loss };
+  return { model: { ...model, graph: made, functions }, nodes, loss };
 }
 
 /** Constant nodes as initialisers. */
@@ -54,8 +53,7 @@ function withoutConstantNodes(graph: Graph): Graph {
 }
 
 class Narrowing {
-  narrow = 0;
-  loss: HalfLoss = { values: 0, zeroed: 0, subnormal: 0 };
+  #narrow = 0;
   readonly #graph: Graph;
   readonly #isFloat: (name: string) => boolean;
   /** Graph inputs and outputs that become float16. */
@@ -87,7 +85,7 @@ class Narrowing {
     ]);
   }
 
-  run(): Graph {
+  run(): { readonly graph: Graph; readonly nodes: number; readonly loss: HalfLoss } {
     const graph = this.#graph;
     for (const { name, type } of graph.inputs) {
       if (type?.kind !== "tensor" || type.dtype !== "f32" || graph.initializers.has(name)) continue;
@@ -95,7 +93,7 @@ class Narrowing {
     }
     for (const node of graph.nodes) this.#node(node);
     for (const { name } of graph.outputs) this.#output(name);
-    return this.#finished();
+    return { ...this.#finished(), nodes: this.#narrow };
   }
 
   #node(written: Node): void {
@@ -105,11 +103,11 @@ class Narrowing {
     const outputs = node.outputs.map((name, index) => {
       if (name === "" || !this.#isFloat(name)) return name;
       const type = floats.outputs(index);
-      if (type === "f16") this.narrow += 1;
       const own = this.#outputs.has(name) && type !== this.#outputType(name) ? this.#unused(`${name}.${type}`) : name;
       this.#kept.set(name, { type, name: own });
       return own;
     });
+    if (outputs.some((_, index) => this.#kept.get(node.outputs[index] ?? "")?.type === "f16")) this.#narrow += 1;
     // What subgraphs capture stays float32.
     const renamed = renameInputs({ ...node, inputs: [] }, (name) => this.#read(name, "f32"));
     this.#nodes.push({ ...renamed, inputs, outputs });
@@ -187,8 +185,9 @@ class Narrowing {
     return free;
   }
 
-  #finished(): Graph {
+  #finished(): { readonly graph: Graph; readonly loss: HalfLoss } {
     const graph = this.#graph;
+    let loss: HalfLoss = { values: 0, zeroed: 0, subnormal: 0 };
     const initializers = new Map<string, Tensor>();
     const back = new Map<string, string>();
     for (const [name, tensor] of graph.initializers) {
@@ -196,8 +195,7 @@ class Narrowing {
       if (half === undefined || this.#whole.has(name) || this.#outputs.has(name)) initializers.set(name, tensor);
       if (half === undefined) continue;
       const { values, zeroed, subnormal } = halfLoss(name, tensor);
-      const { loss } = this;
-      this.loss = {
+      loss = {
         values: loss.values + values,
         zeroed: loss.zeroed + zeroed,
         subnormal: loss.subnormal + subnormal,
@@ -214,7 +212,7 @@ class Narrowing {
     const valueInfo = [...graph.valueInfo].filter(
       ([name]) => this.#kept.get(name)?.type !== "f16" || this.#outputs.has(name),
     );
-    return {
+    const made: Graph = {
       ...graph,
       inputs: graph.inputs.map(retyped),
       outputs: graph.outputs.map(retyped),
@@ -222,6 +220,7 @@ class Narrowing {
       initializers,
       valueInfo: new Map(valueInfo.map(([name, value]) => [name, retyped(value)])),
     };
+    return { graph: made, loss };
   }
 }
 
@@ -229,21 +228,19 @@ function declared(value: ValueInfo | undefined): DType | null {
   return value?.type?.kind === "tensor" ? value.type.dtype : null;
 }
 
-/** Inputs and outputs that are activations of earlier tokens: windows of convolutions, keys and values. */
+/**
+ * Inputs and outputs that are activations of earlier tokens: windows of convolutions, and caches that the new keys or values
+ * are joined to. Both ends of a state or none, or it would have two types.
+ */
 function narrowInterface(graph: Graph): Set<string> {
-  const inputs = new Set(graph.inputs.map(({ name }) => name));
+  const inputs = new Map(graph.inputs.map((input) => [input.name, input]));
   const outputs = new Set(graph.outputs.map(({ name }) => name));
   const found = new Set<string>();
   for (const { domain, op, inputs: read, outputs: made } of graph.nodes) {
-    if (domain !== OP_DOMAIN || parseOpName(op)?.kind !== "conv") continue;
-    const [past = "", present = ""] = [read[3], made[1]];
-    // One without the other would give a state two types.
-    if (inputs.has(past) && outputs.has(present)) found.add(past).add(present);
+    const isConv = domain === OP_DOMAIN && parseOpName(op)?.kind === "conv";
+    const [past, present = ""] = isConv ? [inputs.get(read[3] ?? ""), made[1]] : [inputs.get(read[0] ?? ""), made[0]];
+    if (past === undefined || !outputs.has(present) || declared(past) !== "f32") continue;
+    if (isConv || (domain === "" && op === "Concat" && isAttentionCache(past))) found.add(past.name).add(present);
   }
-  const [cachesIn, cachesOut] = [graph.inputs, graph.outputs].map((values) =>
-    values.filter((value) => isAttentionCache(value) && declared(value) === "f32"),
-  );
-  if (cachesIn?.length === cachesOut?.length)
-    for (const { name } of [...(cachesIn ?? []), ...(cachesOut ?? [])]) found.add(name);
   return found;
 }

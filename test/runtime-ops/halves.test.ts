@@ -8,7 +8,7 @@ import { float16ToNumber, type Tensor, toNumbers } from "../../src/ir/tensor.js"
 import { hadamardRotateReference } from "../../src/ops/hadamard-rotate.js";
 import { opNames, parseOpName, type ScanSpec } from "../../src/ops/names.js";
 import { ExecutionTrace } from "../../src/run/executed-ops.js";
-import type { NativeSession } from "../../src/run/native-session.js";
+import { type NativeSession, openNativeSession } from "../../src/run/native-session.js";
 import { exactGate, GATES, gateFeeds, gateModel } from "../ops/gate-case.js";
 import { halfError, halfFeeds, halfModel, halvesOf, nearestHalf, toHalves, widenedFeeds } from "../ops/half-case.js";
 import { rotationCase, rotationFeeds, rotationModel } from "../ops/rotation-case.js";
@@ -52,6 +52,20 @@ async function checked(
   return { session, feeds: halves, outputs };
 }
 
+/** How far the function of a model's operator is from its kernel, over what one rounding of each explains. */
+async function functionError(
+  model: Uint8Array,
+  { feeds, outputs }: { readonly feeds: ReadonlyMap<string, Tensor>; readonly outputs: ReadonlyMap<string, Tensor> },
+  result: string,
+): Promise<number> {
+  const session = await openNativeSession(halfModel(model));
+  const given = tensorOf(session.run(feeds), result);
+  session.close();
+  const kernel = tensorOf(outputs, result);
+  expect([given.dtype, given.shape]).toEqual(["f16", kernel.shape]);
+  return halfError(toNumbers(given), toNumbers(kernel), 2e-5) / 2;
+}
+
 describe.skipIf(!isBuilt)("float16 activations", () => {
   test.each(ALL)("%s gives the float32 kernel's results, rounded", async (name, spec) => {
     using trace = new ExecutionTrace();
@@ -64,6 +78,7 @@ describe.skipIf(!isBuilt)("float16 activations", () => {
       expect(tensorOf(run.outputs, "y").dtype).toBe("f16");
       expect(aliasingFault(runAliased(run.session, run.feeds, run.outputs), run.outputs)).toBeNull();
       if (spec.requantize !== "call" && sizes.length > 1) continue;
+      expect(await functionError(model, run, "y")).toBeLessThanOrEqual(1);
       const exact = referenceScan(spec, sizes, roundedData(data, run.feeds));
       expect(halfError(toNumbers(tensorOf(run.outputs, "y")), exact.y, 2e-6)).toBeLessThanOrEqual(1);
     }
@@ -89,6 +104,8 @@ describe.skipIf(!isBuilt)("float16 activations", () => {
         const run = await checked(model, feeds, first === null ? trace.prefix : undefined);
         first ??= run.session;
         expect(tensorOf(run.outputs, "present").dtype).toBe("f16");
+        expect(await functionError(model, run, "y")).toBeLessThanOrEqual(1);
+        expect(await functionError(model, run, "present")).toBe(0);
         expect(aliasingFault(runAliased(run.session, run.feeds, run.outputs), run.outputs)).toBeNull();
       }
       if (first === null) throw new Error("no session");
@@ -97,13 +114,17 @@ describe.skipIf(!isBuilt)("float16 activations", () => {
   );
 
   test.each(GATES)("the gate %j", async (gate) => {
-    const { outputs, feeds } = await checked(gateModel(gate, 4), gateFeeds(gate, 4, [2, 9], 5));
+    const run = await checked(gateModel(gate, 4), gateFeeds(gate, 4, [2, 9], 5));
+    expect(await functionError(gateModel(gate, 4), run, "out")).toBeLessThanOrEqual(1);
+    const { outputs, feeds } = run;
     expect(halfError(toNumbers(tensorOf(outputs, "out")), exactGate(gate, feeds), 2e-6)).toBeLessThanOrEqual(1);
   });
 
   test.each([1536, 7, 160])("a rotation of %d channels", async (size) => {
     const rotation = rotationCase(size);
-    const { outputs, feeds } = await checked(rotationModel(rotation, 3), rotationFeeds(rotation, [2, 9], 3));
+    const run = await checked(rotationModel(rotation, 3), rotationFeeds(rotation, [2, 9], 3));
+    expect(await functionError(rotationModel(rotation, 3), run, "y")).toBeLessThanOrEqual(1);
+    const { outputs, feeds } = run;
     const x = Float64Array.from(toNumbers(tensorOf(feeds, "x")));
     const exact = hadamardRotateReference({ ...rotation, x });
     expect(halfError(toNumbers(tensorOf(outputs, "y")), exact, 1e-5)).toBeLessThanOrEqual(1);

@@ -5,9 +5,9 @@ import { completeStates } from "../../passes/complete-states.js";
 import { executableRecipe } from "../../passes/recipes.js";
 import { executor } from "../../src/executable.js";
 import type { Model } from "../../src/ir/graph.js";
-import { f32Tensor, i64Tensor, type Tensor, toNumbers } from "../../src/ir/tensor.js";
+import { f32Tensor, type Tensor, tensorFromBytes, toNumbers } from "../../src/ir/tensor.js";
 import { formatModel } from "../../src/ir/text.js";
-import { elementCount } from "../../src/ir/types.js";
+import { packedBytes } from "../../src/ir/types.js";
 import { encodeModel } from "../../src/onnx/write.js";
 import type { Fact, Pass, PassContext, Remark } from "../../src/rewrite/pass.js";
 import { runSteps, type Step, step } from "../../src/rewrite/pipeline.js";
@@ -31,6 +31,7 @@ const FACTS: ReadonlySet<Fact> = new Set<Fact>([
   "state-format-set",
   "linears-aligned",
   "norm-gain-absorbed",
+  "lowered",
 ]);
 
 /** Runs steps; `changed` is what the last of them reported. Every model in between is verified. */
@@ -90,13 +91,8 @@ export async function outputsOf(model: Model, feeds: ReadonlyMap<string, Tensor>
             ? 0
             : 1,
     );
-    const zeros =
-      input.type.dtype === "i64"
-        ? i64Tensor(
-            shape,
-            Array.from({ length: elementCount(shape) }, () => 0),
-          )
-        : f32Tensor(shape, new Float32Array(elementCount(shape)));
+    const { dtype } = input.type;
+    const zeros = tensorFromBytes(dtype, shape, new Uint8Array(packedBytes(dtype, shape) ?? 0));
     all.set(input.name, feeds.get(input.name) ?? zeros);
   }
   const results = await executor(1)(ready, all);
@@ -125,16 +121,17 @@ const ROUNDINGS = 16;
 /**
  * How far outputs may move when a graph is computed in another order. Every rounding acts like a relative change of a
  * weight, so the bound is twice what 16 roundings of every weight do to this model on these inputs, plus as many
- * roundings of the result.
+ * roundings of the result. `unit` is half the distance of neighbouring numbers, of float32 unless told.
  */
 export async function roundingBound(
   model: Model,
   feeds: ReadonlyMap<string, Tensor>,
   batch: number,
   expected: Outputs,
+  unit: number = 2 ** -24,
 ): Promise<number> {
   const random = new Random(7).split("rounding");
-  const step_ = ROUNDINGS * 2 ** -24;
+  const step_ = ROUNDINGS * unit;
   const initializers = new Map(
     [...model.graph.initializers].map(([name, tensor]): [string, Tensor] => [
       name,
@@ -148,7 +145,7 @@ export async function roundingBound(
     ]),
   );
   const moved = await outputsOf({ ...model, graph: { ...model.graph, initializers } }, feeds, batch);
-  return 2 * difference(moved, expected) + 4 * ROUNDINGS * 2 ** -24;
+  return 2 * difference(moved, expected) + 4 * ROUNDINGS * unit;
 }
 
 /** A generated model, random inputs for it, and what it gives for them. */

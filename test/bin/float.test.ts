@@ -1,0 +1,91 @@
+/** `compile --float f16`: what is written, how it runs, and what it loses. */
+
+import { mkdtempSync, rmSync, statSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { readModel } from "../../src/onnx/read.js";
+import { documentIn, mambac } from "../support/command.js";
+import { fixture } from "../support/fixture-models.js";
+
+const folder = mkdtempSync(join(tmpdir(), "mambac-float-"));
+afterAll(() => rmSync(folder, { recursive: true }));
+
+const DEMO = join(import.meta.dirname, "..", "..", "examples", "demo");
+const SOURCE = join(DEMO, "prefill.onnx");
+const CALIB = join(DEMO, "wordnet.txt");
+const whole = join(folder, "f32.onnx");
+const half = join(folder, "f16.onnx");
+
+async function bitsPerByte(path: string, library: "auto" | "none"): Promise<number> {
+  const text = join(DEMO, "kjv.txt");
+  const result = await mambac("eval", path, "--text", text, "--windows", "3", "--library", library, "--json");
+  return Number(documentIn(result)["bitsPerByte"]);
+}
+
+describe("compile --float f16", () => {
+  let told = "";
+  beforeAll(async () => {
+    expect((await mambac("compile", SOURCE, "-o", whole, "--external-data", "never", "-q")).code).toBe(0);
+    const result = await mambac("compile", SOURCE, "-o", half, "--external-data", "never", "--float", "f16");
+    expect(result.code).toBe(0);
+    told = result.out;
+  });
+
+  test("weights are half as many bytes, and the file says what it is", () => {
+    const { model } = readModel(half);
+    expect(model.metadata.get("mambac.float")).toBe("f16");
+    expect(readModel(whole).model.metadata.has("mambac.float")).toBe(false);
+    const large = [...model.graph.initializers.values()].filter(({ byteLength }) => byteLength > 20_000);
+    expect(new Set(large.map(({ dtype }) => dtype))).toEqual(new Set(["f16"]));
+    expect(statSync(half).size).toBeLessThan(0.55 * statSync(whole).size);
+    expect(told).toMatch(/^floats +float16 weights, activations, .* logits float32$/m);
+    expect(told).toMatch(/past_conv\.0 f16\[batch,384,3\] +4\.61 kB -> 2\.30 kB \(2\.0x\)/);
+  });
+
+  test("bits per byte are within 0.05 % of float32, as kernels and as functions", async () => {
+    const expected = await bitsPerByte(whole, "none");
+    for (const library of ["auto", "none"] as const) {
+      const bits = await bitsPerByte(half, library);
+      expect(Math.abs(bits / expected - 1)).toBeLessThan(5e-4);
+    }
+  });
+
+  test("verify holds it to float16 roundings", async () => {
+    const result = await mambac("verify", half, "--against", SOURCE, "--library", "none", "--json");
+    expect(result.code).toBe(0);
+    expect(documentIn(result)).toMatchObject({ passed: true, limits: { exactRelative: 2 ** -6 } });
+  });
+
+  test("hybrids and Mamba-1 pass, too", async () => {
+    for (const name of ["hf/bamba", "hf/mamba"]) {
+      const out = join(folder, "other.onnx");
+      expect((await mambac("compile", fixture(name), "-o", out, "--float", "f16", "--state", "f32", "-q")).code).toBe(
+        0,
+      );
+      const result = await mambac("verify", out, "--against", fixture(name), "--library", "none", "-q");
+      expect(result.out).toMatch(/: passed$/m);
+      expect(result.code).toBe(0);
+    }
+  });
+
+  test("recipes for weights alone go with it, quantized activations are refused", async () => {
+    const out = join(folder, "w4.onnx");
+    const compile = (recipe: string): ReturnType<typeof mambac> =>
+      mambac("compile", SOURCE, "-o", out, "--recipe", recipe, "--calib", CALIB, "--float", "f16", "-q");
+    expect((await compile("rtn-w4a16")).code).toBe(0);
+    const products = readModel(out).model.graph.nodes.filter(({ op }) => op === "MatMulNBits");
+    const { initializers } = readModel(out).model.graph;
+    expect(products).toHaveLength(8);
+    expect(products.map(({ inputs }) => initializers.get(inputs[2] ?? "")?.dtype)).toEqual(products.map(() => "f16"));
+    const refused = await compile("naive-w8a8");
+    expect(refused.code).toBe(4);
+    expect(refused.err).toContain("quantizes activations, which float16 does not go with: leave out --float f16");
+  });
+
+  test("it is for mambac's own operators", async () => {
+    const result = await mambac("compile", SOURCE, "--float", "f16", "--scan", "linear-attention", "--state", "f32");
+    expect(result.code).toBe(2);
+    expect(result.err).toContain("--float f16 is for mambac's own operators");
+  });
+});
