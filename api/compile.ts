@@ -13,6 +13,7 @@ import {
   type CompileReport,
   type CompileOptions as DriverOptions,
   compile as drive,
+  type FloatType,
   MambacError,
   readCalibration,
   type StateChoice,
@@ -39,6 +40,8 @@ export interface CompileOptions
   /** Which graph of a pair counts where they disagree. */
   readonly trust?: Trust;
   readonly scan?: ScanTarget;
+  /** Element type of weights and activations; `f32` unless given. */
+  readonly float?: FloatType;
   readonly stateNames?: StateStyle;
   readonly qdqProfile?: QdqProfile;
   /**
@@ -55,7 +58,19 @@ const USUAL_STATE: StateChoice = { format: "h8", scale: "dsq-max", requantize: "
  * nothing is written then.
  */
 export function compile(options: CompileOptions): Promise<CompileReport> {
-  const { inputs, output, recipe: spec, state: asked, tables, trust, scan, stateNames, passes, qdqProfile } = options;
+  const {
+    inputs,
+    output,
+    recipe: spec,
+    state: asked,
+    tables,
+    trust,
+    scan,
+    stateNames,
+    passes,
+    qdqProfile,
+    float = "f32",
+  } = options;
   const named = spec === undefined ? null : typeof spec === "string" ? recipeOf(spec) : spec;
   if (qdqProfile !== undefined && named === null) {
     throw new MambacError("usage/qdq-profile", "qdqProfile goes with a recipe, which says what is quantized");
@@ -69,6 +84,7 @@ export function compile(options: CompileOptions): Promise<CompileReport> {
     decided: (taken) => {
       decided = taken;
     },
+    float,
     ...(trust === undefined ? {} : { trust }),
     ...(scan === undefined ? {} : { target: scan }),
     ...(stateNames === undefined ? {} : { stateNames }),
@@ -79,6 +95,7 @@ export function compile(options: CompileOptions): Promise<CompileReport> {
       inputs: typeof inputs === "string" ? [inputs] : inputs,
       output: output ?? null,
       state,
+      float,
       recipe,
       decided: () => (decided === null ? null : { recipe: decided, text: recipeDocument(decided) }),
       tables: (tables ?? []).map((path) => ({ label: path, table: readCalibration(path) })),

@@ -13,6 +13,7 @@ export {
   type ExitCode,
   evaluate,
   FLOAT_STATE,
+  type FloatType,
   formatModel,
   type Generated,
   type GenerateOptions,

@@ -186,12 +186,6 @@ function addCompile(program: Command, terminal: Terminal, outcome: Outcome, argv
     .option("--repro <folder>", "should mambac have a bug, write what a report needs there")
     .action(async (inputs: string[], flags: CompileFlags) => {
       requireAuto(flags);
-      if (flags.float === "f16" && flags.scan === "linear-attention") {
-        throw new MambacError(
-          "usage/float",
-          "--float f16 is for mambac's own operators: leave out --scan linear-attention",
-        );
-      }
       if (flags.output !== undefined && flags.dryRun !== true) requireWritable(flags.output);
       const auto = flags.recipe === AUTO ? await autoChoice(inputs, flags, terminal) : null;
       const spec = auto?.name ?? flags.recipe;

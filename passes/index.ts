@@ -127,6 +127,7 @@ export {
   insertQdq,
   lower,
   mergePair,
+  narrowFloats,
   normalise,
   quantizeState,
   raiseAttention,

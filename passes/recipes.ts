@@ -4,6 +4,7 @@ import type { Model } from "../src/ir/graph.js";
 import type { FloatType } from "../src/ops/names.js";
 import { type Step, step } from "../src/rewrite/pipeline.js";
 import { FLOAT_STATE, type StateChoice } from "../src/rewrite/semantic.js";
+import { MambacError } from "../src/support/errors.js";
 import { completeStates } from "./complete-states.js";
 import { divideNorm } from "./divide-norm.js";
 import { freeLength } from "./free-length.js";
@@ -94,6 +95,9 @@ export function passesFor(choices: PassChoices): RecipePasses {
     float: "f32",
     ...choices,
   } as const;
+  if (options.float === "f16" && options.target !== "mambac") {
+    throw new MambacError("usage/float", "float16 is for mambac's own operators: leave out --scan linear-attention");
+  }
   return {
     raise: raiseRecipe,
     finish: (pair) => finishRecipe({ ...options, pair }),

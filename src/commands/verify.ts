@@ -2,7 +2,8 @@
  * `mambac verify`: does a compiled file compute what its source computes, however the tokens are fed?
  *
  * Random tokens go through ONNX Runtime: OUT in one call, cut anywhere, and token by token; then OUT against the prefill
- * graph in one call and against the decode graph token by token. Runs that never round a state must agree to 1e-4.
+ * graph in one call and against the decode graph token by token. Runs that never round a state must agree to 1e-4, those of
+ * float16 packages to 32 roundings of halves.
  * A packed or f16 state is rounded between calls, so runs with different calls differ a little by design; those are held
  * to loose limits, which catch a lost or mixed-up state and nothing finer. So are files whose recipe rounds weights or
  * activations: they differ from the source by design. `mambac eval` measures what rounding costs.

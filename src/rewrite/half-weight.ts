@@ -1,80 +1,48 @@
 /** Float32 weights as float16 ones, converted when they are read. */
 
 import { asBytes, type Tensor, tensorFromBytes, tensorFromSource } from "../ir/tensor.js";
+import { type HalfLoss, halfLossOf, halvesOf, MAX_HALF } from "../quant/halves.js";
 import { EXIT, MambacError } from "../support/errors.js";
 
-/** Largest finite half, and the least magnitude that rounds to something other than zero. */
-const MAX_HALF = 65504;
-const LEAST_KEPT = 2 ** -25;
-/** Below this a half has fewer than eleven bits. */
-const LEAST_NORMAL = 2 ** -14;
-/** Larger weights are converted whenever they are read, in parts of this many values. */
-const PART = 2 ** 18;
+/** Large weights are converted whenever they are read, and looked at in parts of this many values. */
+const PART: number = 2 ** 18;
 const EAGER_ELEMENTS = 4096;
-
-/** What rounding to halves does to weights. */
-export interface HalfLoss {
-  readonly values: number;
-  /** Nonzero values that become zero. */
-  readonly zeroed: number;
-  /** Values that keep fewer than eleven bits, without those that become zero. */
-  readonly subnormal: number;
-}
-
-/** The nearest halves of float32 bits, ties to even; beyond the largest half infinite. */
-export function halvesOf(floats: Uint32Array, out: Uint16Array): void {
-  const one = new Float32Array(1);
-  const bitsOfOne = new Uint32Array(one.buffer);
-  for (let i = 0; i < floats.length; i++) {
-    const bits = floats[i]!;
-    const sign = (bits >>> 16) & 0x8000;
-    const magnitude = bits & 0x7fffffff;
-    if (magnitude > 0x7f800000) out[i] = sign | 0x7e00;
-    else if (magnitude >= 0x477ff000) out[i] = sign | 0x7c00;
-    else if (magnitude >= 0x38800000) {
-      out[i] = sign | (((magnitude + 0xc8000fff + ((magnitude >>> 13) & 1)) >>> 0) >>> 13);
-    } else {
-      // A sum with 0.5 ends in units of 2^-24, as subnormal halves do.
-      bitsOfOne[0] = magnitude;
-      one[0] = one[0]! + 0.5;
-      out[i] = sign | (bitsOfOne[0]! - 0x3f000000);
-    }
-  }
-}
 
 /** What a weight loses as halves. Throws `narrow-floats/overflow` where a value is beyond them; `name` is the weight's. */
 export function halfLoss(name: string, tensor: Tensor): HalfLoss {
-  let [zeroed, subnormal, values] = [0, 0, 0];
-  eachPart(tensor, (floats) => {
-    values += floats.length;
-    for (let i = 0; i < floats.length; i++) {
-      const magnitude = Math.abs(floats[i]!);
-      if (magnitude >= LEAST_NORMAL && magnitude <= MAX_HALF) continue;
-      if (!(magnitude <= MAX_HALF)) throw beyondHalves(name, tensor, floats[i]!);
-      if (magnitude > LEAST_KEPT) subnormal += 1;
-      else if (magnitude > 0) zeroed += 1;
-    }
-  });
-  return { values, zeroed, subnormal };
+  let total: HalfLoss = { values: 0, zeroed: 0, subnormal: 0, beyond: null };
+  for (let at = 0; at < tensor.byteLength; at += 4 * PART) {
+    const part = tensor.lend(at, Math.min(at + 4 * PART, tensor.byteLength), (bytes) => {
+      const { buffer, byteOffset, length } = words(bytes);
+      return halfLossOf(new Float32Array(buffer, byteOffset, length));
+    });
+    if (part.beyond !== null) throw beyondHalves(name, tensor, part.beyond);
+    total = addLoss(total, part);
+  }
+  return total;
+}
+
+/** What two weights lose together. */
+export function addLoss(a: HalfLoss, b: HalfLoss): HalfLoss {
+  return {
+    values: a.values + b.values,
+    zeroed: a.zeroed + b.zeroed,
+    subnormal: a.subnormal + b.subnormal,
+    beyond: a.beyond ?? b.beyond,
+  };
 }
 
 /** Can every value be a half that keeps its eleven bits? For small tensors. */
 export function fitsHalves(tensor: Tensor): boolean {
-  let fits = true;
-  eachPart(tensor, (floats) => {
-    for (const value of floats) {
-      const magnitude = Math.abs(value);
-      if (magnitude !== 0 && !(magnitude >= LEAST_NORMAL && magnitude <= MAX_HALF)) fits = false;
-    }
-  });
-  return fits;
+  const { buffer, byteOffset, length } = words(tensor.bytes());
+  const { zeroed, subnormal, beyond } = halfLossOf(new Float32Array(buffer, byteOffset, length));
+  return beyond === null && zeroed + subnormal === 0;
 }
 
 function beyondHalves(name: string, { shape }: Tensor, value: number): MambacError {
   return new MambacError(
     "narrow-floats/overflow",
-    `weight ${name} [${shape.join(", ")}] has the value ${value}, and float16 ends at ${MAX_HALF}: leave out --float f16, ` +
-      "or absorb the scale that makes it large (a recipe with absorb-norm-gain or smoothing does)",
+    `weight ${name} [${shape.join(", ")}] has the value ${value}, and float16 ends at ${MAX_HALF}: leave out --float f16`,
     EXIT.unsupported,
   );
 }
@@ -99,14 +67,7 @@ export function halfWeight(tensor: Tensor): Tensor {
   return tensorFromSource("f16", shape, { read: convert, prefetch }, 0, "lazy", doc, metadata);
 }
 
-function eachPart(tensor: Tensor, use: (floats: Float32Array) => void): void {
-  for (let at = 0; at < tensor.byteLength; at += 4 * PART) {
-    tensor.lend(at, Math.min(at + 4 * PART, tensor.byteLength), (bytes) =>
-      use(new Float32Array(words(bytes).buffer, words(bytes).byteOffset, bytes.byteLength / 4)),
-    );
-  }
-}
-
+/** The bits of float32 values, wherever their bytes begin. */
 function words(bytes: Uint8Array): Uint32Array {
   const aligned = bytes.byteOffset % 4 === 0 ? bytes : bytes.slice();
   return new Uint32Array(aligned.buffer, aligned.byteOffset, aligned.byteLength / 4);

@@ -6,10 +6,11 @@ import type { Tensor } from "../ir/tensor.js";
 import { type DType, dtypeNumber } from "../ir/types.js";
 import { opFunction } from "../ops/functions.js";
 import { OP_DOMAIN, parseOpName } from "../ops/names.js";
+import type { HalfLoss } from "../quant/halves.js";
 import { invariant } from "../support/errors.js";
 import { bindInputs, isAttentionCache, viewGraph } from "./axes.js";
 import { renameInputs } from "./edit.js";
-import { fitsHalves, type HalfLoss, halfLoss, halfWeight } from "./half-weight.js";
+import { addLoss, fitsHalves, halfLoss, halfWeight } from "./half-weight.js";
 import { type Float, type FloatInput, isMove, isProduct, type NodeFloats, nodeFloats } from "./narrow-rules.js";
 import { mainOpset } from "./trials.js";
 
@@ -187,19 +188,14 @@ class Narrowing {
 
   #finished(): { readonly graph: Graph; readonly loss: HalfLoss } {
     const graph = this.#graph;
-    let loss: HalfLoss = { values: 0, zeroed: 0, subnormal: 0 };
+    let loss: HalfLoss = { values: 0, zeroed: 0, subnormal: 0, beyond: null };
     const initializers = new Map<string, Tensor>();
     const back = new Map<string, string>();
     for (const [name, tensor] of graph.initializers) {
       const half = this.#halves.get(name);
       if (half === undefined || this.#whole.has(name) || this.#outputs.has(name)) initializers.set(name, tensor);
       if (half === undefined) continue;
-      const { values, zeroed, subnormal } = halfLoss(name, tensor);
-      loss = {
-        values: loss.values + values,
-        zeroed: loss.zeroed + zeroed,
-        subnormal: loss.subnormal + subnormal,
-      };
+      loss = addLoss(loss, halfLoss(name, tensor));
       // A weight that nothing reads in float32 keeps its name.
       if (!initializers.has(name)) back.set(half, name);
       initializers.set(back.get(half) ?? half, halfWeight(tensor));

@@ -8,7 +8,8 @@ import {
   type Tensor,
   tensorFromSource,
 } from "../../src/ir/tensor.js";
-import { fitsHalves, halfLoss, halfWeight, halvesOf } from "../../src/rewrite/half-weight.js";
+import { halvesOf } from "../../src/quant/halves.js";
+import { fitsHalves, halfLoss, halfWeight } from "../../src/rewrite/half-weight.js";
 
 function halfBits(values: Float32Array): Uint16Array {
   const out = new Uint16Array(values.length);
@@ -67,7 +68,7 @@ describe("weights as halves", () => {
 
   test("losses are counted and values beyond halves are told", () => {
     const values = Float32Array.of(0, -0, 1, 65504, 2 ** -14, 2 ** -15, 2 ** -24, 2 ** -25, -(2 ** -30));
-    expect(halfLoss("w", stored(values))).toEqual({ values: 9, zeroed: 2, subnormal: 2 });
+    expect(halfLoss("w", stored(values))).toEqual({ values: 9, zeroed: 2, subnormal: 2, beyond: null });
     expect(() => halfLoss("w", stored(Float32Array.of(1, -65505)))).toThrow("weight w [2] has the value -65505");
     expect(fitsHalves(f32Tensor([3], [0, 2 ** -14, -65504]))).toBe(true);
     expect(fitsHalves(f32Tensor([], [1e-5]))).toBe(false);
