@@ -58,7 +58,26 @@ inline void launch(const Op& op, Call& call, void* past, void* present, cudaStre
   if (workspace != nullptr) must(cudaFreeAsync(workspace, stream), "workspace");
 }
 
-// Runners (runner.h) on the device.
+// Runners (runner.h) on the device. Of scans, those of Replay operators.
+inline int scan(const char* op, const char* isa, const mambac_scan* c, char* error, size_t room) {
+  if (isa == nullptr || strcmp(isa, "cuda") != 0) return mambac_scan_run(op, isa, c, error, room);
+  const size_t b = (size_t)c->batch, tokens = b * (size_t)c->length, e = (size_t)(c->heads * c->head_dim), bc = (size_t)(c->groups * c->d_state);
+  const size_t state = b * (size_t)mambac_replay_bytes(op, c->heads, c->head_dim, c->d_state, c->groups, c->replay_length), h = (size_t)c->heads;
+  Buffer x(c->x, tokens * e * 4), dt(c->dt, tokens * h * 4), A(c->A, h * 4), B(c->B, tokens * bc * 4), C(c->C, tokens * bc * 4), D(c->D, e * 4),
+      bias(c->dt_bias, h * 4), past(c->past, state), other(c->present, state), y(tokens * e * 4);
+  Buffer& present = c->past == c->present ? past : other;
+  mambac_scan call = *c;
+  call.x = (const float*)x.data, call.dt = (const float*)dt.data, call.A = (const float*)A.data, call.B = (const float*)B.data;
+  call.C = (const float*)C.data, call.D = (const float*)D.data, call.dt_bias = (const float*)bias.data;
+  call.past = past.data, call.present = present.data, call.y = (float*)y.data;
+  const int64_t needed = mambac_cuda_scan_workspace(op, &call);
+  Buffer workspace(needed > 0 ? (size_t)needed : 0);
+  const int status = mambac_cuda_scan_launch(op, &call, workspace.data, nullptr, error, room);
+  must(cudaDeviceSynchronize(), "kernel");
+  y.read(c->y);
+  present.read(c->present);
+  return status;
+}
 inline int rotate(const char*, const mambac_rotate* c, char* error, size_t room) {
   const size_t bytes = (size_t)(c->rows * c->size) * 4;
   Buffer x(c->x, bytes), y(bytes), factor(c->factor, (size_t)(c->order * c->order) * 4);

@@ -92,6 +92,8 @@ static inline float fast_sqrt(float f) { return rough(sqrt((double)flush(f))); }
 static inline float fast_reciprocal(float f) { return rough(1.0 / (double)flush(f)); }
 static inline float fast_exp2(float f) { return rough(exp2((double)f)); }
 
+static inline void prefetch(const void*) {}
+
 struct Grid {
   int64_t x;
   int y, threads;

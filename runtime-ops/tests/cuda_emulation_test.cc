@@ -5,6 +5,7 @@
 
 #include "checks.h"
 #include "cuda_ort_test.h"
+#include "cuda_replay_test.h"
 #include "cuda_row_test.h"
 #include "mambac/call.h"
 #include "mambac/cuda.h"
@@ -14,7 +15,6 @@
 using mambac::cuda::emulation;
 
 constexpr double kTolerance = 4e-6;     // of a sum, relative to the magnitudes in it
-constexpr size_t kCpuOnly = 4;          // operators: the Replay ones
 constexpr double kCodeRounding = 1e-6;  // three approximate factors of up to 2^-22 each
 
 // A buffer at a 16-byte boundary, or `off` bytes behind one.
@@ -27,20 +27,20 @@ struct Aligned {
   }
 };
 
-static mambac_scan call_of(const Sizes& s, const Inputs& in, const void* past, float* y, void* present) {
+static mambac_scan call_of(const Sizes& s, const Inputs& in, const void* past, float* y, void* present, int replay) {
   return {s.B, s.L, s.H, s.P, s.N, s.G, in.dt_min, in.dt_max, in.x.data(), in.dt.data(), in.A.data(), in.B.data(),
-          in.C.data(), in.D.data(), in.bias.data(), past, y, present, 0, in.row_step.data(), in.column_step.data()};
+          in.C.data(), in.D.data(), in.bias.data(), past, y, present, replay, in.row_step.data(), in.column_step.data()};
 }
 
 enum class Buffers { kTwo, kOne, kUnaligned };
-static Output run(const Op& op, const Sizes& s, const Inputs& in, Buffers buffers) {
+static Output run(const Op& op, const Sizes& s, const Inputs& in, Buffers buffers, int replay = 0) {
   Output out;
   out.y.assign((size_t)s.B * s.L * s.channels(), NAN);
   const size_t bytes = in.past.size(), off = buffers == Buffers::kUnaligned ? 4 : 0;
   Aligned past(in.past.data(), bytes, off), present(std::vector<uint8_t>(bytes, 0xa5).data(), bytes, off);
   const bool one = buffers == Buffers::kOne;
   // operand vectors of exactly their size, so that a sanitizer sees every read beyond
-  const mambac_scan call = call_of(s, in, past.data, out.y.data(), one ? past.data : present.data);
+  const mambac_scan call = call_of(s, in, past.data, out.y.data(), one ? past.data : present.data, replay);
   const int64_t room = mambac_cuda_scan_workspace(op.name.c_str(), &call);
   CHECK(room >= 0, "no workspace size");
   std::unique_ptr<float[]> workspace(room > 0 ? new float[(size_t)room / 4] : nullptr);
@@ -55,7 +55,7 @@ static Output run_on_cpu(const Op& op, const Sizes& s, const Inputs& in) {
   Output out;
   out.y.assign((size_t)s.B * s.L * s.channels(), NAN);
   out.present.assign(in.past.size(), 0xa5);
-  const mambac_scan call = call_of(s, in, in.past.data(), out.y.data(), out.present.data());
+  const mambac_scan call = call_of(s, in, in.past.data(), out.y.data(), out.present.data(), 0);
   char error[320] = "";
   CHECK(mambac_scan_run(op.name.c_str(), nullptr, &call, error, sizeof error) == 0, "%s", error);
   return out;
@@ -285,12 +285,14 @@ static void choices() {
       {"Mamba1ScanF32", 1, 1, 24, 64, 16, 1, 128},      {"Mamba2ScanH4", 1, 512, 24, 64, 128, 1, 256},
       {"Mamba2ScanH4Static", 128, 1, 64, 64, 128, 1, 128}, {"Mamba2ScanH4Static", 1, 1, 24, 64, 128, 1, 32},
       {"Mamba2ScanH8Static", 64, 1, 64, 64, 64, 8, 128}, {"Mamba2ScanH8StaticToken", 1, 512, 24, 64, 128, 1, 128},
+      {"Mamba2ScanH4Replay", 128, 1, 64, 64, 128, 1, 128}, {"Mamba2ScanH8MaxReplay", 1, 1, 24, 64, 128, 1, 256},
+      {"Mamba2ScanH4Replay", 1, 512, 24, 64, 128, 1, 256},
       {"Mamba2ScanH8Token", 1, 7, 24, 128, 128, 1, 512}, {"Mamba1ScanH8", 1, 512, 24, 64, 16, 1, 64},
   };
   for (const Case& c : cases) {
     alignas(16) static float operand[4];
     mambac_scan call = {c.batch, c.length, c.heads, c.head_dim, c.d_state, c.groups, -INFINITY, INFINITY, operand, operand, operand,
-                        operand, operand, operand, operand, operand, operand, operand, 0, operand, operand};
+                        operand, operand, operand, operand, operand, operand, operand, 16, operand, operand};
     mambac::ScanArgs a;
     mambac::Message m;
     CHECK(mambac::scan_args(c.op, &call, &a, &m), "%s", m.text);
@@ -307,23 +309,24 @@ static void registration() {
   static const host::Api api = host::make_api();
   static const host::ApiBase base = {[](uint32_t) -> const host::Api* { return &api; }, [] { return "1.30.0"; }};
   CHECK(RegisterCustomOps(nullptr, &base) == nullptr, "%s", host::g_status.c_str());
-  CHECK(host::g_ops.size() == 3 * (size_t)(mambac::kScanOps + mambac::kConvOps + mambac::kRowOps) - kCpuOnly, "%zu operators", host::g_ops.size());
+  CHECK(host::g_ops.size() == 3 * (size_t)(mambac::kScanOps + mambac::kConvOps + mambac::kRowOps), "%zu operators", host::g_ops.size());
   int stream;
   for (int i = 0; i < mambac::kScanOps; i++) {
     const Op op = parse(mambac::scan_ops()[i].name);
-    if (op.replay) continue;
     const Sizes s = op.two ? Sizes{2, 1, 4, 16, 128, 2} : Sizes{2, 1, 4, 16, 16, 2};
     name_case(op, s, 3, 1);
     host::find_op(op.name.c_str(), false);
     Random r(3);
-    Inputs in = make_inputs(op, s, r, 1, false);
-    const Output want = run(op, s, in, Buffers::kTwo);
+    const int R = op.replay ? 4 : 0;
+    Inputs in = op.replay ? replay_inputs(op, s, R, r, 1, false) : make_inputs(op, s, r, 1, false);
+    const Output want = run(op, s, in, Buffers::kTwo, R);
     Output got;
     got.y.assign(want.y.size(), NAN);
     Aligned past(in.past.data(), in.past.size(), 0), present(in.past.data(), in.past.size(), 0);
     const int64_t B = s.B, L = s.L, H = s.H, P = s.P, N = s.N, G = s.G, E = H * P;
     const int state = op.kind == Kind::F32 ? 1 : op.kind == Kind::F16 ? 10 : 2;
-    std::vector<int64_t> shape = op.packed() ? std::vector<int64_t>{B, H, (int64_t)head_bytes(op, s.P, s.N)}
+    std::vector<int64_t> shape = op.replay   ? std::vector<int64_t>{B, (int64_t)replay_parts(op, s, R).bytes}
+                                 : op.packed() ? std::vector<int64_t>{B, H, (int64_t)head_bytes(op, s.P, s.N)}
                                  : op.two    ? std::vector<int64_t>{B, H, P, N}
                                              : std::vector<int64_t>{B, E, N};
     typedef std::vector<int64_t> Dims;
@@ -339,7 +342,7 @@ static void registration() {
                 {state, shape, past.data}};
     if (op.frozen) c.inputs.push_back({1, {H, P}, in.row_step.data()}), c.inputs.push_back({1, {G, N}, in.column_step.data()});
     c.outputs = {{1, {}, got.y.data()}, {state, {}, present.data}};
-    const host::Node node = {{{"num_heads", H}, {"channels", E}, {"head_dim", P}, {"d_state", N}, {"num_groups", G}, {"chunk_size", 64}},
+    const host::Node node = {{{"num_heads", H}, {"channels", E}, {"head_dim", P}, {"d_state", N}, {"num_groups", G}, {"chunk_size", 64}, {"replay_length", R}},
                              {{"dt_min", in.dt_min}, {"dt_max", in.dt_max}}};
     const host::CustomOp* registered = host::find_op(op.name.c_str(), true);
     std::string error = host::compute(api, registered, node, c);
@@ -351,7 +354,7 @@ static void registration() {
     emulation.device.shared_bytes = 0;  // no kernel of this device fits: the message must say which operator failed
     error = host::compute(api, registered, node, c);
     emulation.device.shared_bytes = 227 * 1024;
-    if (op.packed() && !op.frozen) CHECK(error.find(op.name) == 0 && error.find("CUDA error") != std::string::npos, "message: %s", error.c_str());
+    if (op.packed() && !op.frozen && !op.replay) CHECK(error.find(op.name) == 0 && error.find("CUDA error") != std::string::npos, "message: %s", error.c_str());
   }
   const ConvSizes s = {2, 5, 3, 4, 3};
   g_where = "registration of CausalConvSilu";
@@ -406,18 +409,6 @@ static void registration_of_rows() {
   }
 }
 
-// Replay operators have CPU kernels only, and say so.
-static void refused(const Op& op) {
-  g_where = op.name + " on CUDA";
-  mambac_scan call = {};
-  call.batch = call.length = call.heads = call.head_dim = call.groups = call.replay_length = 1;
-  call.d_state = 2;
-  call.dt_max = 1;
-  char error[320] = "";
-  CHECK(mambac_cuda_scan_launch(op.name.c_str(), &call, nullptr, nullptr, error, sizeof error) == 1 && strstr(error, "CPU"), "%s", error);
-  CHECK(mambac_cuda_scan_workspace(op.name.c_str(), &call) == -1, "a workspace");
-}
-
 int main(int argc, char** argv) {
   const bool quick = argc > 1 && strcmp(argv[1], "quick") == 0;
   choices();
@@ -435,7 +426,7 @@ int main(int argc, char** argv) {
   for (int i = 0; i < mambac::kScanOps; i++) {
     const Op op = parse(mambac::scan_ops()[i].name);
     if (op.replay) {
-      refused(op);
+      replay_test::all(op, quick);
       continue;
     }
     uint64_t seed = (uint64_t)i * 1000;
@@ -490,6 +481,11 @@ int main(int argc, char** argv) {
   printf("codes %ld, off by one %ld; scales %ld, neighbouring half %ld\n", g_tally.codes, g_tally.off, g_tally.scales, g_tally.scales_off);
   printf("against the CPU: of %ld scales %ld are the neighbouring half, of %ld codes %ld differ by one\n", g_parity.scales,
          g_parity.scales_off, g_parity.codes, g_parity.off);
+  const replay_test::Parity& replayed = replay_test::g_parity;
+  CHECK(replayed.off <= replayed.codes / 1000 && replayed.scales_off <= replayed.scales / 500, "replayed states differ too often from the CPU's");
+  CHECK(replayed.y_off <= replayed.y / 1000, "of %ld y %ld differ from the CPU's", replayed.y, replayed.y_off);
+  printf("replayed states: of %ld scales %ld are the neighbouring half, of %ld codes %ld differ by one\n", replayed.scales, replayed.scales_off,
+         replayed.codes, replayed.off);
   printf("where the CPU works in 16 bits: of %ld codes %ld differ by one\n", g_fixed.codes, g_fixed.off);
   printf("%ld launches, %ld blocks\n%ld checks, %ld failures\n", emulation.launches, emulation.blocks, g_checks, g_failures);
   return g_failures == 0 ? 0 : 1;

@@ -3,6 +3,7 @@
 // 2 (with --gates): a gate is missed.
 // Usage: cuda_harness [--gates] [--rounds N]
 #include "cuda_timing.h"
+#include "replay_checks.h"
 #include "row_checks.h"
 
 using namespace device;
@@ -11,10 +12,6 @@ namespace {
 
 constexpr double kTolerance = 4e-6, kCodeRounding = 1e-6;
 
-struct Output {
-  std::vector<float> y;
-  std::vector<uint8_t> present;
-};
 Output run(const Op& op, const Sizes& s, const Inputs& in, bool one_buffer) {
   Call call(s, in, 0);
   Buffer past(in.past.data(), in.past.size()), present(std::vector<uint8_t>(in.past.size(), 0xa5).data(), in.past.size());
@@ -138,7 +135,18 @@ std::vector<Subject> subjects() {
   const Sizes large = {128, 1, 64, 64, 128, 1};  // 8192 heads
   for (const char* name : {"Mamba2ScanF32", "Mamba2ScanF16", "Mamba2ScanH8", "Mamba2ScanH4", "Mamba2ScanH4Max", "Mamba2ScanH8Static", "Mamba2ScanH4Static"}) {
     const Op op = parse(name);
-    all.push_back(scan_subject(op, large, 0, make_inputs(op, large, r, 1, true)));
+    const Inputs in = make_inputs(op, large, r, 1, true);
+    all.push_back(scan_subject(op, large, 0, in, 2.0 * (double)in.past.size()));
+  }
+  for (const char* name : {"Mamba2ScanH8Replay", "Mamba2ScanH4Replay"}) {
+    const Op op = parse(name);
+    const int R = 16;
+    Inputs in = replay_inputs(op, large, R, r, 1, true);
+    const ReplayParts at = replay_parts(op, large, R);
+    for (int b = 0; b < large.B; b++) in.past[b * at.bytes + at.count] = (uint8_t)(b % R);  // one sequence in R is rounded with each call
+    // Of a sequence: its checkpoint read, half of its rings read and one slot written; all of it once more in R calls.
+    const double checkpoint = (double)at.u, rings = (double)(at.count - at.u);
+    all.push_back(scan_subject(op, large, R, in, large.B * (checkpoint * (1 + 1.0 / R) + rings * (0.5 + 2.0 / R))));
   }
   for (const auto& [order, power] : {std::pair<int, int>{12, 128}, {20, 256}, {1, 4096}}) {
     const int64_t rows = 4096, size = order * power, o = order, p = power;
@@ -197,6 +205,12 @@ int main(int argc, char** argv) {
     recirculate(parse(name), &recirculated);
   CHECK(g_codes_off <= g_codes / 1000, "more than 0.1 %% of codes differ from the CPU's");
 
+  g_runner.scan = scan;
+  for (const char* name : {"Mamba2ScanH8Replay", "Mamba2ScanH8MaxReplay", "Mamba2ScanH4Replay", "Mamba2ScanH4MaxReplay"}) {
+    const Op op = parse(name);
+    for (const Sizes& s : {Sizes{2, 1, 24, 64, 128, 1}, Sizes{3, 1, 4, 48, 64, 2}, Sizes{1, 1, 4, 64, 256, 1}, Sizes{2, 40, 4, 64, 128, 2}, Sizes{2, 1, 3, 5, 6, 1}, Sizes{2, 7, 3, 5, 6, 1}})
+      for (int R : {1, 4, 16, 64}) replay_case(op, {"cuda"}, s, R, seed++, 1, false);
+  }
   g_runner.rotate = rotate;
   g_runner.gate = gate;
   hadamard_cases({"cuda"}, true);

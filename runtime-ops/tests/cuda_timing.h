@@ -47,8 +47,8 @@ struct Subject {
   }
 };
 
-// A scan in place, from the state in `in`.
-inline Subject scan_subject(const Op& op, const Sizes& s, int replay, const Inputs& in) {
+// A scan in place, from the state in `in`; `moved`: bytes of states that a call reads and writes.
+inline Subject scan_subject(const Op& op, const Sizes& s, int replay, const Inputs& in, double moved) {
   struct Held {
     Call call;
     std::vector<std::unique_ptr<Buffer>> states;
@@ -56,7 +56,7 @@ inline Subject scan_subject(const Op& op, const Sizes& s, int replay, const Inpu
   auto held = std::make_shared<Held>(Held{Call(s, in, replay), {}});
   const int copies = (int)(kCold / in.past.size()) + 2;
   for (int i = 0; i < copies; i++) held->states.push_back(std::make_unique<Buffer>(in.past.data(), in.past.size()));
-  return {op.name, 2.0 * (double)in.past.size() + (double)held->call.operand_bytes(), copies,
+  return {op.name, moved + (double)held->call.operand_bytes(), copies,
           [held, op](int i, cudaStream_t stream) { launch(op, held->call, held->states[(size_t)i]->data, held->states[(size_t)i]->data, stream); }};
 }
 // Operators on rows of `channels`; `inputs` buffers of a row each are read, one is written.

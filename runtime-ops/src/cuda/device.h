@@ -92,6 +92,8 @@ MAMBAC_DEVICE float fast_exp2(float f) {
   return r;
 }
 
+MAMBAC_DEVICE void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+
 // A kernel's launch; arguments travel by value. Returns a CUDA error code.
 struct Grid {
   int64_t x;

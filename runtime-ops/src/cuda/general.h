@@ -1,7 +1,7 @@
 // Every shape and format, for what the fast kernels do not take. One block a head; the state is in shared memory, or in the
 // workspace where it is too large.
 #pragma once
-#include "numerics.h"
+#include "replay_rings.h"
 
 namespace mambac {
 namespace cuda {
@@ -21,24 +21,20 @@ struct General {
   float *state, *sc, *ss, *inverse;
   const int64_t p, n, task, batch, head;
   const int lane, warp, warps;
+  const uint8_t* packed_past;  // this head's codes and scales
+  uint8_t* packed_present;
 
   MAMBAC_DEVICE_MEMBER General(const ScanArgs& args, float* scratch, int64_t t)
       : s(args), state(scratch), sc(scratch + args.head_dim * args.d_state), ss(sc + args.head_dim), inverse(ss + args.d_state),
         p(args.head_dim), n(args.d_state), task(t), batch(t / args.heads), head(t % args.heads), lane(thread_index() % 32),
-        warp(thread_index() / 32), warps(threads() / 32) {}
+        warp(thread_index() / 32), warps(threads() / 32), packed_past((const uint8_t*)args.past + t * bytes()),
+        packed_present((uint8_t*)args.present + t * bytes()) {}
 
   MAMBAC_DEVICE_MEMBER int limit() const { return s.format == Format::kH8 ? 127 : 7; }
   MAMBAC_DEVICE_MEMBER bool packed() const { return s.format == Format::kH8 || s.format == Format::kH4; }
   MAMBAC_DEVICE_MEMBER bool frozen() const { return s.row_step != nullptr; }
   MAMBAC_DEVICE_MEMBER int64_t code_bytes() const { return mambac::code_bytes(s.format, p, n); }
   MAMBAC_DEVICE_MEMBER int64_t bytes() const { return frozen() ? code_bytes() : head_bytes(s.format, p, n); }  // of a head
-  // A half at an address that may be odd.
-  MAMBAC_DEVICE_MEMBER static float half_at(const uint8_t* at) { return half_value((uint32_t)at[0] | (uint32_t)at[1] << 8); }
-  MAMBAC_DEVICE_MEMBER static void put_half(uint8_t* at, uint32_t bits) {
-    at[0] = (uint8_t)bits;
-    at[1] = (uint8_t)(bits >> 8);
-  }
-
   MAMBAC_DEVICE_MEMBER void load() {
     const int64_t count = p * n;
     if (!packed()) {
@@ -46,7 +42,7 @@ struct General {
         state[i] = s.format == Format::kF32 ? ((const float*)s.past)[task * count + i]
                                             : half_value(((const uint16_t*)s.past)[task * count + i]);
     } else {
-      const uint8_t* in = (const uint8_t*)s.past + task * bytes();
+      const uint8_t* in = packed_past;
       const uint8_t* scales = in + code_bytes();
       if (frozen()) set_scales();
       const float part = 1.0f / (float)limit();
@@ -59,7 +55,8 @@ struct General {
     sync_block();
   }
 
-  // y and the new state of token l, a warp a row.
+  // y and the new state of token l, a warp a row. kReplay: x and B as the rings keep them.
+  template <bool kReplay>
   MAMBAC_DEVICE_MEMBER void update(int64_t l) {
     const bool two = s.family == Family::kMamba2;
     const int64_t token = batch * s.length + l, channels = s.heads * p;
@@ -67,10 +64,11 @@ struct General {
       const int64_t e = head * p + r, rate = two ? head : e, group = two ? head / (s.heads / s.groups) : e / (channels / s.groups);
       const float *b = s.B + (token * s.groups + group) * n, *c = s.C + (token * s.groups + group) * n;
       const float d = delta_of(s.dt[token * (two ? s.heads : channels) + rate] + s.dt_bias[rate], s.dt_min, s.dt_max);
-      const float x = s.x[token * channels + e], xd = d * x, decay = two ? expf(d * s.A[head]) : 0.0f;
+      const float x = s.x[token * channels + e], decay = two ? expf(product(d, s.A[head])) : 0.0f;
+      const float xd = kReplay ? half_value(ring_half(product(d, x))) : d * x;
       float sum = 0.0f;
       for (int64_t i = lane; i < n; i += 32) {
-        const float a = two ? decay : expf(d * s.A[e * n + i]), h = fmaf(state[r * n + i], a, xd * b[i]);
+        const float a = two ? decay : expf(d * s.A[e * n + i]), h = fmaf(state[r * n + i], a, xd * (kReplay ? half_value(ring_half(b[i])) : b[i]));
         state[r * n + i] = h;
         sum = fmaf(h, c[i], sum);
       }
@@ -145,7 +143,7 @@ struct General {
       }
     } else {
       choose_scales();
-      uint8_t* out = (uint8_t*)s.present + task * bytes();
+      uint8_t* out = packed_present;
       uint8_t* scales = out + code_bytes();
       if (s.format == Format::kH8) {
         for (int64_t i = thread_index(); i < count; i += threads()) out[i] = (uint8_t)(int8_t)code_at(i);
@@ -168,10 +166,44 @@ MAMBAC_KERNEL(kGeneralThreads, 4) scan_general(GeneralArgs g) {
     General head(g.scan, scratch, task);
     head.load();
     for (int64_t l = 0; l < g.scan.length; l++) {
-      head.update(l);
+      head.update<false>(l);
       if (g.scan.per_token && l + 1 < g.scan.length) head.round_state();
     }
     head.store();
+  }
+}
+
+// The same of Replay states: the tokens in the rings run again, then the new ones.
+MAMBAC_KERNEL(kGeneralThreads, 3) replay_general(GeneralArgs g) {
+  const ScanArgs& s = g.scan;
+  float* scratch = g.workspace != nullptr ? g.workspace + block_x() * g.scratch : (float*)shared_memory();
+  for (int64_t task = block_x(); task < s.batch * s.heads; task += blocks_x()) {
+    General head(s, scratch, task);
+    const ReplaySequence q(s, head.batch);
+    if (!q.good) {
+      replay_refuse(s, q, head.head);
+      continue;
+    }
+    head.packed_past = q.past + head.head * q.at.head;
+    head.packed_present = q.present + head.head * q.at.head;
+    head.load();
+    for (int j = 0; j < q.count; j++) {
+      const uint8_t *u = q.past + q.u(s, head.head, j), *b = q.past + q.b(s, head.head / (s.heads / s.groups), j);
+      const float decay = expf(as_float(word_at(q.past + q.l(s, head.head, j))));
+      for (int64_t i = thread_index(); i < head.p * head.n; i += threads())
+        head.state[i] = fmaf(head.state[i], decay, half_at(u + 2 * (i / head.n)) * half_at(b + 2 * (i % head.n)));
+      sync_block();
+    }
+    int64_t filled = q.count;
+    for (int64_t l = 0; l < s.length; l++) {
+      head.update<true>(l);
+      if (++filled < s.replay) continue;
+      filled = 0;
+      head.store();
+      head.round_state();
+    }
+    replay_slots(s, q, head.head);
+    sync_block();
   }
 }
 

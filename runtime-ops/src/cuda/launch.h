@@ -60,9 +60,14 @@ static inline bool pick_rows(void (*kernel)(ScanArgs), int lanes, int rows, int 
 bool pick_mamba2_packed(const ScanArgs& a, const Device& d, Choice* out);  // one token, H8 and H4
 bool pick_mamba1_packed(const ScanArgs& a, const Device& d, Choice* out);
 bool pick_static(const ScanArgs& a, const Device& d, Choice* out);         // Static, any number of tokens
+bool pick_replay(const ScanArgs& a, const Device& d, Choice* out);         // Replay, any number of tokens
 bool pick_plain(const ScanArgs& a, Choice* out);   // one token, F32 and F16
 bool pick_tokens(const ScanArgs& a, Choice* out);  // any number of tokens, every format
 bool pick_fast(const ScanArgs& a, const Device& d, Choice* out);  // one of these, where one takes the call
+
+// What follows the kernel of a Replay operator (replay_rings.h); the first of one token in a kernel of `pick_replay`.
+int launch_replay_round(const ScanArgs& a, const Device& d, void* stream);
+int launch_replay_finish(const ScanArgs& a, void* stream);
 
 // Device bytes `launch_scan` needs as workspace. Both return CUDA error codes, 0 for success.
 int scan_workspace(const ScanArgs& a, int64_t* bytes);

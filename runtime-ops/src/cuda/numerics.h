@@ -20,5 +20,22 @@ MAMBAC_DEVICE uint32_t channel_scale(float raw) { return half_bits(fmaxf(fminf(r
 MAMBAC_DEVICE float sloped_silu(float f, float slope) { return f / (1.0f + expf(-slope * f)); }
 MAMBAC_DEVICE float silu(float f) { return f / (1.0f + expf(-f)); }
 
+// What a Replay ring keeps of an input, as half bits; NaN passes.
+MAMBAC_DEVICE uint32_t ring_half(float v) { return half_bits(v == v ? fminf(fmaxf(v, -kLargestHalf), kLargestHalf) : v); }
+
+// Numbers at addresses that may be odd.
+MAMBAC_DEVICE float half_at(const uint8_t* at) { return half_value((uint32_t)at[0] | (uint32_t)at[1] << 8); }
+MAMBAC_DEVICE void put_half(uint8_t* at, uint32_t bits) {
+  at[0] = (uint8_t)bits;
+  at[1] = (uint8_t)(bits >> 8);
+}
+MAMBAC_DEVICE uint32_t word_at(const uint8_t* at) {
+  return (uint32_t)at[0] | (uint32_t)at[1] << 8 | (uint32_t)at[2] << 16 | (uint32_t)at[3] << 24;
+}
+MAMBAC_DEVICE void put_word(uint8_t* at, uint32_t bits) {
+  put_half(at, bits & 0xffffu);
+  put_half(at + 2, bits >> 16);
+}
+
 }  // namespace cuda
 }  // namespace mambac

@@ -25,11 +25,19 @@ GeneralPlan plan_general(const ScanArgs& a, const Device& d) {
   return {tasks < most ? tasks : most, scratch, shared};
 }
 
+// Of all sequences.
+int64_t state_bytes(const ScanArgs& a) {
+  if (a.replay > 0) return a.batch * replay_layout(a).bytes;
+  const int64_t p = a.head_dim, n = a.d_state;
+  return a.batch * a.heads * (a.row_step != nullptr ? code_bytes(a.format, p, n) : head_bytes(a.format, p, n));
+}
+
 }  // namespace
 
 bool pick_fast(const ScanArgs& args, const Device& d, Choice* out) {
   const ScanArgs a = out->scan = regrouped(args);
   if (!fits_fast(a)) return false;
+  if (a.replay > 0) return pick_replay(a, d, out);
   if (a.row_step != nullptr) return pick_static(a, d, out);
   if (a.length > 1) return pick_tokens(a, out);
   if (a.format == Format::kF32 || a.format == Format::kF16) return pick_plain(a, out);
@@ -50,20 +58,22 @@ int scan_workspace(const ScanArgs& args, int64_t* bytes) {
 
 int launch_scan(const ScanArgs& args, void* workspace, void* stream) {
   if (args.batch == 0) return 0;
-  if (args.length == 0) {
-    const int64_t head = args.row_step != nullptr ? code_bytes(args.format, args.head_dim, args.d_state) : head_bytes(args.format, args.head_dim, args.d_state);
-    const int64_t bytes = args.batch * args.heads * head;
-    return args.past == args.present ? 0 : copy_on_device(args.present, args.past, (size_t)bytes, stream);
-  }
+  if (args.length == 0) return args.past == args.present ? 0 : copy_on_device(args.present, args.past, (size_t)state_bytes(args), stream);
   Device d;
   if (const int e = current_device(&d)) return e;
   Choice choice;
-  if (pick_fast(args, d, &choice)) return launch(choice.kernel, choice.grid, stream, choice.scan);
-  const GeneralPlan plan = plan_general(args, d);
-  const GeneralArgs g = {args, plan.shared ? nullptr : (float*)workspace, plan.scratch};
-  if (!plan.shared && workspace == nullptr) return kErrorInvalidValue;
-  const Grid grid = {plan.blocks, 1, kGeneralThreads, plan.shared ? (size_t)plan.scratch * 4 : 0};
-  return launch(scan_general, grid, stream, g);
+  int code;
+  if (pick_fast(args, d, &choice)) {
+    code = launch(choice.kernel, choice.grid, stream, choice.scan);
+    if (code == 0 && args.replay > 0 && args.length == 1) code = launch_replay_round(args, d, stream);
+  } else {
+    const GeneralPlan plan = plan_general(args, d);
+    const GeneralArgs g = {args, plan.shared ? nullptr : (float*)workspace, plan.scratch};
+    if (!plan.shared && workspace == nullptr) return kErrorInvalidValue;
+    const Grid grid = {plan.blocks, 1, kGeneralThreads, plan.shared ? (size_t)plan.scratch * 4 : 0};
+    code = args.replay > 0 ? launch(replay_general, grid, stream, g) : launch(scan_general, grid, stream, g);
+  }
+  return code == 0 && args.replay > 0 ? launch_replay_finish(args, stream) : code;
 }
 
 }  // namespace cuda

@@ -2,7 +2,7 @@
 // than one token. Every format; a block takes a whole head, or with plain formats some rows of one.
 #pragma once
 #include "decode_plain.h"
-#include "codec.h"
+#include "packing.h"
 
 namespace mambac {
 namespace cuda {
@@ -17,33 +17,19 @@ struct Tokens {
   const Tile tile;
   const int64_t task;
   const Head head;
-  const int p, warps;
+  const int p;
   float h[kRows][8];
 
   MAMBAC_DEVICE_MEMBER Tokens(const ScanArgs& args)
       : s(args), tile(block_y() * (threads() / 32) * Tile::kWarpRows), task(block_x()), head(args, (unsigned)block_x()),
-        p((int)args.head_dim), warps(threads() / 32) {}
+        p((int)args.head_dim) {}
 
   MAMBAC_DEVICE_MEMBER bool real(int r) const { return tile.row(r) < p; }
   MAMBAC_DEVICE_MEMBER int64_t element(int r) const { return (task * p + tile.row(r)) * Tile::kStates + 8 * tile.at; }
 
   template <class Codes>
   MAMBAC_DEVICE_MEMBER void load_packed() {
-    const char* state = (const char*)s.past + task * head_bytes(s.format, p, Tile::kStates);
-    const char* scales = state + p * kLanes * Codes::kRowBytes;
-    float step[8];
-    load8_halves(scales + 2 * p + 16 * tile.at, step);
-#pragma unroll
-    for (int k = 0; k < 8; k++) step[k] *= 1.0f / Codes::kLimit;
-#pragma unroll
-    for (int r = 0; r < kRows; r++) {
-      const int row = tile.row(r);
-      const float sc = real(r) ? half_value(((const uint16_t*)scales)[row]) : 0.0f;
-      const typename Codes::Word w =
-          real(r) ? Codes::load(state + (row * kLanes + tile.at) * Codes::kRowBytes) : Codes::zero();
-#pragma unroll
-      for (int k = 0; k < 8; k++) h[r][k] = Codes::code(w, k) * sc * step[k];
-    }
+    unpack_head<Codes>(tile, p, (const char*)s.past + task * head_bytes(s.format, p, Tile::kStates), h);
   }
   MAMBAC_DEVICE_MEMBER void load() {
     if (s.format == Format::kH8) return load_packed<Codes8>();
@@ -64,57 +50,8 @@ struct Tokens {
   // Scales and codes of h. With `last` they are stored, else h becomes what the codes stand for.
   template <class Codes, bool kMaxNorm>
   MAMBAC_DEVICE_MEMBER void round_packed(bool last, char* room) {
-    float statistic[kRows], stat[kOwned], inverse[kOwned], scale[kOwned];
-    uint32_t sc[kOwned];
-    bool wild = false;
-#pragma unroll
-    for (int r = 0; r < kRows; r++) {
-      statistic[r] = 0.0f;
-#pragma unroll
-      for (int k = 0; k < 8; k++) {
-        statistic[r] = RowStatistic<kMaxNorm>::of(statistic[r], fabsf(h[r][k]));
-        wild |= !(fabsf(h[r][k]) < INFINITY);
-      }
-    }
-    tile.template reduce_rows<RowStatistic<kMaxNorm>>(statistic, stat);
-#pragma unroll
-    for (int i = 0; i < kOwned; i++) {
-      sc[i] = channel_scale(kMaxNorm ? stat[i] : fast_sqrt(stat[i] * (1.0f / Tile::kStates)));
-      scale[i] = half_value(sc[i]);
-      inverse[i] = fast_reciprocal(scale[i]);
-    }
-    float largest[8];
-#pragma unroll
-    for (int r = 0; r < kRows; r++) {
-      const float factor = tile.of_row(inverse, r);
-#pragma unroll
-      for (int k = 0; k < 8; k++) {
-        h[r][k] *= factor;
-        largest[k] = r == 0 ? fabsf(h[r][k]) : fmaxf(largest[k], fabsf(h[r][k]));
-      }
-    }
     char* state = (char*)s.present + task * head_bytes(s.format, p, Tile::kStates);
-    uint16_t* scales = (uint16_t*)(state + p * kLanes * Codes::kRowBytes);
-    float ratio[8], step[8];
-    wild = state_scales<Codes>(tile, largest, wild, room, last ? scales + p : nullptr, ratio);
-    load8((const float*)(room + warps * Tile::kStates * 2) + Tile::kStates + 8 * tile.at, 4, step);
-#pragma unroll
-    for (int k = 0; k < 8; k++) step[k] *= 1.0f / Codes::kLimit;
-#pragma unroll
-    for (int r = 0; r < kRows; r++) {
-      const typename Codes::Word w = wild ? encode8<Codes, true>(h[r], ratio) : encode8<Codes, false>(h[r], ratio);
-      const float factor = tile.of_row(scale, r);
-      if (!last) {
-#pragma unroll
-        for (int k = 0; k < 8; k++) h[r][k] = Codes::code(w, k) * factor * step[k];
-      } else if (real(r)) {
-        Codes::store(state + (tile.row(r) * kLanes + tile.at) * Codes::kRowBytes, w);
-      }
-    }
-    if (!last) return;
-#pragma unroll
-    for (int i = 0; i < kOwned; i++)
-      if (tile.writes() && tile.owned(i) < p) scales[tile.owned(i)] = (uint16_t)sc[i];
+    pack_head<Codes, kMaxNorm>(tile, p, h, last ? state : nullptr, !last, room);
   }
   MAMBAC_DEVICE_MEMBER void round_state(bool last, char* room) {
     if (s.format == Format::kH8)

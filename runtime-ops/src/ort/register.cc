@@ -421,7 +421,6 @@ Status* host_for(const Api* api, Host** out) {
     const RowOp* row = at >= kScanOps + kConvOps ? row_ops() + (at - kScanOps - kConvOps) : nullptr;
     const bool half = i / kOps % 2 != 0, cuda = i >= 2 * kOps;
     if (cuda && half) continue;  // there are CPU kernels only
-    if (cuda && scan != nullptr && scan->replay) continue;  // of these too
     fill(h->ops[i], api, scan, conv, row, cuda, half);
     if (Status* s = call<Status*>(api, kCustomOpDomainAdd, h->domain, (const CustomOp*)&h->ops[i])) return s;
   }
