@@ -39,7 +39,8 @@ struct ScanArgs {
   void* present;  // may be the same buffer as past; must not overlap it otherwise
   // Mamba-2, one token, set by run_scan and Kernels::mamba2_prepare; else null:
   float* decays;   // [batch, 2, heads]: d and exp(d * A)
-  float* ordered;  // [batch, groups, 2, d_state]: B and C in the order of a kernel's vectors, where it has one of its own
+  float* ordered;  // [batch, groups, ordered_floats(d_state)]: B and C in the order of a kernel's vectors, where it has one of
+                   // its own, and B C
   // Replay, set by run_scan and Kernels::replay_prepare:
   int32_t* counts;  // [batch]: tokens in the rings of past
   float* dots;      // [batch, groups, replay], one token: C against b of every token in the ring and the new one
@@ -103,6 +104,9 @@ MAMBAC_ANYWHERE inline int64_t head_bytes(Format format, int64_t p, int64_t n) {
 
 // The same for a Static operator, whose steps are not part of the state.
 MAMBAC_ANYWHERE inline int64_t code_bytes(Format format, int64_t p, int64_t n) { return format == Format::kH4 ? p * n / 2 : p * n; }
+
+// Floats of B and C in another order, and of their product.
+inline int64_t ordered_floats(int64_t n) { return 2 * n + 16; }
 
 // Floats of one sequence's preparation: d and decays of all heads; for each group B and C, as they are and in 16 and 24 bits.
 constexpr int64_t kStaticScalars = 16;

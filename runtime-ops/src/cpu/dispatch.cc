@@ -106,7 +106,7 @@ size_t scan_scratch_bytes(const ScanArgs& a) {
   const size_t p = round16((size_t)a.head_dim), n = round16((size_t)a.d_state), r = (size_t)a.replay;
   if (a.prepared != nullptr) return sizeof(float) * (2 * n + 2 * p + 64);
   const size_t packing = p * n + 3 * n + p + (p / 2 + 16) + (n / 2 + 16) + 32;
-  const size_t ordered = 4 * n + 2 * p;             // B, C, x and units of one token
+  const size_t ordered = 2 * n + (size_t)ordered_floats((int64_t)n) + 2 * p;  // B, C, x and units of one token
   const size_t prefill = n * p + 2 * 32 * p;        // transposed state, inputs and sums of a block
   const size_t lanes = 2 * 64 * n + 3 * 32 * 64;    // Mamba-1: states, rates and a block of tokens of 64 channels
   if (r > 0) {
@@ -207,7 +207,7 @@ bool run_static(const Kernels& k, ScanRun& run, const char* name, const Spread& 
 // One token of Mamba-2.
 bool run_step(const Kernels& k, ScanRun& run, const char* name, const Spread& spread, char* error, size_t room) {
   ScanArgs& a = run.args;
-  const size_t batch = (size_t)a.batch, decays = round16(2 * batch * (size_t)a.heads), ordered = 2 * batch * (size_t)(a.groups * a.d_state);
+  const size_t batch = (size_t)a.batch, decays = round16(2 * batch * (size_t)a.heads), ordered = batch * (size_t)(a.groups * ordered_floats(a.d_state));
   alignas(kScratchAlign) unsigned char local[4096];
   void *block = nullptr, *whole = local;
   if (sizeof(float) * (decays + ordered) > sizeof local) {

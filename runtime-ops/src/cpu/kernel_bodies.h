@@ -5,6 +5,7 @@
 #include "halves.h"
 #include "dsq.h"
 #include "dot.h"
+#include "exact_i4.h"
 #include "mamba2_decode.h"
 #include "mamba2_prefill.h"
 #include "mamba2_replay.h"

@@ -1,14 +1,6 @@
 // Mamba-2, one token of one head in one pass over its state: h = a h + (d x) outer B, y = h C + D x.
 #pragma once
 
-// What one token of one head reads and writes. B and C hold whole vectors, zero behind column n.
-struct Token {
-  Vec decay, delta;  // the same in all lanes
-  const float *x, *D, *B, *C;
-  const float *ordered_b, *ordered_c;  // B and C in the order of StridedI4's vectors; states of 4 bits with N = 128
-  float* y;
-};
-
 MAMBAC_INLINE void finish_rows(const Token& t, Int p0, int count, Vec sums) {
   Vec x = v_load_n(t.x + p0, count), d = v_load_n(t.D + p0, count);
   v_store_n(t.y + p0, v_fma(d, x, sums), count);
@@ -271,14 +263,17 @@ MAMBAC_INLINE void step_plain(Packing& k, float* order, const Token& t, const ui
   else
     step_ordered<Plain, kMax, 0, true>(k, order, t, past, present, p, n);
 }
-template <bool kMax>
+// Row: the instruction set's ExactRow.
+template <class Row, bool kMax>
 MAMBAC_INLINE void step_i4(Packing& k, float* order, const Token& t, const uint8_t* past, uint8_t* present, Int p, Int n) {
+  if (n == 128 && p % 16 == 0 && exact_token<Row, kMax>(k, t, past, present, p)) return;
   if (n == 128 && step_folded<StridedI4, kMax, 8>(k, order, t, past, present, p)) return;
   if (n % 128 == 0)
     step_ordered<StridedI4, kMax, 0, false>(k, order, t, past, present, p, n);
   else
     step_plain<PlainI4, PlainI4, kMax>(k, order, t, past, present, p, n);
 }
+template <class Row>
 MAMBAC_INLINE void step_packed_any(const ScanArgs& s, Packing& k, float* order, const Token& t, const void* past, void* present) {
   const uint8_t* in = (const uint8_t*)past;
   uint8_t* out = (uint8_t*)present;
@@ -290,8 +285,8 @@ MAMBAC_INLINE void step_packed_any(const ScanArgs& s, Packing& k, float* order, 
       step_plain<BlockI8, PlainI8, false>(k, order, t, in, out, p, n);
   } else {
     if (s.max_norm)
-      step_i4<true>(k, order, t, in, out, p, n);
+      step_i4<Row, true>(k, order, t, in, out, p, n);
     else
-      step_i4<false>(k, order, t, in, out, p, n);
+      step_i4<Row, false>(k, order, t, in, out, p, n);
   }
 }

@@ -191,6 +191,20 @@ constexpr Int kPrefillTokens = 10;
 // Whether StridedI4's kernel for rows of 128 columns takes a token.
 MAMBAC_INLINE bool wants_order(const ScanArgs& a) { return a.format == Format::kH4 && a.d_state == 128; }
 
+// B and C in vector order, and their product.
+MAMBAC_INLINE void order_inputs(float* out, const float* B, const float* C, Int n) {
+  to_vector_order<StridedI4>(out, B, n);
+  to_vector_order<StridedI4>(out + n, C, n);
+  Vec product = v_zero();
+  for (Int i = 0; i < n; i += 16) product = v_fma(v_load(B + i), v_load(C + i), product);
+  v_store(out + 2 * n, v_total(product));
+}
+MAMBAC_INLINE void take_ordered(Token* t, const float* ordered, Int n) {
+  t->ordered_b = ordered;
+  t->ordered_c = ordered + n;
+  t->product = ordered[2 * n];
+}
+
 // One token: step sizes of all heads, which one vector holds many of, and B and C in vector order, which heads share.
 static void mamba2_prepare(const ScanArgs& a, int64_t b) {
   float* decays = a.decays + 2 * b * a.heads;
@@ -201,12 +215,11 @@ static void mamba2_prepare(const ScanArgs& a, int64_t b) {
     v_store_n(decays + a.heads + h, v_exp(v_mul(delta, v_load_n(a.A + h, some))), some);
   }
   const Int n = a.d_state;
-  for (Int g = b * a.groups; wants_order(a) && g < (b + 1) * a.groups; g++) {
-    to_vector_order<StridedI4>(a.ordered + 2 * g * n, a.B + g * n, n);
-    to_vector_order<StridedI4>(a.ordered + (2 * g + 1) * n, a.C + g * n, n);
-  }
+  for (Int g = b * a.groups; wants_order(a) && g < (b + 1) * a.groups; g++)
+    order_inputs(a.ordered + g * ordered_floats(n), a.B + g * n, a.C + g * n, n);
 }
 
+template <class Row>
 static void mamba2_task(const ScanArgs& a, int64_t task, void* scratch) {
   const Int b = task / a.heads, h = task % a.heads, p = a.head_dim, n = a.d_state;
   const Int bytes = head_bytes(a.format, p, n);
@@ -225,7 +238,7 @@ static void mamba2_task(const ScanArgs& a, int64_t task, void* scratch) {
   }
   Packing k(c, packed ? p : 0, packed ? round16(n) : 0);
   float *order = c.take(2 * round16(n) + 2 * round16(p)), *other = order + round16(n);
-  float* strided = c.take(wants_order(a) ? 2 * n : 0);
+  float* strided = c.take(wants_order(a) ? ordered_floats(n) : 0);
   const Int group = h / (a.heads / a.groups);
   Token t;
   t.D = a.D + h * p;
@@ -239,19 +252,16 @@ static void mamba2_task(const ScanArgs& a, int64_t task, void* scratch) {
     if (a.decays != nullptr) {
       t.delta = v_set(a.decays[2 * b * a.heads + h]);
       t.decay = v_set(a.decays[(2 * b + 1) * a.heads + h]);
-      t.ordered_b = a.ordered + 2 * (b * a.groups + group) * n;
-      t.ordered_c = t.ordered_b + n;
+      if (wants_order(a)) take_ordered(&t, a.ordered + (b * a.groups + group) * ordered_floats(n), n);
     } else {
       mamba2_deltas(a, b, h, l, 1, &t.delta, &t.decay);
-      t.ordered_b = strided;
-      t.ordered_c = strided + n;
       if (wants_order(a)) {
-        to_vector_order<StridedI4>(strided, t.B, n);
-        to_vector_order<StridedI4>(strided + n, t.C, n);
+        order_inputs(strided, t.B, t.C, n);
+        take_ordered(&t, strided, n);
       }
     }
     if (packed) {
-      step_packed_any(a, k, order, t, past, present);
+      step_packed_any<Row>(a, k, order, t, past, present);
     } else {
       t.B = padded(t.B, n, order);
       t.C = padded(t.C, n, other);

@@ -62,3 +62,12 @@ MAMBAC_INLINE void mamba2_deltas(const ScanArgs& s, Int b, Int h, Int t0, int n,
   *delta = v_delta(raw, v_set(s.dt_bias[h]), s.dt_min, s.dt_max);
   *decay = v_exp(v_mul(*delta, v_set(s.A[h])));
 }
+
+// What one token of one head reads and writes. B and C hold whole vectors, zero behind column n.
+struct Token {
+  Vec decay, delta;  // the same in all lanes
+  const float *x, *D, *B, *C;
+  const float *ordered_b, *ordered_c;  // B and C in the order of StridedI4's vectors; states of 4 bits with N = 128
+  float product;                       // B C, of the same states
+  float* y;
+};

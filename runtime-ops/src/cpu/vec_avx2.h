@@ -62,6 +62,15 @@ MAMBAC_INLINE Vec v_if_gt0(Vec t, Vec a) {
   const __m256 z = _mm256_setzero_ps();
   return {_mm256_and_ps(_mm256_cmp_ps(t.lo, z, _CMP_GT_OQ), a.lo), _mm256_and_ps(_mm256_cmp_ps(t.hi, z, _CMP_GT_OQ), a.hi)};
 }
+// A number that is not negative as a power of two and a factor from 1 to 2; 0 and 1 where it is 0.
+MAMBAC_INLINE Vec v_power(Vec a) {
+  const __m256 m = _mm256_castsi256_ps(_mm256_set1_epi32(0x7f800000));
+  return {_mm256_and_ps(a.lo, m), _mm256_and_ps(a.hi, m)};
+}
+MAMBAC_INLINE Vec v_mantissa(Vec a) {
+  const __m256 m = _mm256_castsi256_ps(_mm256_set1_epi32(0x007fffff)), one = _mm256_set1_ps(1.0f);
+  return {_mm256_or_ps(_mm256_and_ps(a.lo, m), one), _mm256_or_ps(_mm256_and_ps(a.hi, m), one)};
+}
 MAMBAC_INLINE bool v_any_above(Vec a, Vec limit, int n) {
   unsigned m = (unsigned)_mm256_movemask_ps(_mm256_cmp_ps(a.lo, limit.lo, _CMP_NLE_UQ)) |
                (unsigned)_mm256_movemask_ps(_mm256_cmp_ps(a.hi, limit.hi, _CMP_NLE_UQ)) << 8;

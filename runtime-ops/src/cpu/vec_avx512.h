@@ -36,6 +36,12 @@ MAMBAC_INLINE Vec v_sqrt(Vec a) { return {_mm512_sqrt_ps(a.v)}; }
 MAMBAC_INLINE Vec v_round(Vec a) { return {_mm512_roundscale_ps(a.v, 8)}; }  // nearest even
 MAMBAC_INLINE Vec v_scale2(Vec a, Vec n) { return {_mm512_scalef_ps(a.v, n.v)}; }  // a * 2^n, n whole
 MAMBAC_INLINE Vec v_if_gt0(Vec t, Vec a) { return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(t.v, _mm512_setzero_ps(), _CMP_GT_OQ), a.v)}; }
+// A number that is not negative as a power of two and a factor from 1 to 2; 0 and 1 where it is 0.
+MAMBAC_INLINE Vec v_power(Vec a) { return {_mm512_and_ps(a.v, _mm512_castsi512_ps(_mm512_set1_epi32(0x7f800000)))}; }
+MAMBAC_INLINE Vec v_mantissa(Vec a) {  // 0xEA: a & b | c
+  const __m512i m = _mm512_ternarylogic_epi32(_mm512_castps_si512(a.v), _mm512_set1_epi32(0x007fffff), _mm512_set1_epi32(0x3f800000), 0xEA);
+  return {_mm512_castsi512_ps(m)};
+}
 // Any of the first n lanes not <= limit (so NaN counts).
 MAMBAC_INLINE bool v_any_above(Vec a, Vec limit, int n) {
   return (_mm512_cmp_ps_mask(a.v, limit.v, _CMP_NLE_UQ) & lanes(n)) != 0;

@@ -70,6 +70,9 @@ MAMBAC_INLINE Vec v_fma(Vec a, Vec b, Vec c) { return {a.v * b.v + c.v}; }
 static inline Vec v_max(Vec a, Vec b) { MAMBAC_LANES(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
 static inline Vec v_min(Vec a, Vec b) { MAMBAC_LANES(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
 static inline Vec v_abs(Vec a) { MAMBAC_LANES(bits_to_float(float_to_bits(a.v[i]) & 0x7fffffffu)); }
+// A number that is not negative as a power of two and a factor from 1 to 2; 0 and 1 where it is 0.
+static inline Vec v_power(Vec a) { MAMBAC_LANES(bits_to_float(float_to_bits(a.v[i]) & 0x7f800000u)); }
+static inline Vec v_mantissa(Vec a) { MAMBAC_LANES(bits_to_float((float_to_bits(a.v[i]) & 0x007fffffu) | 0x3f800000u)); }
 MAMBAC_INLINE Vec v_max_abs(Vec m, Vec a) { return v_max(v_abs(a), m); }  // m >= 0; NaN is left out
 static inline Vec v_sqrt(Vec a) { MAMBAC_LANES(sqrtf(a.v[i])); }
 // Nearest even without the floating-point environment: adding and taking off 1.5 * 2^23 rounds |f| < 2^22.

@@ -1,0 +1,82 @@
+// 128 columns of a row as four vectors of 16-bit whole numbers (exact_i4.h). Word w of vector j is column 4 w + j, which is
+// nibble j of word w of a row of codes.
+#pragma once
+
+struct Words {
+  __m256i lo, hi;
+};
+MAMBAC_INLINE Words w_load(const int16_t* p) { return {_mm256_loadu_si256((const __m256i*)p), _mm256_loadu_si256((const __m256i*)(p + 16))}; }
+MAMBAC_INLINE void w_store(int16_t* p, Words a) {
+  _mm256_storeu_si256((__m256i*)p, a.lo);
+  _mm256_storeu_si256((__m256i*)(p + 16), a.hi);
+}
+MAMBAC_INLINE Words w_set(const int32_t* twice) { return {_mm256_set1_epi32(*twice), _mm256_set1_epi32(*twice)}; }
+MAMBAC_INLINE Words w_zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+MAMBAC_INLINE Words w_add(Words a, Words b) { return {_mm256_add_epi16(a.lo, b.lo), _mm256_add_epi16(a.hi, b.hi)}; }
+MAMBAC_INLINE Words w_product(Words a, Words b) { return {_mm256_mulhrs_epi16(a.lo, b.lo), _mm256_mulhrs_epi16(a.hi, b.hi)}; }  // a b / 32768, rounded
+MAMBAC_INLINE Words w_abs(Words a) { return {_mm256_abs_epi16(a.lo), _mm256_abs_epi16(a.hi)}; }
+MAMBAC_INLINE Words w_max(Words a, Words b) { return {_mm256_max_epi16(a.lo, b.lo), _mm256_max_epi16(a.hi, b.hi)}; }
+MAMBAC_INLINE Words w_min(Words a, Words b) { return {_mm256_min_epi16(a.lo, b.lo), _mm256_min_epi16(a.hi, b.hi)}; }
+MAMBAC_INLINE Words w_minus(Words a) { return {_mm256_sub_epi16(_mm256_setzero_si256(), a.lo), _mm256_sub_epi16(_mm256_setzero_si256(), a.hi)}; }
+// Two vectors of floats, rounded, as the even and the odd words, and back.
+MAMBAC_INLINE __m256i join8(__m256 even, __m256 odd) {
+  return _mm256_blend_epi16(_mm256_cvtps_epi32(even), _mm256_slli_epi32(_mm256_cvtps_epi32(odd), 16), 0xaa);
+}
+MAMBAC_INLINE Words w_join(Vec even, Vec odd) { return {join8(even.lo, odd.lo), join8(even.hi, odd.hi)}; }
+MAMBAC_INLINE __m256 even8(__m256i a) { return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(a, 16), 16)); }
+MAMBAC_INLINE Vec w_even(Words a) { return {even8(a.lo), even8(a.hi)}; }
+MAMBAC_INLINE Vec w_odd(Words a) { return {_mm256_cvtepi32_ps(_mm256_srai_epi32(a.lo, 16)), _mm256_cvtepi32_ps(_mm256_srai_epi32(a.hi, 16))}; }
+// The words of a vector as its lanes, and the larger ones of two such: maxima of many rows by v_reduce16.
+MAMBAC_INLINE Vec w_lanes(Words a) { return {_mm256_castsi256_ps(a.lo), _mm256_castsi256_ps(a.hi)}; }
+MAMBAC_INLINE Words w_of_lanes(Vec a) { return {_mm256_castps_si256(a.lo), _mm256_castps_si256(a.hi)}; }
+MAMBAC_INLINE Vec w_larger(Vec a, Vec b) { return w_lanes(w_max(w_of_lanes(a), w_of_lanes(b))); }
+// Codes in the low bits of four vectors to a row of nibbles.
+MAMBAC_INLINE __m256i pack16(__m256i a, __m256i b, __m256i c, __m256i d) {
+  const __m256i low = _mm256_or_si256(_mm256_and_si256(a, _mm256_set1_epi16(0x000f)), _mm256_and_si256(_mm256_slli_epi16(b, 4), _mm256_set1_epi16(0x00f0)));
+  const __m256i high = _mm256_or_si256(_mm256_and_si256(_mm256_slli_epi16(c, 8), _mm256_set1_epi16(0x0f00)), _mm256_slli_epi16(d, 12));
+  return _mm256_or_si256(low, high);
+}
+MAMBAC_INLINE void w_pack(uint8_t* out, const Words* n) {
+  _mm256_storeu_si256((__m256i*)out, pack16(n[0].lo, n[1].lo, n[2].lo, n[3].lo));
+  _mm256_storeu_si256((__m256i*)(out + 32), pack16(n[0].hi, n[1].hi, n[2].hi, n[3].hi));
+}
+
+// Lane i of the result is the sum of the whole numbers in row i, of which any four fit 32 bits: the first two steps are exact.
+MAMBAC_INLINE __m256 sum8(const Vec* rows) {
+  __m256i t[8];
+  __m256 u[4], w[2];
+  for (int i = 0; i < 8; i++) t[i] = _mm256_add_epi32(_mm256_castps_si256(rows[i].lo), _mm256_castps_si256(rows[i].hi));
+  for (int i = 0; i < 4; i++)
+    u[i] = _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_permute2x128_si256(t[i], t[i + 4], 0x20), _mm256_permute2x128_si256(t[i], t[i + 4], 0x31)));
+  for (int i = 0; i < 2; i++) w[i] = _mm256_add_ps(_mm256_shuffle_ps(u[2 * i], u[2 * i + 1], 0x44), _mm256_shuffle_ps(u[2 * i], u[2 * i + 1], 0xEE));
+  return _mm256_add_ps(_mm256_shuffle_ps(w[0], w[1], 0x88), _mm256_shuffle_ps(w[0], w[1], 0xDD));
+}
+MAMBAC_INLINE Vec w_sum16(const Vec* rows) { return {sum8(rows), sum8(rows + 8)}; }
+
+struct ExactRow {
+  NibbleDot dot;
+  MAMBAC_MEMBER explicit ExactRow(const DotPlanes& planes) : dot(planes) {}
+  // The sums of a row of codes times the coefficients.
+  MAMBAC_MEMBER Vec read(const uint8_t* codes) const {
+    return w_lanes({dot.part(_mm256_loadu_si256((const __m256i*)codes), 0), dot.part(_mm256_loadu_si256((const __m256i*)(codes + 32)), 1)});
+  }
+  // Codes, in 4096ths, times what one of those is worth.
+  struct Codes {
+    __m256i lo, hi, worth;
+    MAMBAC_MEMBER Codes(const uint8_t* codes, const int32_t* twice)
+        : lo(_mm256_loadu_si256((const __m256i*)codes)), hi(_mm256_loadu_si256((const __m256i*)(codes + 32))), worth(_mm256_set1_epi32(*twice)) {}
+    MAMBAC_MEMBER __m256i product(__m256i row, int j) const {
+      return _mm256_mulhrs_epi16(_mm256_and_si256(_mm256_slli_epi16(row, 12 - 4 * j), _mm256_set1_epi16((short)0xf000)), worth);
+    }
+    MAMBAC_MEMBER Words nibbles(int j) const { return {product(lo, j), product(hi, j)}; }
+  };
+  // Sums of two neighbouring words times weights in each lane, over four vectors.
+  static MAMBAC_MEMBER Vec weighed(const Words* a, const Words* weight) {
+    __m256i lo = _mm256_madd_epi16(a[0].lo, weight[0].lo), hi = _mm256_madd_epi16(a[0].hi, weight[0].hi);
+    for (int j = 1; j < 4; j++) {
+      lo = _mm256_add_epi32(lo, _mm256_madd_epi16(a[j].lo, weight[j].lo));
+      hi = _mm256_add_epi32(hi, _mm256_madd_epi16(a[j].hi, weight[j].hi));
+    }
+    return w_lanes({lo, hi});
+  }
+};

@@ -1,0 +1,105 @@
+// 128 columns of a row as four vectors of 16-bit whole numbers (exact_i4.h). Word w of vector j is column 4 w + j, which is
+// nibble j of word w of a row of codes.
+#pragma once
+
+struct Words {
+  __m512i v;
+};
+MAMBAC_INLINE Words w_load(const int16_t* p) { return {_mm512_loadu_si512(p)}; }
+MAMBAC_INLINE void w_store(int16_t* p, Words a) { _mm512_storeu_si512(p, a.v); }
+MAMBAC_INLINE Words w_set(const int32_t* twice) { return {_mm512_set1_epi32(*twice)}; }
+MAMBAC_INLINE Words w_zero() { return {_mm512_setzero_si512()}; }
+MAMBAC_INLINE Words w_add(Words a, Words b) { return {_mm512_add_epi16(a.v, b.v)}; }
+MAMBAC_INLINE Words w_product(Words a, Words b) { return {_mm512_mulhrs_epi16(a.v, b.v)}; }  // a b / 32768, rounded
+MAMBAC_INLINE Words w_abs(Words a) { return {_mm512_abs_epi16(a.v)}; }
+MAMBAC_INLINE Words w_max(Words a, Words b) { return {_mm512_max_epi16(a.v, b.v)}; }
+MAMBAC_INLINE Words w_min(Words a, Words b) { return {_mm512_min_epi16(a.v, b.v)}; }
+MAMBAC_INLINE Words w_minus(Words a) { return {_mm512_sub_epi16(_mm512_setzero_si512(), a.v)}; }
+// Two vectors of floats, rounded, as the even and the odd words, and back.
+MAMBAC_INLINE Words w_join(Vec even, Vec odd) {
+  return {_mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_cvtps_epi32(even.v), _mm512_slli_epi32(_mm512_cvtps_epi32(odd.v), 16))};
+}
+MAMBAC_INLINE Vec w_even(Words a) { return {_mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(a.v, 16), 16))}; }
+MAMBAC_INLINE Vec w_odd(Words a) { return {_mm512_cvtepi32_ps(_mm512_srai_epi32(a.v, 16))}; }
+// The words of a vector as its lanes, and the larger ones of two such: maxima of many rows by v_reduce16.
+MAMBAC_INLINE Vec w_lanes(Words a) { return {_mm512_castsi512_ps(a.v)}; }
+MAMBAC_INLINE Vec w_larger(Vec a, Vec b) { return {_mm512_castsi512_ps(_mm512_max_epi16(_mm512_castps_si512(a.v), _mm512_castps_si512(b.v)))}; }
+MAMBAC_INLINE Words w_of_lanes(Vec a) { return {_mm512_castps_si512(a.v)}; }
+// Codes in the low bits of four vectors to a row of nibbles.
+MAMBAC_INLINE void w_pack(uint8_t* out, const Words* n) {
+  __m512i all = _mm512_ternarylogic_epi32(_mm512_set1_epi16(0x000f), n[0].v, _mm512_slli_epi16(n[1].v, 4), 0xCA);  // mask ? a : b
+  all = _mm512_ternarylogic_epi32(_mm512_set1_epi16(0x00ff), all, _mm512_slli_epi16(n[2].v, 8), 0xCA);
+  all = _mm512_ternarylogic_epi32(_mm512_set1_epi16(0x0fff), all, _mm512_slli_epi16(n[3].v, 12), 0xCA);
+  _mm512_storeu_si512(out, all);
+}
+
+// Lane i of the result is the sum of the whole numbers in row i, of which any four fit 32 bits: the first two steps are exact.
+MAMBAC_INLINE Vec w_sum16(const Vec* rows) {
+  const __m512i quarters = _mm512_setr_epi32(4, 5, 6, 7, 16, 17, 18, 19, 12, 13, 14, 15, 24, 25, 26, 27);
+  const __m512i singles = _mm512_setr_epi32(1, 16, 3, 18, 5, 20, 7, 22, 9, 24, 11, 26, 13, 28, 15, 30);
+  __m512i s[8];
+  __m512 u[4], w[2];
+  for (int i = 0; i < 8; i++) {
+    const __m512i a = _mm512_castps_si512(rows[i].v), b = _mm512_castps_si512(rows[i + 8].v);
+    s[i] = _mm512_add_epi32(_mm512_mask_blend_epi32(0xFF00, a, b), _mm512_shuffle_i64x2(a, b, 0x4E));
+  }
+  for (int i = 0; i < 4; i++)
+    u[i] = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_mask_blend_epi32(0xF0F0, s[i], s[i + 4]), _mm512_permutex2var_epi32(s[i], quarters, s[i + 4])));
+  for (int i = 0; i < 2; i++) w[i] = _mm512_add_ps(_mm512_mask_blend_ps(0xCCCC, u[i], u[i + 2]), _mm512_shuffle_ps(u[i], u[i + 2], 0x4E));
+  return {_mm512_add_ps(_mm512_mask_blend_ps(0xAAAA, w[0], w[1]), _mm512_permutex2var_ps(w[0], singles, w[1]))};
+}
+
+template <bool kVnni>
+struct ExactRowOf {
+  __m512i c[3][2], start[3];  // planes, and what the 8 adds to their sums, taken off
+  MAMBAC_MEMBER explicit ExactRowOf(const DotPlanes& planes) {
+    const __m512i eight = _mm512_set1_epi8(8), zero = _mm512_setzero_si512();
+    for (int plane = 0; plane < 3; plane++) {
+      for (int odd = 0; odd < 2; odd++) c[plane][odd] = _mm512_loadu_si512(planes.c[plane][odd]);
+      start[plane] = _mm512_sub_epi32(zero, products(plane, eight, eight, zero));
+    }
+  }
+  MAMBAC_MEMBER __m512i products(int plane, __m512i even, __m512i odd, __m512i from) const {
+    if (kVnni) return NibbleDotOf<true>::add(NibbleDotOf<true>::add(from, even, c[plane][0]), odd, c[plane][1]);
+    const __m512i pairs = _mm512_add_epi16(_mm512_maddubs_epi16(even, c[plane][0]), _mm512_maddubs_epi16(odd, c[plane][1]));
+    return _mm512_add_epi32(from, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+  }
+  // The sums of a row of codes times the coefficients. The planes on their own: short chains of dependent instructions.
+  MAMBAC_MEMBER Vec read(const uint8_t* codes) const {
+    const __m512i r = _mm512_loadu_si512(codes), mask = _mm512_set1_epi8(15), eight = _mm512_set1_epi8(8);
+    const __m512i even = _mm512_ternarylogic_epi32(r, mask, eight, 0x6A);  // (r & mask) ^ eight: codes plus 8
+    const __m512i odd = _mm512_ternarylogic_epi32(_mm512_srli_epi16(r, 4), mask, eight, 0x6A);
+    __m512i sums = products(2, even, odd, start[2]);
+    sums = _mm512_add_epi32(_mm512_slli_epi32(sums, 8), products(1, even, odd, start[1]));
+    return w_lanes({_mm512_add_epi32(_mm512_slli_epi32(sums, 8), products(0, even, odd, start[0]))});
+  }
+  // Codes times what 4096ths of one are worth; a permute reads five bits of each word, and the table is there twice.
+  struct Codes {
+    __m512i row, table;
+    MAMBAC_MEMBER Codes(const uint8_t* codes, const int32_t* worth) : row(_mm512_loadu_si512(codes)) {
+      alignas(64) static constexpr int16_t kSteps[32] = {0,      4096,   8192,   12288,  16384,  20480, 24576, 28672, -32768, -28672, -24576,
+                                                         -20480, -16384, -12288, -8192,  -4096,  0,     4096,  8192,  12288,  16384,  20480,
+                                                         24576,  28672,  -32768, -28672, -24576, -20480, -16384, -12288, -8192, -4096};
+      table = _mm512_mulhrs_epi16(_mm512_load_si512(kSteps), _mm512_set1_epi32(*worth));
+    }
+    MAMBAC_MEMBER Words nibbles(int j) const {
+      return {_mm512_permutexvar_epi16(j == 0 ? row : _mm512_srli_epi16(row, (unsigned)(4 * j)), table)};
+    }
+  };
+  // Sums of two neighbouring words times weights in each lane, over four vectors.
+  static MAMBAC_MEMBER Vec weighed(const Words* a, const Words* weight) {
+    __m512i sum[2];
+    for (int j = 0; j < 2; j++) sum[j] = _mm512_madd_epi16(a[j].v, weight[j].v);
+    for (int j = 0; j < 2; j++) {
+      const __m512i x = a[2 + j].v, y = weight[2 + j].v;
+#if !defined(_MSC_VER) || defined(__clang__)
+      if (kVnni) {
+        __asm__("vpdpwssd %2, %1, %0" : "+v"(sum[j]) : "v"(x), "v"(y));
+        continue;
+      }
+#endif
+      sum[j] = _mm512_add_epi32(sum[j], _mm512_madd_epi16(x, y));
+    }
+    return w_lanes({_mm512_add_epi32(sum[0], sum[1])});
+  }
+};

@@ -1,0 +1,91 @@
+// 128 columns of a row as four vectors of 16-bit whole numbers (exact_i4.h). Word w of vector j is column 4 w + j, which is
+// nibble j of word w of a row of codes.
+#pragma once
+
+struct Words {
+  int16_t v[32];
+};
+#define MAMBAC_WORDS(value)                                      \
+  Words r;                                                       \
+  for (int i = 0; i < 32; i++) r.v[i] = (int16_t)(value);        \
+  return r
+static inline Words w_load(const int16_t* p) { MAMBAC_WORDS(p[i]); }
+static inline void w_store(int16_t* p, Words a) { memcpy(p, a.v, sizeof a.v); }
+static inline Words w_set(const int32_t* twice) { MAMBAC_WORDS((int16_t)*twice); }
+static inline Words w_zero() { MAMBAC_WORDS(0); }
+static inline Words w_add(Words a, Words b) { MAMBAC_WORDS(a.v[i] + b.v[i]); }
+static inline Words w_product(Words a, Words b) { MAMBAC_WORDS((a.v[i] * b.v[i] + 0x4000) >> 15); }  // a b / 32768, rounded
+static inline Words w_abs(Words a) { MAMBAC_WORDS(a.v[i] < 0 ? -a.v[i] : a.v[i]); }
+static inline Words w_max(Words a, Words b) { MAMBAC_WORDS(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
+static inline Words w_min(Words a, Words b) { MAMBAC_WORDS(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
+static inline Words w_minus(Words a) { MAMBAC_WORDS(-a.v[i]); }
+// Two vectors of floats, rounded, as the even and the odd words, and back.
+static inline Words w_join(Vec even, Vec odd) { MAMBAC_WORDS((int32_t)round_even(i % 2 ? odd.v[i / 2] : even.v[i / 2])); }
+static inline Vec w_even(Words a) {
+  Vec r;
+  for (int i = 0; i < 16; i++) r.v[i] = (float)a.v[2 * i];
+  return r;
+}
+static inline Vec w_odd(Words a) {
+  Vec r;
+  for (int i = 0; i < 16; i++) r.v[i] = (float)a.v[2 * i + 1];
+  return r;
+}
+// The words of a vector as its lanes, and the larger ones of two such: maxima of many rows by v_reduce16.
+static inline Vec w_lanes(Words a) {
+  Vec r;
+  memcpy(&r, &a, sizeof r);
+  return r;
+}
+static inline Words w_of_lanes(Vec a) {
+  Words r;
+  memcpy(&r, &a, sizeof r);
+  return r;
+}
+static inline Vec w_larger(Vec a, Vec b) { return w_lanes(w_max(w_of_lanes(a), w_of_lanes(b))); }
+// Codes in the low bits of four vectors to a row of nibbles.
+static inline void w_pack(uint8_t* out, const Words* n) {
+  for (int i = 0; i < 64; i++) out[i] = (uint8_t)((n[i % 2 * 2].v[i / 2] & 15) | (n[i % 2 * 2 + 1].v[i / 2] & 15) << 4);
+}
+
+// Lane i of the result is the sum of the whole numbers in row i, of which any four fit 32 bits: the first two steps are exact.
+static inline Vec w_sum16(const Vec* rows) {
+  Vec r;
+  for (int i = 0; i < 16; i++) {
+    int32_t t[16];
+    float u[4];
+    memcpy(t, &rows[i], sizeof t);
+    for (int k = 0; k < 4; k++) u[k] = (float)((t[k] + t[k + 8]) + (t[k + 4] + t[k + 12]));
+    r.v[i] = (u[0] + u[2]) + (u[1] + u[3]);
+  }
+  return r;
+}
+
+struct ExactRow {
+  NibbleDot dot;
+  explicit ExactRow(const DotPlanes& planes) : dot(planes) {}
+  // The sums of a row of codes times the coefficients.
+  Vec read(const uint8_t* codes) const {
+    int32_t sums[16] = {0};
+    for (int i = 0; i < 128; i++) sums[i / 8] += nibble(codes, i) * dot.c[i];
+    Vec r;
+    memcpy(&r, sums, sizeof sums);
+    return r;
+  }
+  // Codes, in 4096ths, times what one of those is worth.
+  struct Codes {
+    const uint8_t* row;
+    int worth;
+    Codes(const uint8_t* codes, const int32_t* twice) : row(codes), worth((int16_t)*twice) {}
+    Words nibbles(int j) const { MAMBAC_WORDS((4096 * nibble(row, 4 * i + j) * worth + 0x4000) >> 15); }
+  };
+  // Sums of two neighbouring words times weights in each lane, over four vectors.
+  static Vec weighed(const Words* a, const Words* weight) {
+    int32_t sums[16] = {0};
+    for (int i = 0; i < 128; i++) sums[i % 32 / 2] += a[i / 32].v[i % 32] * weight[i / 32].v[i % 32];
+    Vec r;
+    memcpy(&r, sums, sizeof sums);
+    return r;
+  }
+};
+#undef MAMBAC_WORDS
