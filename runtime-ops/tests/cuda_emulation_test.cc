@@ -69,14 +69,15 @@ static Parity g_parity, g_fixed;  // g_fixed: where the CPU's codes are worked o
 static void compare_with_cpu(const Op& op, const Sizes& s, const Output& got, const Output& cpu) {
   if (!op.packed()) return;
   const size_t bytes = head_bytes(op, s.P, s.N), codes = op.frozen ? bytes : bytes - 2 * (size_t)(s.P + s.N);
-  Parity& parity = op.frozen && op.kind == Kind::H4 && s.N % 128 == 0 && s.L == 1 ? g_fixed : g_parity;
+  const bool whole = whole_numbers(op, s);
+  Parity& parity = whole || (op.frozen && op.kind == Kind::H4 && s.N % 128 == 0 && s.L == 1) ? g_fixed : g_parity;
   for (int i = 0; i < s.B * s.H; i++) {
     const uint8_t *a = got.present.data() + i * bytes, *b = cpu.present.data() + i * bytes;
     for (size_t j = codes; j < bytes; j += 2) {
       const int d = u16(a + j) - u16(b + j);
       parity.scales++;
       parity.scales_off += d != 0;
-      const int most = j < codes + 2 * (size_t)s.P ? 1 : 2;  // state scales are relative to the channels' coarser halves
+      const int most = j < codes + 2 * (size_t)s.P ? 1 : whole ? 3 : 2;  // state scales are relative to the channels' coarser halves
       CHECK(abs(d) <= most, "the scale at byte %zu is %d halves from the CPU's", j, d);
     }
     for (int j = 0; j < s.P * s.N; j++) {
