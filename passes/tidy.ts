@@ -4,7 +4,8 @@
  * - two Transposes in a row become one, or none;
  * - a Reshape to the shape a value already has goes away (the shapes are inferred at two sizes);
  * - Constant nodes become initialisers, and equal small constants become one;
- * - notes of exporters (stack traces, class names, paths of the machine that exported) go away.
+ * - notes of exporters (stack traces, class names, paths of the machine that exported) go away;
+ * - nodes without a name get that of what they make.
  *
  * Refuses nothing. Constants of two axes and more, or of 64 elements and more, are never merged: they are weights, and
  * a later pass may want to change one of them.
@@ -18,6 +19,7 @@ import type { Tensor } from "../src/ir/tensor.js";
 import { elementCount } from "../src/ir/types.js";
 import { concrete, viewGraph } from "../src/rewrite/axes.js";
 import { GraphEdit, renameInputs } from "../src/rewrite/edit.js";
+import { withNodeNames } from "../src/rewrite/node-names.js";
 import { definePass, type Pass } from "../src/rewrite/pass.js";
 import { mainOpset } from "../src/rewrite/trials.js";
 
@@ -39,7 +41,7 @@ export const tidy: Pass<Record<string, never>> = definePass({
     graph = dropReshapes(graph, mainOpset(model));
     graph = withoutExporterNotes(mergeConstants(graph));
     const changed = before - graph.nodes.length - graph.initializers.size;
-    return Promise.resolve({ model: { ...model, graph }, changed: Math.max(0, changed) });
+    return Promise.resolve({ model: withNodeNames({ ...model, graph }), changed: Math.max(0, changed) });
   },
 });
 

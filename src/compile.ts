@@ -9,14 +9,15 @@ import { COMPLETE, calibrationHooks, type StatisticsRecorder } from "./calibrati
 import { executor, withStateNames } from "./executable.js";
 
 import type { Model, Node } from "./ir/graph.js";
-import { formatType } from "./ir/types.js";
+import { type Dim, formatType } from "./ir/types.js";
 import { readModel } from "./onnx/read.js";
 import { requireWritable, type Written, writeModel } from "./onnx/write.js";
 import { DEFAULT_REPLAY_LENGTH, type FloatType, isStatic, OP_DOMAIN, parseOpName } from "./ops/names.js";
 
-import { viewGraph } from "./rewrite/axes.js";
+import { tokenInput, viewGraph } from "./rewrite/axes.js";
 
 import { splitBranches } from "./rewrite/branches.js";
+import { withPlainDims } from "./rewrite/interface-dims.js";
 import type { Fact, Remark } from "./rewrite/pass.js";
 import { nothingFound, type PipelineHooks, runSteps, type Step } from "./rewrite/pipeline.js";
 import { FLOAT_STATE, type SemanticOp, type StateChoice, semanticOps } from "./rewrite/semantic.js";
@@ -353,7 +354,7 @@ function described(
   sources: readonly Source[],
   { state, ...options }: CompileOptions,
 ): Model {
-  const named = withStateNames(model, ops);
+  const named = withStateNames(withPlainDims(model, ops), ops);
   const metadata = new Map(named.metadata);
   metadata.set("mambac.version", VERSION);
   metadata.set("mambac.source_sha256", sources.map((source) => source.sha256).join(" "));
@@ -391,9 +392,11 @@ function report(
   written: Written | null,
   calibration: DatasetDescription | null,
 ): CompileReport {
+  const tokens = tokenInput(model.graph)?.type;
+  const batch = (tokens?.kind === "tensor" ? tokens.shape?.[0] : null) ?? "batch_size";
   return {
     inputs: sources,
-    rows: ops.map((op) => layerRow(op, options.float)),
+    rows: ops.map((op) => layerRow(op, batch, options.float)),
     remarks,
     warnings,
     state: options.state,
@@ -425,8 +428,8 @@ function calibrationRemarks(data: DatasetDescription | null, asked: CalibrationD
   ];
 }
 
-/** The row of one semantic operator. */
-export function layerRow(op: SemanticOp, float: FloatType = "f32"): LayerRow {
+/** The row of one semantic operator; `batch` as the token input has it. */
+function layerRow(op: SemanticOp, batch: Dim, float: FloatType = "f32"): LayerRow {
   const slots = stateSlots(op);
   const plain: SemanticOp = op.kind === "scan" ? { ...op, state: { ...op.state, format: "f32" } } : op;
   const bytes = (of: SemanticOp, type: FloatType): number =>
@@ -440,7 +443,7 @@ export function layerRow(op: SemanticOp, float: FloatType = "f32"): LayerRow {
     states: slots.map((slot) => ({
       past: op.node.inputs[slot.input] ?? "",
       present: op.node.outputs[slot.output] ?? "",
-      type: formatType(slotType(slot, "batch", op.node.inputs[slot.input] ?? "", float).type),
+      type: formatType(slotType(slot, batch, op.node.inputs[slot.input] ?? "", float).type),
     })),
     bytesBefore: bytes(plain, "f32"),
     bytesAfter: bytes(op, float),

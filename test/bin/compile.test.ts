@@ -101,7 +101,7 @@ describe("how the state is kept", () => {
     const out = join(folder, "out.onnx");
     const flags = ["--state", "h4", "--requantize", "replay", "--replay-length", "3"];
     const result = await mambac("compile", PREFILL, "-o", out, ...flags);
-    expect(result.out).toMatch(/layers\.0 +scan .* G=1 R=3 +\S+ u8\[batch,960\] +2\.05 kB -> 960 B/);
+    expect(result.out).toMatch(/layers\.0 +scan .* G=1 R=3 +\S+ u8\[batch_size,960\] +2\.05 kB -> 960 B/);
     expect(result.out).toContain("state    h4 dsq-max requantize=replay R=3,");
     const { metadata, graph } = readModel(out).model;
     expect(metadata.get("mambac.state")).toBe("h4 dsq-max requantize=replay R=3");
@@ -119,7 +119,7 @@ describe("how the state is kept", () => {
     const data = ["--calib", ids, "--num-samples", "2", "--seq-len", "40"];
     const result = await mambac("compile", PREFILL, "-o", out, ...flags, ...data);
     expect(result).toMatchObject({ code: 0 });
-    expect(result.out).toMatch(/layers\.0 +scan .* u8\[batch,4,64\] +2\.05 kB -> 256 B/);
+    expect(result.out).toMatch(/layers\.0 +scan .* u8\[batch_size,4,64\] +2\.05 kB -> 256 B/);
     expect(readModel(out).model.metadata.get("mambac.state")).toBe("h4 static requantize=call");
     expect(scansIn(out).ops).toContain("com.mambac.Mamba2ScanH4Static");
     const { initializers } = readModel(out).model.graph;

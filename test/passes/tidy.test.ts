@@ -7,7 +7,7 @@ import { executableRecipe, raiseRecipe } from "../../passes/recipes.js";
 import { rotateOutput } from "../../passes/rotate-output.js";
 import { tidy } from "../../passes/tidy.js";
 import { GraphBuilder, typed } from "../../src/ir/builder.js";
-import { attr, attrInts, type Model } from "../../src/ir/graph.js";
+import { attr, attrInts, type Model, type Node, subgraphs } from "../../src/ir/graph.js";
 import { f32Tensor } from "../../src/ir/tensor.js";
 import { step } from "../../src/rewrite/pipeline.js";
 import { foldSample } from "../support/fold-runs.js";
@@ -75,6 +75,25 @@ describe("tidy", () => {
     }
     expect(model.graph.nodes.some((node) => node.doc === "said by a person")).toBe(true);
     expect(model.graph.nodes.some((node) => node.metadata.has("mambac.role"))).toBe(true);
+  });
+
+  test("every node has a name of its own, in functions and subgraphs too", async () => {
+    const names = (nodes: readonly Node[]): void => {
+      expect(nodes.map(({ name }) => name)).not.toContain("");
+      expect(new Set(nodes.map(({ name }) => name)).size).toBe(nodes.length);
+      for (const graph of nodes.flatMap(subgraphs)) names(graph.nodes);
+    };
+    for (const source of [smallModel({ form: "loop", length: null, states: "both" }), smallModel({})]) {
+      const lowered = (await runAll(source, LOWERED)).model;
+      const [first, ...rest] = lowered.graph.nodes;
+      if (first === undefined) throw new Error("there are no nodes");
+      // A node may have the name of another's output.
+      const taken = { ...first, name: rest[0]?.outputs[0] ?? "" };
+      const { model } = await runPass(tidy, { ...lowered, graph: { ...lowered.graph, nodes: [taken, ...rest] } }, {});
+      names(model.graph.nodes);
+      expect(model.functions.length).toBeGreaterThan(0);
+      for (const fn of model.functions) names(fn.nodes);
+    }
   });
 
   test("random compiled graphs give the same bits and get smaller", async () => {
