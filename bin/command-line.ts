@@ -43,6 +43,7 @@ import { addCalibrate } from "./calibrate-command.js";
 import { type CalibrationFlags, calibrationOf, withCalibration } from "./calibration-flags.js";
 import { addCompare } from "./compare-command.js";
 import { addEval } from "./eval-command.js";
+import { withExamples } from "./examples.js";
 import { byteCount, integer, integerList, number, percentage, positiveInteger, replayLength } from "./flag-values.js";
 import { kebabFlags } from "./kebab-flags.js";
 import { addRecipe } from "./recipe-command.js";
@@ -83,7 +84,8 @@ function commandLine(terminal: Terminal, outcome: Outcome, argv: readonly string
     .showHelpAfterError("(--help tells more)")
     .addHelpText(
       "after",
-      "\nExit codes: 0 done, 1 bug in mambac, 2 bad usage or unreadable file, 3 below the gate, 4 not supported," +
+      "\nStart: mambac compile prefill.onnx decode.onnx -o out.onnx; mambac COMMAND --help has examples." +
+        "\n\nExit codes: 0 done, 1 bug in mambac, 2 bad usage or unreadable file, 3 below the gate, 4 not supported," +
         "\n5 calibration, 130 interrupted. Every flag may be spelled with _ instead of -.",
     );
   addCompile(program, terminal, outcome, argv);
@@ -96,6 +98,7 @@ function commandLine(terminal: Terminal, outcome: Outcome, argv: readonly string
   addRecipe(program, terminal, outcome);
   addCompare(program, terminal, outcome);
   addSensitivity(program, terminal, outcome);
+  withExamples(program);
   return program;
 }
 

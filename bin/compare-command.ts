@@ -10,6 +10,7 @@ import { candidateOf, floatCandidate } from "./recipe-command.js";
 
 interface CompareFlags extends CalibrationFlags {
   readonly recipe: string;
+  readonly calibTable?: string[];
   readonly text: string[];
   readonly windows: number;
   readonly window: number;
@@ -30,6 +31,7 @@ export function addCompare(program: Command, terminal: Terminal, outcome: { code
     .requiredOption("--recipe <list>", "names and files, with commas between; or 'all' that ship with mambac")
     .requiredOption("--text <file...>", "texts to measure on; none of them should be calibration data");
   withCalibration(command)
+    .option("--calib-table <file...>", "tables of `mambac calibrate` to take statistics from instead of data")
     .option("--windows <n>", "windows from the start of each text, each from zero state", positiveInteger, 12)
     .option("--window <n>", "tokens a window", positiveInteger, 512)
     .addOption(new Option("--trust <graph>", "which graph of a pair counts where they disagree").choices(TRUSTS))
@@ -50,6 +52,7 @@ export function addCompare(program: Command, terminal: Terminal, outcome: { code
           window,
           tokenizer: flags.tokenizer ?? null,
           ...(calibration === undefined ? {} : { calibration }),
+          tables: flags.calibTable ?? [],
           library,
           threads,
           csv: flags.csv ?? false,

@@ -37,6 +37,7 @@ export interface CompareOptions {
   readonly window: number;
   readonly windows: number;
   readonly calibration?: NonNullable<CompileOptions["calibration"]>;
+  readonly tables?: NonNullable<CompileOptions["tables"]>;
   readonly threads?: number;
   readonly library?: LibraryChoice;
   readonly onProgress?: (message: string) => void;
@@ -114,6 +115,7 @@ async function measure(
       state,
       threads: options.threads ?? 1,
       ...(options.calibration === undefined ? {} : { calibration: options.calibration }),
+      ...(options.tables === undefined ? {} : { tables: options.tables }),
     },
     candidate.passes,
   );

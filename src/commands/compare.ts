@@ -4,6 +4,7 @@ import { readFileSync } from "node:fs";
 import { basename } from "node:path";
 import { type Candidate, compareCandidates } from "../compare.js";
 import { type CompileOptions, prepare, VERSION } from "../compile.js";
+import { readCalibration } from "../run/calibration-files.js";
 import type { LibraryChoice } from "../run/locate.js";
 import { loadTokenizer, type Tokenizer, tokenizerBeside } from "../run/tokenizer.js";
 import { EXIT, type ExitCode, MambacError } from "../support/errors.js";
@@ -19,6 +20,8 @@ export interface CompareCommandOptions {
   /** Null takes the one beside the source, or bytes for a vocabulary of 256. */
   readonly tokenizer: string | null;
   readonly calibration?: NonNullable<CompileOptions["calibration"]>;
+  /** Files of `mambac calibrate`. */
+  readonly tables?: readonly string[];
   readonly library: LibraryChoice;
   readonly threads: number;
   readonly csv: boolean;
@@ -38,6 +41,7 @@ export async function compareCommand(
   try {
     const texts = options.texts.map((path) => ({ name: basename(path), text: readText(path) }));
     const onProgress = (message: string): void => progress.say(message);
+    const tables = (options.tables ?? []).map((path) => ({ label: path, table: readCalibration(path) }));
     const prepared = await prepare({ inputs, threads, onProgress }, reference.passes);
     const tokenizer = requestedTokenizer(options.tokenizer, inputs, prepared.vocabulary);
     const rows = await compareCandidates({
@@ -50,6 +54,7 @@ export async function compareCommand(
       windows,
       window,
       ...(options.calibration === undefined ? {} : { calibration: { ...options.calibration, tokenizer } }),
+      tables,
       threads,
       library: options.library,
       onProgress,
@@ -57,7 +62,14 @@ export async function compareCommand(
     progress.done();
     if (options.json) {
       const document = { command: "compare", version: VERSION, inputs: prepared.sources, texts: options.texts };
-      const rest = { windows, window, threads, calibration: dataOf(options.calibration), rows: comparedDocument(rows) };
+      const rest = {
+        windows,
+        window,
+        threads,
+        calibration: dataOf(options.calibration),
+        tables: options.tables ?? [],
+        rows: comparedDocument(rows),
+      };
       terminal.out(`${JSON.stringify({ ...document, ...rest }, null, 2)}\n`);
     } else terminal.out(options.csv ? comparedCsv(rows) : comparedTable(rows));
   } finally {

@@ -142,7 +142,8 @@ function passagesOf(options: EvaluateOptions): {
   if (read.ids.length < needed) {
     throw new MambacError(
       "evaluate/text",
-      `the text has ${read.ids.length} tokens, but ${windows} windows of ${window} need ${needed} (with the one after)`,
+      `the text has ${read.ids.length} tokens, but ${windows} windows of ${window} need ${needed} (with the one after): ` +
+        "give a longer text, or fewer or shorter windows",
     );
   }
   return {

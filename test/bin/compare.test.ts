@@ -55,6 +55,28 @@ describe("compare", () => {
     expect(readdirSync(root).sort()).toEqual(["coarse.yaml", "w8a8h8.onnx", "w8a8h8.onnx.recipe.yaml"]);
   });
 
+  test("from a table of statistics as from the data it was made of", async () => {
+    const table = join(root, "table.json");
+    const data = ["--data", ...CALIB.slice(1)];
+    expect((await mambac("calibrate", SOURCE, "--recipe", "w8a8h8", ...data, "-o", table, "-q")).code).toBe(0);
+    const compared = async (...flags: string[]): Promise<unknown> =>
+      documentIn(await mambac("compare", SOURCE, "--recipe", "w8a8h8", ...flags, ...TEXT, "--json", "-q"))["rows"];
+    expect(await compared("--calib-table", table)).toEqual(await compared(...CALIB));
+    const other = await mambac(
+      "compare",
+      SOURCE,
+      "--recipe",
+      "smoothquant-w8a8",
+      "--calib-table",
+      table,
+      ...TEXT,
+      "-q",
+    );
+    expect(other).toMatchObject({ code: 5, out: "" });
+    rmSync(table);
+    rmSync(`${table}.bin`);
+  });
+
   test("as a table and as CSV", async () => {
     const argv = ["compare", SOURCE, "--recipe", "ptqssm-w8-inout-pc", ...TEXT, "-q"];
     const people = await mambac(...argv);
