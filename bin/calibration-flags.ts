@@ -15,7 +15,10 @@ export interface CalibrationFlags {
 /** Adds them. */
 export function withCalibration(command: Command): Command {
   return command
-    .option("--calib <file...>", "text, JSONL, npy, npz, safetensors or Parquet for recipes that need calibration")
+    .option(
+      "--calib <file...>",
+      "text, JSONL, npy, npz, safetensors or Parquet for recipes that need calibration; npy of pictures for models of them",
+    )
     .option("--num-samples <n>", "sequences of calibration data", positiveInteger, 64)
     .option("--seq-len <n>", "tokens of a calibration sequence", positiveInteger, 512)
     .option("--seed <n>", "seed of the choice of sequences", integer, 0)

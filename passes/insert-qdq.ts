@@ -72,7 +72,8 @@ export const insertQdq: Pass<InsertQdqOptions> = definePass({
 /**
  * Pairs as the profile has them, on grids from calibration. ONNX Runtime 1.30 makes integer products of int8 codes on x64 only
  * where it can turn them into uint8 itself, which it does for a pair with one reader: codes that several projections read
- * are written as uint8 around 128, the same values. Where a scan or convolution reads what a pair made, a sum of one
+ * are written as uint8 around 128, the same values. So are all codes of a graph with a fixed batch: where shapes are known, it
+ * moves pairs past reshapes of its own, and what it turned into uint8 then still says int8, which it refuses. Where a scan or convolution reads what a pair made, a sum of one
  * summand stands between: ONNX Runtime 1.30 moves pairs into the functions of these operators, past what reshapes there,
  * and dies where an If reads that.
  */
@@ -87,8 +88,11 @@ function placePairs(
   const plan = qdqPlan(sites, projections, results);
   const readers = new Map<string, number>();
   for (const { input } of projections) readers.set(input, (readers.get(input) ?? 0) + 1);
+  const sized = sites.view.frozenBatch !== null;
   const typeOf = (value: string): ActivationType =>
-    activations === "i8" && profile === "ort-cpu" && (readers.get(value) ?? 0) > 1 ? "u8-symmetric" : activations;
+    activations === "i8" && profile === "ort-cpu" && (sized || (readers.get(value) ?? 0) > 1)
+      ? "u8-symmetric"
+      : activations;
   const gridOf = (value: string): PairGrid => addGrid(builder, value, range(value), typeOf(value), "insert-qdq");
   const changed = new Map<Node, Node>();
   const change = (node: Node, how: (now: Node) => Partial<Node>): void => {

@@ -14,9 +14,12 @@ import {
   firstSequences,
   openDataset,
 } from "./run/dataset.js";
+import { openItems } from "./run/dataset-items.js";
 import { logitsSample, meanKlBits } from "./run/divergence.js";
+import { isPlain } from "./run/plain-model.js";
 import { collectStatistics, usualBoundaries } from "./run/statistics.js";
 import { tokenizerBeside } from "./run/tokenizer.js";
+import { EXIT, MambacError } from "./support/errors.js";
 
 /** Data for passes that need statistics of activations, read with the tokenizer given or the one beside the source. */
 export type CalibrationData = Omit<DatasetOptions, "vocabulary">;
@@ -56,6 +59,13 @@ export async function divergenceFrom(
   reference: Model,
   sequences: number,
 ): Promise<DivergenceFrom> {
+  if (isPlain(reference)) {
+    throw new MambacError(
+      "calibrate/divergence",
+      "recipes that search measure the next token, and this model reads no tokens: take one that does not search",
+      EXIT.calibration,
+    );
+  }
   const sample = async (model: Model): ReturnType<typeof logitsSample> => {
     const ready = await executableModel(model, runs.executable(), runs.threads);
     const dataset = await openCalibration(runs.calibration, model, runs.inputs);
@@ -82,6 +92,7 @@ export function openCalibration(
   model: Model,
   inputs: readonly string[],
 ): Promise<Dataset> {
+  if (isPlain(model)) return openItems(calibration, model.graph);
   const vocabulary = vocabularyOf(model);
   const tokenizer = calibration.tokenizer ?? tokenizerBeside(inputs[0] ?? ".", vocabulary);
   return openDataset({ ...calibration, vocabulary, ...(tokenizer === null ? {} : { tokenizer }) });

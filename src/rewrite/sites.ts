@@ -311,7 +311,7 @@ export class Sites {
     const conv = this.#convBefore(scan);
     const convColumns = conv === null ? null : this.source(conv.node.inputs[CONV_INPUT.x] ?? "");
     const dt = this.source(scan.node.inputs[SCAN_INPUT.dt] ?? "");
-    const inProj = convColumns?.linear ?? null;
+    const inProj = convColumns?.linear ?? this.#projectionBefore(scan);
     const dtProj = dt !== null && dt.linear !== inProj ? dt.linear : null;
     const b = this.source(this.#beforeNorm(scan.node.inputs[SCAN_INPUT.B] ?? ""));
     const xProj = b !== null && b.linear !== inProj ? b.linear : null;
@@ -360,6 +360,23 @@ export class Sites {
       if (op?.kind === "conv") return op;
       if (!LAYOUT.has(node.op) && node.op !== "Split" && node.op !== "Slice") return null;
       at = node.inputs[0] ?? "";
+    }
+    return null;
+  }
+
+  /** The projection behind x where other convolutions, or scans in several directions, lie between. */
+  #projectionBefore(scan: ScanOp): LinearSite | null {
+    let at = scan.node.inputs[SCAN_INPUT.x] ?? "";
+    for (let hops = 0; hops < 32; hops++) {
+      const columns = this.source(at);
+      if (columns !== null) return columns.linear;
+      const node = this.index.producer.get(at);
+      if (node === undefined || node.domain !== "") return null;
+      // SiLU is a product of a value and its Sigmoid; whatever else there is keeps its data first.
+      const silu = node.inputs.find((input) => this.index.producer.get(input)?.op === "Sigmoid");
+      const through = LAYOUT.has(node.op) || /^(Split|Slice|Concat|Conv)$/.test(node.op);
+      if (!through && (node.op !== "Mul" || silu === undefined)) return null;
+      at = node.inputs.find((input) => input !== silu) ?? "";
     }
     return null;
   }

@@ -155,6 +155,24 @@ function view(bytes: Uint8Array): DataView {
   return new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 }
 
+/** Float32 items of one shape in a .npy file [count, ...item], read one by one. Throws `dataset/...` for anything else. */
+export function npyItems(
+  file: DataFile,
+  item: readonly number[],
+): { readonly count: number; readonly read: (at: number) => Uint8Array } {
+  const array = npyArray(file.path, file.size, (start, length) => file.read(start, length));
+  const [count = 0, ...rest] = array.shape;
+  const wanted = `float32 [count, ${item.join(", ")}]`;
+  if (array.spelling !== "<f4" || rest.length !== item.length || rest.some((size, axis) => size !== item[axis])) {
+    throw dataError(
+      "item",
+      `${array.label} holds ${array.spelling} [${array.shape.join(", ")}]; the model reads ${wanted}`,
+    );
+  }
+  const bytes = 4 * elementCount(item);
+  return { count, read: (at) => array.read(at * bytes, bytes) };
+}
+
 const NPY_DTYPES: Readonly<Record<string, DType>> = {
   "<i8": "i64",
   "<i4": "i32",

@@ -65,7 +65,10 @@ export interface DatasetDescription {
 /** One sequence; `index` counts those of every shard. */
 export interface Sequence {
   readonly index: number;
+  /** Empty where the model reads no tokens. */
   readonly tokens: Int32Array;
+  /** What such a model reads: one item for the input, without a batch. */
+  readonly item?: Float32Array;
 }
 
 export interface Dataset {
@@ -108,9 +111,7 @@ export async function openDataset(options: DatasetOptions): Promise<Dataset> {
     const tokensSha256 = hash.digest("hex");
     const sha256 = random ? tokensSha256 : opened.sha256;
     const { part } = options;
-    const mine = (index: number): boolean =>
-      index % shard.count === shard.index - 1 &&
-      (part === undefined || (index % HELD_OUT === HELD_OUT - 1) === (part === "held-out"));
+    const mine = taken(shard, part);
     const count = Array.from({ length: sequences }, (_, index) => index).filter(mine).length;
     if (count < 1 && part !== undefined) {
       throw dataError(
@@ -157,7 +158,8 @@ export function firstSequences(dataset: Dataset, most: number): Dataset {
   };
 }
 
-function requireCounts(length: number, samples: number | null, seed: number, shard: Shard): void {
+/** Refuses counts that no dataset has. Throws `dataset/...`. */
+export function requireCounts(length: number, samples: number | null, seed: number, shard: Shard): void {
   const whole = (value: number): boolean => Number.isSafeInteger(value) && value >= 1;
   if (!whole(length)) throw dataError("length", `a sequence cannot have ${length} tokens`);
   if (samples !== null && !whole(samples)) throw dataError("samples", `cannot draw ${samples} sequences`);
@@ -302,8 +304,15 @@ function locate(sources: readonly TokenSource[], at: number): { readonly source:
   throw new InvariantError(`there is no block ${at}`);
 }
 
+/** The part of a dataset that one process takes, and that is not held out. */
+export function taken(shard: Shard, part: DatasetPart | undefined): (index: number) => boolean {
+  return (index) =>
+    index % shard.count === shard.index - 1 &&
+    (part === undefined || (index % HELD_OUT === HELD_OUT - 1) === (part === "held-out"));
+}
+
 /** 0 to count - 1, shuffled unless `random` is null. Takes memory for the numbers taken only (a sparse Fisher-Yates). */
-function* order(count: number, random: Random | null): Generator<number> {
+export function* order(count: number, random: Random | null): Generator<number> {
   const moved = new Map<number, number>();
   for (let i = 0; i < count; i++) {
     const j = random === null ? i : i + random.integer(count - i);

@@ -7,6 +7,7 @@ import { findBoundaries, weightBytes } from "./blocks.js";
 import { observeAll, tableStatistics } from "./calibrate.js";
 import type { Dataset } from "./dataset.js";
 import { openOrtGemm } from "./ort-gemm.js";
+import { isPlain } from "./plain-model.js";
 import { readSignature } from "./signature.js";
 import { StatisticSpool } from "./statistic-spool.js";
 import type { SweepProgress } from "./sweep.js";
@@ -30,7 +31,7 @@ const TOGETHER_BYTES = 2 ** 26;
 
 /** Where to cut a model, so that one block fits in memory whatever the depth. */
 export function usualBoundaries(model: Model): string[] {
-  return weightBytes(model) <= TOGETHER_BYTES ? [] : findBoundaries(model, readSignature(model));
+  return weightBytes(model) <= TOGETHER_BYTES || isPlain(model) ? [] : findBoundaries(model, readSignature(model));
 }
 
 /**

@@ -17,11 +17,13 @@ import { encodeModel, writeModel } from "../onnx/write.js";
 import { EXIT, invariant, MambacError } from "../support/errors.js";
 import { type Block, cutModel, weightBytes } from "./blocks.js";
 import type { Dataset, Sequence } from "./dataset.js";
+import { isPlain } from "./plain-model.js";
 import { integerMemory } from "./runner.js";
 import { openSession, type Session } from "./session.js";
 import { readSignature, type Signature } from "./signature.js";
 import { StateMemory } from "./state-memory.js";
 import { auxiliaryMemory } from "./stateful-model.js";
+import { sweepPlain } from "./sweep-plain.js";
 
 /** Where in the data a call is. */
 export interface CallPlace {
@@ -75,6 +77,7 @@ const IN_MEMORY_BYTES = 2 ** 28;
  * values, `calibrate/length` when a sequence does not fit a graph of fixed length.
  */
 export async function sweep(options: SweepOptions, visitor: SweepVisitor): Promise<void> {
+  if (isPlain(options.model)) return sweepPlain(options, visitor);
   const signature = readSignature(options.model);
   const blocks = cutModel(options.model, {
     signature,
@@ -178,7 +181,8 @@ class BlockRun {
     const { length: fixed } = signature.tokens;
     const lengths = callLengths(sequence.tokens.length, {
       window: options.window ?? 512,
-      decodeShare: options.decodeShare ?? 1 / 32,
+      // Without a state a token fed alone would be a sequence of one.
+      decodeShare: signature.states.length === 0 ? 0 : (options.decodeShare ?? 1 / 32),
       fixed: typeof fixed === "number" ? fixed : null,
     });
     if (lengths.length === 0) {

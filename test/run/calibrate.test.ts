@@ -160,7 +160,7 @@ describe("observe", () => {
   });
 
   it.each([
-    [Number.NaN, /NaN in sequence \d, tokens 0 to 18/],
+    [Number.NaN, /NaN in sequence \d, tokens 0 to 19/],
     [Number.POSITIVE_INFINITY, /Infinity/],
   ])("refuses data on which the model gives %d", async (bad, message) => {
     const values = Array.from({ length: 64 }, (_, id) => id);

@@ -24,6 +24,8 @@ export interface VisionOptions {
   /** Patches a side. */
   readonly side: number;
   readonly sabotage?: VisionSabotage;
+  /** The norm before each block; default with a mean. */
+  readonly norm?: "layer" | "rms";
 }
 
 /** Directions of `ss2d`. */
@@ -53,7 +55,8 @@ export function visionModel(sizes: MambaSizes, changes: Spelling, options: Visio
   ]);
   for (let layer = 0; layer < sizes.layers; layer++) {
     w.scope = `layers.${layer}`;
-    const normed = layerNorm(w, hidden, dModel, "norm");
+    const normed =
+      options.norm === "rms" ? rmsNorm(w, hidden, gain(w, "norm", dModel)) : layerNorm(w, hidden, dModel, "norm");
     const result =
       kind === "vim"
         ? bothWays(w, normed, layer)
