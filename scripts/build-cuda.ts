@@ -11,6 +11,7 @@
 
 import { execFile } from "node:child_process";
 import { mkdir, readdir, readFile, stat } from "node:fs/promises";
+import { availableParallelism } from "node:os";
 import { basename, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs, promisify } from "node:util";
@@ -65,7 +66,7 @@ export async function checkKernels(nvcc: string): Promise<readonly KernelReport[
   const jobs = (await kernelSources()).flatMap((source) =>
     ARCHITECTURES.map((architecture) => ({ source, architecture })),
   );
-  await eachOfTwo(jobs, async ({ source, architecture }) => {
+  await spread(jobs, async ({ source, architecture }) => {
     const cubin = join(out, `${basename(source, ".cu")}-${architecture}.cubin`);
     const flags = ["-std=c++17", "-O3", include, `-arch=${architecture}`, "-Xptxas", "-v", "-cubin"];
     const { stderr } = await compile(nvcc, [...flags, join(root, source), "-o", cubin]);
@@ -151,13 +152,13 @@ async function objects(nvcc: string): Promise<string[]> {
     "-Wno-psabi",
     "-O2",
   ];
-  const device = ["-O3", ...codeFlags(), "-Xcompiler", "-fPIC,-fvisibility=hidden"];
+  const device = ["-O3", ...codeFlags(), "-lineinfo", "-Xcompiler", "-fPIC,-fvisibility=hidden"];
   await mkdir(out, { recursive: true });
   const target = (source: string): string => join(out, `${source.replaceAll("/", "-")}.o`);
   const cuda = [...(await kernelSources()), ...CUDA_HOST_SOURCES];
   const cpu = [...CPU_SOURCES, ...CORE_SOURCES, "src/ort/register.cc"];
   const changed = await lastChange();
-  await eachOfTwo([...cpu, ...cuda], async (source) => {
+  await spread([...cpu, ...cuda], async (source) => {
     if (await isCurrent(target(source), source, changed)) return;
     const tail = ["-c", join(root, source), "-o", target(source)];
     if (cuda.includes(source)) await compile(nvcc, [...shared, ...device, "-x", "cu", ...tail]);
@@ -234,7 +235,7 @@ export async function buildEmulation(options: EmulationOptions = {}): Promise<st
   // The CPU kernels are compared with, not tested: instrumenting them would take longer than all the rest.
   const quiet = ["-Wno-uninitialized", "-Wno-maybe-uninitialized", "-Wno-unused-function"];
   const changed = await lastChange();
-  await eachOfTwo([...watched, ...CPU_SOURCES], async (source) => {
+  await spread([...watched, ...CPU_SOURCES], async (source) => {
     if (await isCurrent(target(source), source, changed)) return;
     const fibers = source === "tests/cuda_emulation.cc" && options.races === true; // see there
     const own = fibers ? ["-g", "-DMAMBAC_WATCH_RACES"] : watched.includes(source) ? instrument : quiet;
@@ -270,13 +271,13 @@ async function compile(command: string, args: readonly string[]): Promise<{ stde
   }
 }
 
-/** Runs `work` on every item, two at a time. */
-async function eachOfTwo<T>(items: readonly T[], work: (item: T) => Promise<void>): Promise<void> {
+/** Runs `work` on every item, as many at a time as there are processors. */
+async function spread<T>(items: readonly T[], work: (item: T) => Promise<void>): Promise<void> {
   const queue = [...items];
   const worker = async (): Promise<void> => {
     for (let item = queue.shift(); item !== undefined; item = queue.shift()) await work(item);
   };
-  await Promise.all([worker(), worker()]);
+  await Promise.all(Array.from({ length: availableParallelism() }, worker));
 }
 
 function printReports(reports: readonly KernelReport[]): void {

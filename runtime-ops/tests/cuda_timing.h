@@ -31,7 +31,13 @@ struct Timer {
   }
 };
 
-constexpr size_t kCold = (size_t)512 << 20;  // bytes touched between two uses of one buffer: far beyond any L2 cache
+// Bytes touched between two uses of one buffer: four times the L2 cache.
+inline size_t cold_bytes() {
+  int device = 0, cache = 0;
+  must(cudaGetDevice(&device), "device");
+  must(cudaDeviceGetAttribute(&cache, cudaDevAttrL2CacheSize, device), "cache");
+  return std::max((size_t)64 << 20, (size_t)4 * (size_t)cache);
+}
 
 // Something to time: `copies` of its operands, each launched in turn.
 struct Subject {
@@ -54,7 +60,7 @@ inline Subject scan_subject(const Op& op, const Sizes& s, int replay, const Inpu
     std::vector<std::unique_ptr<Buffer>> states;
   };
   auto held = std::make_shared<Held>(Held{Call(s, in, replay), {}});
-  const int copies = (int)(kCold / in.past.size()) + 2;
+  const int copies = (int)(cold_bytes() / in.past.size()) + 2;
   for (int i = 0; i < copies; i++) held->states.push_back(std::make_unique<Buffer>(in.past.data(), in.past.size()));
   return {op.name, moved + (double)held->call.operand_bytes(), copies,
           [held, op](int i, cudaStream_t stream) { launch(op, held->call, held->states[(size_t)i]->data, held->states[(size_t)i]->data, stream); }};
@@ -63,7 +69,7 @@ inline Subject scan_subject(const Op& op, const Sizes& s, int replay, const Inpu
 inline Subject row_subject(const std::string& name, int64_t rows, int64_t channels, int inputs,
                            std::function<int(const float* const* in, float* out, cudaStream_t stream)> run) {
   const size_t bytes = (size_t)(rows * channels) * 4;
-  const int copies = (int)(kCold / (bytes * (size_t)(inputs + 1))) + 2;
+  const int copies = (int)(cold_bytes() / (bytes * (size_t)(inputs + 1))) + 2;
   auto held = std::make_shared<std::vector<std::unique_ptr<Buffer>>>();
   for (int i = 0; i < copies * (inputs + 1); i++) {
     held->push_back(std::make_unique<Buffer>(bytes));
@@ -79,11 +85,12 @@ inline Subject row_subject(const std::string& name, int64_t rows, int64_t channe
 // Interleaved rounds of every subject and of a device copy, whose bytes a microsecond are returned, of every round.
 inline std::vector<double> time_all(std::vector<Subject>& subjects, int rounds, cudaStream_t stream) {
   Timer timer;
-  Buffer from(kCold), to(kCold);
-  must(cudaMemset(from.data, 0, kCold), "memset");
+  const size_t bytes = (size_t)512 << 20;
+  Buffer from(bytes), to(bytes);
+  must(cudaMemset(from.data, 0, bytes), "memset");
   std::vector<double> copies;
   for (int i = 0; i < rounds + 2; i++) {
-    const double copy = 2.0 * kCold / timer.time(stream, [&] { must(cudaMemcpyAsync(to.data, from.data, kCold, cudaMemcpyDeviceToDevice, stream), "copy"); });
+    const double copy = 2.0 * (double)bytes / timer.time(stream, [&] { must(cudaMemcpyAsync(to.data, from.data, bytes, cudaMemcpyDeviceToDevice, stream), "copy"); });
     if (i >= 2) copies.push_back(copy);
     for (Subject& s : subjects) {
       const double t = s.round(timer, stream);

@@ -100,24 +100,29 @@ struct Grid {
   int y, threads;
   size_t shared;
 };
+// A failure is reported once: left in place, the next to ask the runtime for errors would take it for its own.
+static inline int reported(cudaError_t e) {
+  if (e != cudaSuccess) (void)cudaGetLastError();
+  return (int)e;
+}
 template <class Arguments>
 static inline int launch(void (*kernel)(Arguments), const Grid& g, void* stream, Arguments arguments) {
   if (g.shared > 48 * 1024) {
     const cudaError_t e = cudaFuncSetAttribute((const void*)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)g.shared);
-    if (e != cudaSuccess) return (int)e;
+    if (e != cudaSuccess) return reported(e);
   }
   void* list[] = {&arguments};
-  return (int)cudaLaunchKernel((const void*)kernel, dim3((unsigned)g.x, (unsigned)g.y), dim3((unsigned)g.threads), list, g.shared,
-                               (cudaStream_t)stream);
+  return reported(cudaLaunchKernel((const void*)kernel, dim3((unsigned)g.x, (unsigned)g.y), dim3((unsigned)g.threads), list, g.shared,
+                                   (cudaStream_t)stream));
 }
 static inline int copy_on_device(void* to, const void* from, size_t bytes, void* stream) {
-  return (int)cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, (cudaStream_t)stream);
+  return reported(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, (cudaStream_t)stream));
 }
 // Memory for work on one stream, ordered with it.
 static inline int allocate_on_stream(void** p, size_t bytes, void* stream) {
-  return (int)cudaMallocAsync(p, bytes, (cudaStream_t)stream);
+  return reported(cudaMallocAsync(p, bytes, (cudaStream_t)stream));
 }
-static inline int free_on_stream(void* p, void* stream) { return (int)cudaFreeAsync(p, (cudaStream_t)stream); }
+static inline int free_on_stream(void* p, void* stream) { return reported(cudaFreeAsync(p, (cudaStream_t)stream)); }
 constexpr int kErrorInvalidValue = 1;  // cudaErrorInvalidValue
 static inline const char* error_text(int code) { return cudaGetErrorString((cudaError_t)code); }
 
@@ -130,7 +135,7 @@ static inline int current_device(Device* d) {
   cudaError_t e = cudaGetDevice(&at);
   if (e == cudaSuccess) e = cudaDeviceGetAttribute(&d->multiprocessors, cudaDevAttrMultiProcessorCount, at);
   if (e == cudaSuccess) e = cudaDeviceGetAttribute(&d->shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, at);
-  return (int)e;
+  return reported(e);
 }
 
 }  // namespace cuda

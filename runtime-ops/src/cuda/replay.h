@@ -185,21 +185,23 @@ struct ReplayDecode {
 
   // Heads first .. last - 1 of all sequences.
   MAMBAC_DEVICE_MEMBER void walk(int64_t first, int64_t last) const {
-    const int64_t per_group = s.heads / s.groups;
-    int64_t known = -1;
+    if (first >= last) return;
+    const unsigned heads = (unsigned)s.heads, per_group = heads / (unsigned)s.groups;
+    ReplaySequence q(s, first / heads);
+    unsigned head = (unsigned)(first - q.batch * heads), known = ~0u;  // known: the group whose dots are there
     for (int64_t task = first; task < last; task++) {
-      const ReplaySequence q(s, task / s.heads);
-      const int64_t head = task - q.batch * s.heads, group = head / per_group;
-      if (!q.good) {
+      const unsigned group = head / per_group;
+      if (q.good && group != known) set_dots(q, known = group);
+      if (q.good) {
+        if (task + 1 < last && head + 1 < heads) fetch(q, head + 1);
+        step(q, head, group);
+      } else {
         replay_refuse(s, q, head);
-        continue;
       }
-      if (q.batch * s.groups + group != known) {
-        known = q.batch * s.groups + group;
-        set_dots(q, group);
-      }
-      if (task + 1 < last && head + 1 < s.heads) fetch(q, head + 1);
-      step(q, head, group);
+      if (++head < heads || task + 1 == last) continue;
+      head = 0;
+      known = ~0u;
+      q = ReplaySequence(s, q.batch + 1);
     }
   }
 };

@@ -55,15 +55,15 @@ struct StaticDecode {
   MAMBAC_DEVICE_MEMBER explicit StaticDecode(const ScanArgs& args)
       : s(args), tile(-(thread_index() / 32) * Tile::kWarpRows), p((unsigned)args.head_dim), batches(p / Tile::kWarpRows) {}
 
-  // Batch i of a head, counted over all heads of all sequences.
+  // Batch i, counted over all heads of all sequences; `part`: of its head.
   MAMBAC_DEVICE_MEMBER int64_t first_row(int64_t i) const { return i * Tile::kWarpRows; }
   MAMBAC_DEVICE_MEMBER int64_t place(int64_t i) const { return first_row(i) * kRowBytes + tile.first * kRowBytes + tile.at * kLaneBytes; }
-  MAMBAC_DEVICE_MEMBER Operands load(int64_t i, unsigned head) const {
+  MAMBAC_DEVICE_MEMBER Operands load(int64_t i, unsigned head, unsigned part) const {
     Operands in;
     const char* codes = (const char*)s.past + place(i);
 #pragma unroll
     for (int r = 0; r < kRows; r++) in.codes[r] = Codes::load_pair(codes + r * Tile::kGroups * kRowBytes);
-    const int64_t channel = (int64_t)head * p + (i % batches) * Tile::kWarpRows;
+    const int64_t channel = (int64_t)head * p + part * Tile::kWarpRows;
 #pragma unroll
     for (int k = 0; k < kOwned; k++) {
       in.x[k] = s.x[first_row(i) + tile.owned(k)];
@@ -112,11 +112,11 @@ struct StaticDecode {
     StaticColumns columns[2];
     float deltas = 0.0f, decays = 0.0f;
     int64_t task = first / batches;  // (sequence, head)
-    unsigned head = (unsigned)(task % heads), turn = 0;
-    Operands in = load(first, head);
+    unsigned head = (unsigned)(task % heads), part = (unsigned)(first - task * batches), turn = 0;
+    Operands in = load(first, head, part);
     for (int64_t i = first; i < last; i++) {
-      if (i == first || i % batches == 0) {
-        if (i != first) task++, head = head + 1 == heads ? 0 : head + 1;
+      if (i == first || part == 0) {
+        if (i != first) task++;
         if (turn % 32 == 0) {  // lane j: the rate of the j-th head from here
           const int64_t all = s.batch * s.heads, mine = task + tile.lane < all ? task + tile.lane : all - 1;
           const unsigned h = (unsigned)(mine % heads);
@@ -134,8 +134,8 @@ struct StaticDecode {
       }
       const int from = (int)((turn - 1) % 32);
       const float delta = shuffle(deltas, from), decay = shuffle(decays, from);
-      const unsigned following = (i + 1) % batches != 0 ? head : head + 1 == heads ? 0 : head + 1;
-      const Operands next = i + 1 < last ? load(i + 1, following) : in;
+      if (++part == batches) part = 0, head = head + 1 == heads ? 0 : head + 1;
+      const Operands next = i + 1 < last ? load(i + 1, head, part) : in;
       step(i, in, columns, delta, decay);
       in = next;
     }
