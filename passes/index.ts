@@ -8,6 +8,7 @@ import { completeStates } from "./complete-states.js";
 import { divideNorm } from "./divide-norm.js";
 import { emitNbits } from "./emit-nbits.js";
 import { freeLength } from "./free-length.js";
+import { fuseConv } from "./fuse-conv.js";
 import { fuseGate } from "./fuse-gate.js";
 import { insertQdq } from "./insert-qdq.js";
 import { lower } from "./lower.js";
@@ -43,6 +44,7 @@ export const PASSES: Readonly<Record<string, Pass<never>>> = Object.freeze({
   "divide-norm": divideNorm,
   "emit-nbits": emitNbits,
   "free-length": freeLength,
+  "fuse-conv": fuseConv,
   "fuse-gate": fuseGate,
   "insert-qdq": insertQdq,
   lower,

@@ -17,7 +17,7 @@ import { type Attribute, attr, type FunctionDef, type Graph, type Model, makeNod
 import { f32Tensor } from "../src/ir/tensor.js";
 import { opFunction } from "../src/ops/functions.js";
 import { emitLinearAttention } from "../src/ops/linear-attention.js";
-import { convName, isPacked, OP_DOMAIN, OP_VERSION, opName, pseudoHeadDim, ROTATION_OP } from "../src/ops/names.js";
+import { isPacked, OP_DOMAIN, OP_VERSION, opName, pseudoHeadDim, ROTATION_OP } from "../src/ops/names.js";
 import { convNode, type ScanParams, scanNode } from "../src/ops/nodes.js";
 import { emitAttention } from "../src/rewrite/attention-lowering.js";
 import { GraphEdit } from "../src/rewrite/edit.js";
@@ -152,8 +152,15 @@ function lowerConv(builder: GraphBuilder, op: ConvOp, target: ScanTarget, used: 
     builder.op("Slice", [stream, builder.ints([-op.stateWidth]), end, builder.ints([2])], {}, op.node.outputs[1] ?? "");
     return;
   }
-  used.add(convName(op.activation));
-  builder.nodes.push(convNode(op, op.node.inputs, op.node.outputs, `${op.layer}.conv`));
+  const { rows, ...params } = op;
+  const node = convNode(
+    rows === null ? params : { ...params, rows },
+    op.node.inputs,
+    op.node.outputs,
+    `${op.layer}.conv`,
+  );
+  used.add(node.op);
+  builder.nodes.push(node);
 }
 
 function lowerToLinearAttention(builder: GraphBuilder, op: ScanOp): void {

@@ -8,6 +8,7 @@ import { MambacError } from "../src/support/errors.js";
 import { completeStates } from "./complete-states.js";
 import { divideNorm } from "./divide-norm.js";
 import { freeLength } from "./free-length.js";
+import { fuseConv } from "./fuse-conv.js";
 import { fuseGate } from "./fuse-gate.js";
 import { lower, type ScanTarget } from "./lower.js";
 import { mergePair, type Trust } from "./merge-pair.js";
@@ -60,7 +61,7 @@ function finishRecipe(options: FinishOptions): Step[] {
     step(divideNorm, {}),
     stateStep(options.state),
     ...(options.stateNames === null ? [] : [step(renameStates, { style: options.stateNames })]),
-    ...(options.target === "mambac" ? [step(fuseGate, {})] : []),
+    ...(options.target === "mambac" ? [step(fuseGate, {}), step(fuseConv, {})] : []),
     step(lower, { target: options.target }),
     ...(options.float === "f16" ? [step(narrowFloats, {})] : []),
     step(tidy, {}),

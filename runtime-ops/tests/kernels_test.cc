@@ -154,6 +154,60 @@ static void conv_case(const ConvSizes& s, bool silu, uint64_t seed, double scale
     }
 }
 
+// The same with tokens in rows among other channels, as one output (parts 1) or three.
+static void conv_rows_case(const ConvSizes& s, bool silu, int parts, uint64_t seed, double scale) {
+  Random r(seed);
+  const int first = (int)r.below(5), row = first + s.E + (int)r.below(3);
+  std::vector<float> wide = r.normals((size_t)s.B * s.L * row, scale), w = r.normals((size_t)s.E * s.K, 1), bias = r.normals(s.E, 1),
+                     past = r.normals((size_t)s.B * s.E * s.W, scale), expected, x = columns_of(s, wide, row, first);
+  std::vector<double> want;
+  conv(s, silu, x.data(), w.data(), bias.data(), past.data(), want, expected);
+  const int one = parts == 3 ? 1 + (int)r.below(s.E - 2) : s.E, two = parts == 3 ? 1 + (int)r.below(s.E - one - 1) : 0;
+  const int sizes[3] = {one, two, s.E - one - two};
+  const char* const names[2][2] = {{"CausalConvRows", "CausalConvSiluRows"}, {"CausalConvSplit", "CausalConvSiluSplit"}};
+  for (const char* isa : g_isas)
+    for (int alias = 0; alias < 2; alias++) {
+      char text[160];
+      snprintf(text, sizeof text, "%s conv rows silu %d B%d E%d = %d + %d + %d L%d K%d W%d row %d first %d alias %d", isa, silu, s.B, s.E, one, two, sizes[2], s.L, s.K,
+               s.W, row, first, alias);
+      g_where = text;
+      std::vector<float> y[3], present = alias ? past : std::vector<float>(past.size(), NAN);
+      for (int p = 0; p < 3; p++) y[p].assign((size_t)s.B * s.L * sizes[p], NAN);
+      mambac_conv call = {s.B, s.E, s.L, s.K, s.W, wide.data(), w.data(), bias.data(), alias ? present.data() : past.data(), y[0].data(),
+                          present.data(), 0, row, first, one, two, y[1].data(), y[2].data()};
+      char error[320] = "";
+      CHECK(mambac_conv_run(names[parts == 3][silu], isa, &call, error, sizeof error) == 0, "%s", error);
+      CHECK(present == expected, "state differs");
+      for (int p = 0, from = 0; p < 3; from += sizes[p++])
+        for (int b = 0; b < s.B; b++)
+          for (int l = 0; l < s.L; l++)
+            for (int e = 0; e < sizes[p]; e++) {
+              const double got = y[p][(size_t)((b * s.L + l) * sizes[p] + e)], right = want[(size_t)((b * s.E + from + e) * s.L + l)];
+              CHECK(fabs(got - right) <= 2e-6 * scale * s.K + 1e-6 * fabs(right), "part %d [%d, %d, %d] = %.9g, expected %.9g", p, b, l, e, got, right);
+            }
+    }
+}
+
+// What rows must be refused for.
+static void conv_refusals() {
+  g_where = "refusals of convolutions of rows";
+  char error[320];
+  const mambac_conv good = {0, 12, 3, 4, 3, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, 0, 20, 8, 4, 4, nullptr, nullptr};
+  CHECK(mambac_conv_run("CausalConvSplit", nullptr, &good, error, sizeof error) == 0, "%s", error);
+  auto refused = [&](const char* name, const char* why, void (*change)(mambac_conv&)) {
+    mambac_conv call = good;
+    change(call);
+    CHECK(mambac_conv_run(name, nullptr, &call, error, sizeof error) == 1 && strncmp(error, name, strlen(name)) == 0 && strstr(error, why), "%s", error);
+  };
+  refused("CausalConvRows", "at least first + channels = 20", [](mambac_conv& c) { c.row = 19; });
+  refused("CausalConvSiluRows", "attribute first is -1", [](mambac_conv& c) { c.first = -1; });
+  refused("CausalConvSplit", "attribute first_size is 0", [](mambac_conv& c) { c.first_size = 0; });
+  refused("CausalConvSiluSplit", "attribute second_size is -4", [](mambac_conv& c) { c.second_size = -4; });
+  refused("CausalConvSplit", "must leave some of channels = 12", [](mambac_conv& c) { c.second_size = 8; });
+  refused("CausalConvSplit", "must be between 0 and 2^30", [](mambac_conv& c) { c.first = INT64_MAX; });
+  refused("CausalConvSplit", "must leave some", [](mambac_conv& c) { c.first_size = c.second_size = 1 << 30; });
+}
+
 // softplus through y = d x with no decay, exp through y = exp(d A) h; relative errors, over the whole range.
 static void functions() {
   const int T = 4000;
@@ -235,7 +289,7 @@ static void refusals(int rounds) {
     if (call.groups > 0 && call.heads > 0 && call.head_dim > 0 && call.d_state > 0) call.d_state = -call.d_state;  // never valid: there is no data
     char error[64];
     CHECK(mambac_scan_run(op.name, nullptr, &call, error, sizeof error) == 1 && memchr(error, 0, sizeof error) != nullptr, "accepted nonsense");
-    mambac_conv conv = {any(), any(), any(), any(), -1 - any() % 3, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+    mambac_conv conv = {any(), any(), any(), any(), -1 - any() % 3, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, 0, 0, 0, 0, 0, nullptr, nullptr};
     if (conv.kernel < 1 || conv.width >= conv.kernel - 1) conv.kernel = 0;
     CHECK(mambac_conv_run("CausalConv", nullptr, &conv, error, sizeof error) == 1, "accepted nonsense");
   }
@@ -305,7 +359,18 @@ int main(int argc, char** argv) {
   for (int k : {1, 2, 3, 4, 5, 7})
     for (int extra : {0, 1, 3})
       for (int l : {1, 2, 3, 4, 16, 37})
-        for (int silu = 0; silu < 2; silu++) conv_case({2, 67, l, k, k - 1 + extra}, silu, seed++, l == 16 ? 30 : 1);
+        for (int silu = 0; silu < 2; silu++) {
+          const ConvSizes s = {2, 67, l, k, k - 1 + extra};
+          conv_case(s, silu, seed++, l == 16 ? 30 : 1);
+          conv_rows_case(s, silu, 1, seed, l == 16 ? 30 : 1);
+          conv_rows_case(s, silu, 3, seed, l == 16 ? 30 : 1);
+        }
+  for (int l : {1, 2, 40}) {
+    conv_rows_case({2, 256, l, 4, 3}, true, 1, seed, 1);
+    conv_rows_case({1, 230, l, 4, 3}, true, 3, seed++, 1);
+  }
+  conv_rows_case({1, 8, 0, 4, 3}, true, 1, seed, 1);
+  conv_refusals();
   printf("codes %ld, off by one %ld (%.2g); scales %ld, neighbouring half %ld\n", g_tally.codes, g_tally.off,
          (double)g_tally.off / (double)g_tally.codes, g_tally.scales, g_tally.scales_off);
   CHECK((double)g_tally.off <= 1e-3 * (double)g_tally.codes, "too many codes off");

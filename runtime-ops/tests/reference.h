@@ -216,4 +216,13 @@ inline void conv(const ConvSizes& s, bool silu, const float* x, const float* w, 
   }
 }
 
+// [B, L, row] -> [B, E, L]: channels `first` and on of tokens in rows.
+inline std::vector<float> columns_of(const ConvSizes& s, const std::vector<float>& rows, int row, int first) {
+  std::vector<float> x((size_t)s.B * s.E * s.L);
+  for (int b = 0; b < s.B; b++)
+    for (int e = 0; e < s.E; e++)
+      for (int l = 0; l < s.L; l++) x[(size_t)((b * s.E + e) * s.L + l)] = rows[(size_t)((b * s.L + l) * row + first + e)];
+  return x;
+}
+
 }  // namespace reference

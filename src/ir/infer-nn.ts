@@ -159,6 +159,21 @@ const causalConv: Rule = (call) => {
   return [tensorFact(x.dtype, x.shape), tensorFact(x.dtype ?? past.dtype, state)];
 };
 
+/** Those with tokens in rows: y, the state, and with `Split` two more parts of the channels. */
+const causalConvRows: Rule = (call) => {
+  const { node } = call;
+  const [x, past] = [tensorInput(call, 0), tensorInput(call, 3)];
+  const size = (name: string): number => attrInt(node, name, 0);
+  const channels = size("channels");
+  const rows = x.shape === null ? null : threeDims(x.shape);
+  const part = (width: number): TensorFact => tensorFact(x.dtype, rows === null ? null : [rows[0], rows[1], width]);
+  const state = rows === null ? past.shape : [rows[0], channels, size("state_width")];
+  const present = tensorFact("f32", state);
+  if (!node.op.endsWith("Split")) return [part(channels), present];
+  const [one, two] = [size("first_size"), size("second_size")];
+  return [part(one), present, part(two), part(channels - one - two)];
+};
+
 const SCAN_FORMATS = ["F32", "F16", "F16Token", "H8", "H8Max", "H8Token", "H8MaxToken", "H4", "H4Max", "H4Token"];
 
 const SAME_AS_FIRST = [
@@ -186,6 +201,10 @@ export const NN_RULES: ReadonlyMap<string, Rule> = new Map<string, Rule>([
   ]),
   ["com.mambac.CausalConv", causalConv],
   ["com.mambac.CausalConvSilu", causalConv],
+  ...["Rows", "SiluRows", "Split", "SiluSplit"].map((op): [string, Rule] => [
+    `com.mambac.CausalConv${op}`,
+    causalConvRows,
+  ]),
   ["LinearAttention", linearAttention],
   ["com.microsoft.LinearAttention", linearAttention],
   ["CausalConvWithState", causalConvWithState],

@@ -1,6 +1,6 @@
 /** Shapes of the semantic operators (domain `mambac.ir`) that stand for recognised regions between raise and lower. */
 
-import { attrInt, attrString } from "./graph.js";
+import { attrInt, attrInts, attrString } from "./graph.js";
 import { type Rule, tensorFact, tensorInput } from "./infer-fact.js";
 
 /** x, dt, A, B, C, D, dt_bias, past -> y as x, and the state in its public layout. */
@@ -23,7 +23,12 @@ const causalConv: Rule = (call) => {
   const state =
     past.shape ??
     (batch === undefined ? null : [batch, attrInt(call.node, "channels", 1), attrInt(call.node, "state_width", 0)]);
-  return [tensorFact("f32", x.shape), tensorFact(past.dtype ?? "f32", state)];
+  const present = tensorFact(past.dtype ?? "f32", state);
+  if (!call.node.attributes.has("first")) return [tensorFact("f32", x.shape), present];
+  // Tokens before channels: [B, L, ..] -> as many channels as each output has.
+  const parts = attrInts(call.node, "parts") ?? [attrInt(call.node, "channels", 1)];
+  const [y, ...more] = parts.map((size) => tensorFact("f32", x.shape === null ? null : [...x.shape.slice(0, 2), size]));
+  return [y ?? tensorFact("f32", null), present, ...more];
 };
 
 /** q, k, v, past_k, past_v -> y as q, caches one call longer. */

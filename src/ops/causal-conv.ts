@@ -27,5 +27,25 @@ export function causalConv(
   return { y, present: body.slice(stream, 2, body.shapeOf(x, 2, 3), END) };
 }
 
+/**
+ * Channels first .. first + E of x [B,L,..] -> y [B,L,E], in three parts where `split`, and present [B,E,W]. The convolution
+ * between two transposes, as a runtime has it.
+ */
+export function causalConvRows(
+  body: Body,
+  activation: "none" | "silu",
+  inputs: { readonly x: string; readonly weight: string; readonly bias: string; readonly past: string },
+  split: boolean,
+): { readonly parts: readonly string[]; readonly present: string } {
+  const [first, channels] = [body.size("first"), body.size("channels")];
+  const rows = body.slice(inputs.x, 2, first, body.add(first, channels));
+  const { y, present } = causalConv(body, activation, { ...inputs, x: body.transpose(rows, 0, 2, 1) });
+  const turned = body.transpose(y, 0, 2, 1);
+  if (!split) return { parts: [turned], present };
+  const [one, two] = [body.size("first_size"), body.size("second_size")];
+  const sizes = body.shape(one, two, body.sub(body.sub(channels, one), two));
+  return { parts: body.builder.ops("Split", [turned, sizes], 3, { axis: 2 }), present };
+}
+
 /** Slices to the end of an axis. */
 const END = 2 ** 31;

@@ -3,12 +3,13 @@
 import type { FunctionDef } from "../ir/graph.js";
 import { assertNever, invariant } from "../support/errors.js";
 import { Body } from "./body.js";
-import { causalConv } from "./causal-conv.js";
+import { causalConv, causalConvRows } from "./causal-conv.js";
 import { gatedNorm, siluGate, slopedGate } from "./gate.js";
 import { hadamardRotate } from "./hadamard-rotate.js";
 import { mamba1Scan } from "./mamba1-scan.js";
 import { mamba2Scan } from "./mamba2-scan.js";
 import {
+  type ConvLayout,
   type Family,
   type FloatType,
   type GateKind,
@@ -35,12 +36,18 @@ const GATE_INPUTS: Readonly<Record<GateKind, readonly [string, string, ...string
 };
 /** Outputs of scans and convolutions, in order. */
 const OP_OUTPUTS = ["y", "present"] as const;
+/** What a convolution that hands out its channels in three parts adds. */
+const PART_OUTPUTS = ["y2", "y3"] as const;
 
 const SCAN_ATTRIBUTES: Readonly<Record<Family, readonly string[]>> = {
   mamba1: ["channels", "head_dim", "d_state", "num_groups", "dt_min", "dt_max"],
   mamba2: ["num_heads", "head_dim", "d_state", "num_groups", "chunk_size", "dt_min", "dt_max"],
 };
-const CONV_ATTRIBUTES = ["channels", "kernel_size", "state_width"] as const;
+const CONV_ATTRIBUTES: Readonly<Record<ConvLayout, readonly string[]>> = {
+  channels: ["channels", "kernel_size", "state_width"],
+  rows: ["channels", "kernel_size", "state_width", "first"],
+  split: ["channels", "kernel_size", "state_width", "first", "first_size", "second_size"],
+};
 const ROTATION_ATTRIBUTES = ["size", "order", "power"] as const;
 const GATE_ATTRIBUTES = ["channels"] as const;
 const GATED_NORM_ATTRIBUTES = ["channels", "group_size", "norm_before_gate", "epsilon"] as const;
@@ -50,7 +57,7 @@ export function opAttributes(name: string): readonly string[] {
   const spec = specOf(name);
   switch (spec.kind) {
     case "conv":
-      return CONV_ATTRIBUTES;
+      return CONV_ATTRIBUTES[spec.layout];
     case "rotation":
       return ROTATION_ATTRIBUTES;
     case "gate":
@@ -90,9 +97,18 @@ export function opFunction(name: string, float: FloatType = "f32"): FunctionDef 
   switch (spec.kind) {
     case "conv": {
       const [x, weight, bias, past] = floats(CONV_INPUTS);
-      const result = causalConv(body, spec.activation, { x, weight, bias, past });
-      const signature = { inputs: CONV_INPUTS, outputs: OP_OUTPUTS, attributes };
-      return body.function(name, signature, [narrow(result.y), narrow(result.present)], "Causal depthwise convolution");
+      const values = { x, weight, bias, past };
+      if (spec.layout === "channels") {
+        const result = causalConv(body, spec.activation, values);
+        const results = [narrow(result.y), narrow(result.present)];
+        const signature = { inputs: CONV_INPUTS, outputs: OP_OUTPUTS, attributes };
+        return body.function(name, signature, results, "Causal depthwise convolution");
+      }
+      const { parts, present } = causalConvRows(body, spec.activation, values, spec.layout === "split");
+      const [y = "", ...more] = parts;
+      const outputs = more.length > 0 ? [...OP_OUTPUTS, ...PART_OUTPUTS] : OP_OUTPUTS;
+      const results = [y, present, ...more].map(narrow);
+      return body.function(name, { inputs: CONV_INPUTS, outputs, attributes }, results, describeRows(more.length > 0));
     }
     case "rotation": {
       const [x, factor] = floats(ROTATION_INPUTS);
@@ -130,6 +146,11 @@ function specOf(name: string): OpSpec {
   const spec = parseOpName(name);
   invariant(spec !== null, `${name} is not an operator`);
   return spec;
+}
+
+function describeRows(split: boolean): string {
+  const parts = split ? ", in three parts" : "";
+  return `Causal depthwise convolution of some channels of x, tokens before channels${parts}`;
 }
 
 function gateBody(body: Body, gate: GateKind, inputs: (typeof GATE_INPUTS)[GateKind]): string {

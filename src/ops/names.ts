@@ -40,9 +40,13 @@ export interface ScanSpec {
 
 export type OpSpec =
   | ({ readonly kind: "scan" } & ScanSpec)
-  | { readonly kind: "conv"; readonly activation: "none" | "silu" }
+  | { readonly kind: "conv"; readonly activation: "none" | "silu"; readonly layout: ConvLayout }
   | { readonly kind: "rotation" }
   | { readonly kind: "gate"; readonly gate: GateKind };
+
+/** Channels before tokens, tokens before channels, or the latter with the channels handed out in three parts. */
+export type ConvLayout = "channels" | "rows" | "split";
+const CONV_SUFFIX: Readonly<Record<ConvLayout, string>> = { channels: "", rows: "Rows", split: "Split" };
 
 /** y * silu(z), the same with a factor a channel inside the sigmoid, or with an RMS norm. */
 export type GateKind = "plain" | "sloped" | "norm";
@@ -98,8 +102,8 @@ export function isStatic(spec: { readonly format: StateFormat; readonly scale?: 
 }
 
 /** Name of the convolution operator. */
-export function convName(activation: "none" | "silu"): string {
-  return activation === "silu" ? "CausalConvSilu" : "CausalConv";
+export function convName(activation: "none" | "silu", layout: ConvLayout = "channels"): string {
+  return `${activation === "silu" ? "CausalConvSilu" : "CausalConv"}${CONV_SUFFIX[layout]}`;
 }
 
 /** Name of the online Hadamard rotation. */
@@ -134,7 +138,10 @@ function* allSpecs(): Generator<[string, OpSpec]> {
       }
     }
   }
-  for (const activation of ["none", "silu"] as const) yield [convName(activation), { kind: "conv", activation }];
+  for (const layout of ["channels", "rows", "split"] as const) {
+    for (const activation of ["none", "silu"] as const)
+      yield [convName(activation, layout), { kind: "conv", activation, layout }];
+  }
   yield [ROTATION_OP, { kind: "rotation" }];
   for (const gate of ["plain", "norm", "sloped"] as const) yield [gateName(gate), { kind: "gate", gate }];
 }

@@ -67,25 +67,51 @@ export function scanNode(
   return makeNode(opName(params), inputs, outputs, new Map(attributes), { domain: OP_DOMAIN, name });
 }
 
-/** A convolution node. `inputs` are x, weight, bias, past; `outputs` are y, present. */
+/** Which channels of x [B, L, ..] a convolution with tokens before channels reads, and how it hands them out. */
+export interface ConvRows {
+  /** Where they begin. */
+  readonly first: number;
+  /** Sizes of three outputs, all channels together; null for one output. */
+  readonly parts: readonly [number, number, number] | null;
+}
+
+/**
+ * A convolution node. `inputs` are x, weight, bias, past; `outputs` are y, present, and with three parts the second and
+ * third of them.
+ */
 export function convNode(
   params: {
     readonly activation: "none" | "silu";
     readonly channels: number;
     readonly kernelSize: number;
     readonly stateWidth: number;
+    readonly rows?: ConvRows;
   },
   inputs: readonly string[],
   outputs: readonly string[],
   name: string = "",
 ): Node {
-  invariant(inputs.length === 4 && outputs.length === 2, "convNode: a convolution has 4 inputs and 2 outputs");
+  const { channels, rows } = params;
+  const parts = rows?.parts ?? null;
+  const wanted = parts === null ? 2 : 4;
+  invariant(
+    inputs.length === 4 && outputs.length === wanted,
+    `convNode: this convolution has 4 inputs and ${wanted} outputs`,
+  );
   const attributes = new Map<string, Attribute>([
-    ["channels", attr.int(params.channels)],
+    ["channels", attr.int(channels)],
     ["kernel_size", attr.int(params.kernelSize)],
     ["state_width", attr.int(params.stateWidth)],
   ]);
-  return makeNode(convName(params.activation), inputs, outputs, attributes, { domain: OP_DOMAIN, name });
+  if (rows !== undefined) attributes.set("first", attr.int(rows.first));
+  if (parts !== null) {
+    const [one, two, three] = parts;
+    invariant(one + two + three === channels, "convNode: the parts are all channels together");
+    attributes.set("first_size", attr.int(one));
+    attributes.set("second_size", attr.int(two));
+  }
+  const layout = rows === undefined ? "channels" : parts === null ? "rows" : "split";
+  return makeNode(convName(params.activation, layout), inputs, outputs, attributes, { domain: OP_DOMAIN, name });
 }
 
 /** A rotation node. `inputs` are x [.., size] and the factor [order, order]. */

@@ -4,13 +4,14 @@
  *
  * - `SelectiveScan` (x, dt, A, B, C, D, dt_bias, past) -> (y, present), shapes as in `runtime-ops/README.md`; with static
  *   scales also row_step and column_step;
- * - `CausalConv` (x, weight, bias, past) -> (y, present);
+ * - `CausalConv` (x, weight, bias, past) -> (y, present), channels before tokens; after fuse-conv also tokens before channels,
+ *   with `first` and, where y is handed out in three parts, -> (y, present, y2, y3) and `parts`;
  * - `CausalAttention` (q, k, v, past_k, past_v) -> (y, present_k, present_v), only in hybrids merged from a pair.
  *
  * `past` and `present` are graph inputs and outputs in their public layout, or '' while the graph has none.
  */
 
-import { type Attribute, attr, attrFloat, attrInt, attrString, makeNode, type Node } from "../ir/graph.js";
+import { type Attribute, attr, attrFloat, attrInt, attrInts, attrString, makeNode, type Node } from "../ir/graph.js";
 import {
   DEFAULT_REPLAY_LENGTH,
   type Family,
@@ -18,6 +19,7 @@ import {
   type StateFormat,
   type StateScale,
 } from "../ops/names.js";
+import type { ConvRows } from "../ops/nodes.js";
 import type { ConvForm } from "./conv-region.js";
 import type { ScanForm } from "./scan-form.js";
 import type { StateLayout } from "./scan-hypotheses.js";
@@ -69,6 +71,8 @@ export interface ConvOp {
   readonly kernelSize: number;
   readonly stateWidth: number;
   readonly activation: "none" | "silu";
+  /** Where tokens come before channels; null: channels before tokens. */
+  readonly rows: ConvRows | null;
   readonly error: number;
   readonly stateless?: Stateless;
 }
@@ -136,7 +140,7 @@ function statelessAttribute({ stateless }: { readonly stateless?: Stateless }): 
 }
 
 export function convNode(
-  op: Omit<ConvOp, "kind" | "node">,
+  op: Omit<ConvOp, "kind" | "node" | "rows"> & { readonly rows?: ConvRows | null },
   inputs: readonly string[],
   outputs: readonly string[],
 ): Node {
@@ -146,6 +150,8 @@ export function convNode(
     kernel_size: attr.int(op.kernelSize),
     state_width: attr.int(op.stateWidth),
     activation: attr.string(op.activation),
+    ...(op.rows == null ? {} : { first: attr.int(op.rows.first) }),
+    ...(op.rows?.parts == null ? {} : { parts: attr.ints(op.rows.parts) }),
     error: attr.float(op.error),
     ...statelessAttribute(op),
   });
@@ -207,6 +213,7 @@ export function readSemantic(node: Node): SemanticOp | null {
         stateWidth: attrInt(node, "state_width", 0),
         activation: attrString(node, "activation", "none") === "silu" ? "silu" : "none",
         ...readStateless(node),
+        rows: readRows(node),
       };
     case "CausalAttention":
       return {
@@ -225,6 +232,13 @@ export function readSemantic(node: Node): SemanticOp | null {
 function readStateless(node: Node): { readonly stateless?: Stateless } {
   const text = attrString(node, "stateless", "");
   return text === "" ? {} : { stateless: text as Stateless };
+}
+
+function readRows(node: Node): ConvRows | null {
+  if (!node.attributes.has("first")) return null;
+  const [one, two, three] = attrInts(node, "parts") ?? [];
+  const whole = one === undefined || two === undefined || three === undefined;
+  return { first: attrInt(node, "first", 0), parts: whole ? null : [one, two, three] };
 }
 
 function readState(node: Node): StateChoice {

@@ -28,8 +28,8 @@ export function usualRequests(model: Model, signature: Signature, options: Usual
       if (options.secondMoments) requests.push({ value: projected, kind: "second-moment", perChannel: true });
     }
     if (node.domain !== OP_DOMAIN) continue;
-    // Convolutions have their channels before the tokens, so theirs are not the last axis.
-    const requestsOf = node.op.startsWith("CausalConv") ? tensorRequests : activationRequests;
+    // Convolutions may have their channels before the tokens, and theirs are not the last axis then.
+    const requestsOf = /^CausalConv(Silu)?$/.test(node.op) ? tensorRequests : activationRequests;
     requests.push(...[...node.inputs, ...node.outputs].filter(isActivation).flatMap(requestsOf));
   }
   return requests;

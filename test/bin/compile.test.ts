@@ -38,7 +38,7 @@ describe("what is compiled", () => {
     expect(result.out).toContain("state    h8 dsq-max requantize=call");
     expect(result.out).toContain(`written  ${out} (`);
     expect(scansIn(out).ops).toEqual([
-      "com.mambac.CausalConvSilu",
+      "com.mambac.CausalConvSiluSplit",
       "com.mambac.GatedRMSNorm",
       "com.mambac.Mamba2ScanH8Max",
     ]);

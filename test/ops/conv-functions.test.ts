@@ -7,6 +7,7 @@ import { tensorType } from "../../src/ir/types.js";
 import { convNode } from "../../src/ops/nodes.js";
 import { causalConvReference } from "../../src/ops/reference.js";
 import { openSession } from "../../src/run/session.js";
+import { convCase, joinedParts } from "./conv-case.js";
 import { Noise, oneNodeModel, relativeError } from "./scan-case.js";
 
 const INPUTS = ["x", "weight", "bias", "past"];
@@ -74,4 +75,34 @@ test.each(["none", "silu"] as const)("CausalConv with activation %s equals the r
     { numRuns: 150, seed: 61 },
   );
   expect(single).toBeGreaterThan(30);
+});
+
+test.each(["rows", "split"] as const)("convolutions with tokens as %s equal the reference", async (layout) => {
+  await fc.assert(
+    fc.asyncProperty(
+      fc.record({
+        batch: fc.integer({ min: 1, max: 3 }),
+        channels: fc.integer({ min: 3, max: 20 }),
+        length: fc.oneof(fc.constant(1), fc.integer({ min: 2, max: 20 })),
+        kernelSize: fc.integer({ min: 1, max: 6 }),
+        extra: fc.integer({ min: 0, max: 2 }),
+      }),
+      fc.constantFrom("none" as const, "silu" as const),
+      fc.constantFrom("disabled" as const, "all" as const),
+      fc.boolean(),
+      fc.nat(),
+      async ({ extra, ...rest }, activation, optimization, free, seed) => {
+        const sizes = { ...rest, stateWidth: rest.kernelSize - 1 + extra };
+        const drawn = convCase(layout, activation, sizes, seed, free);
+        const session = await openSession(drawn.model, { optimization });
+        const outputs = await session.run(drawn.feeds);
+        await session.release();
+        const present = outputs.get("present");
+        if (present === undefined) throw new Error("the convolution gave no state");
+        expect(relativeError(joinedParts(outputs, drawn, layout, sizes), drawn.expected.y)).toBeLessThanOrEqual(1e-6);
+        expect([...toNumbers(present)]).toEqual([...drawn.expected.state]);
+      },
+    ),
+    { numRuns: 80, seed: 67 },
+  );
 });

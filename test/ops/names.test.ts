@@ -20,7 +20,7 @@ function nameOf(spec: OpSpec): string {
     case "scan":
       return opName(spec);
     case "conv":
-      return convName(spec.activation);
+      return convName(spec.activation, spec.layout);
     case "rotation":
       return ROTATION_OP;
     default:
@@ -29,13 +29,14 @@ function nameOf(spec: OpSpec): string {
 }
 
 describe("operator names", () => {
-  test("are the 30 scans, 2 convolutions, the rotation and the 3 gates of the contract", () => {
+  test("are the 30 scans, 6 convolutions, the rotation and the 3 gates of the contract", () => {
     const formats = ["F32", "F16", "F16Token", "H8", "H8Token", "H8Max", "H8MaxToken"];
     formats.push("H4", "H4Token", "H4Max", "H4MaxToken");
     const replays = ["H8", "H8Max", "H4", "H4Max"].map((format) => `Mamba2Scan${format}Replay`);
     const scans = ["Mamba1", "Mamba2"].flatMap((family) => formats.map((format) => `${family}Scan${format}`));
     const statics = ["H8Static", "H4Static"].flatMap((format) => [`Mamba2Scan${format}`, `Mamba2Scan${format}Token`]);
-    const others = ["CausalConv", "CausalConvSilu", "HadamardRotate", "SiluGate", "SlopedSiluGate", "GatedRMSNorm"];
+    const convs = ["", "Silu"].flatMap((silu) => ["", "Rows", "Split"].map((end) => `CausalConv${silu}${end}`));
+    const others = [...convs, "HadamardRotate", "SiluGate", "SlopedSiluGate", "GatedRMSNorm"];
     expect(opNames().toSorted()).toEqual([...scans, ...replays, ...statics, ...others].toSorted());
   });
 

@@ -5,13 +5,13 @@
 
 import fc from "fast-check";
 import { f32Tensor, type Tensor, tensorFromBytes, toNumbers } from "../../src/ir/tensor.js";
-import { isPacked, opNames, parseOpName, type ScanSpec, stateType } from "../../src/ops/names.js";
+import { isPacked, type OpSpec, opNames, parseOpName, type ScanSpec, stateType } from "../../src/ops/names.js";
 import { openNativeSession } from "../../src/run/native-session.js";
+import { convCase, joinedParts } from "../ops/conv-case.js";
 import { relativeError, type ScanData, type ScanSizes } from "../ops/scan-case.js";
 import {
   aliasingFault,
   CHANGES,
-  convCase,
   convSizes,
   expectedOf,
   memoryOf,
@@ -140,22 +140,23 @@ function sameBits(a: Outcome, b: Outcome): boolean {
   return same(a.y, b.y) && same(a.state, b.state);
 }
 
-async function checkConv(op: string, activation: "none" | "silu"): Promise<OpReport> {
+async function checkConv(op: string, { activation, layout }: OpSpec & { kind: "conv" }): Promise<OpReport> {
   const reference = noDifference();
   const body = noDifference();
   let calls = 0;
   const property = fc.asyncProperty(convSizes, fc.nat(), async (sizes, seed) => {
-    const { model, feeds, expected } = convCase(activation, sizes, seed);
+    const drawn = convCase(layout, activation, sizes, seed);
+    const { model, feeds, expected } = drawn;
     using sessions = await openBoth(model, library);
     const outputs = sessions.kernel.run(feeds);
     const fault = aliasingFault(runAliased(sessions.kernel, feeds, outputs), outputs);
     if (fault !== null) throw new Error(fault);
-    const y = toNumbers(tensorOf(outputs, "y"));
+    const y = joinedParts(outputs, drawn, layout, sizes);
     const state = toNumbers(tensorOf(outputs, "present"));
     const other = sessions.body.run(feeds);
     reference.y = Math.max(reference.y, relativeError(y, expected.y));
     reference.state = Math.max(reference.state, relativeError(state, expected.state));
-    body.y = Math.max(body.y, relativeError(y, toNumbers(tensorOf(other, "y"))));
+    body.y = Math.max(body.y, relativeError(y, joinedParts(other, drawn, layout, sizes)));
     body.state = Math.max(body.state, relativeError(state, toNumbers(tensorOf(other, "present"))));
     if (!(reference.y <= 1e-5) || !(body.y <= 1e-5)) throw new Error(`out of bounds: ${reference.y}, ${body.y}`);
     calls += 1;
@@ -247,7 +248,7 @@ const reports: (OpReport | LongReport | ReplayReport)[] = [];
 for (const op of opNames()) {
   const spec = parseOpName(op);
   if (spec?.kind === "conv") {
-    if (job === "calls") reports.push(await checkConv(op, spec.activation));
+    if (job === "calls") reports.push(await checkConv(op, spec));
   } else if (spec?.kind === "scan" && spec.requantize === "replay") {
     if (job === "replay") reports.push(await checkReplay(op, spec, library));
   } else if (spec?.kind === "scan") {

@@ -18,7 +18,7 @@ const folder = scratchFolder();
 const model = join(folder, "model.onnx");
 const SOURCE = fixture("hf/mamba2/prefill.onnx");
 const SCAN = "Mamba2ScanH4Max";
-const CONV = "CausalConvSilu";
+const CONV = "CausalConvSiluSplit";
 const GATE = "GatedRMSNorm";
 
 /** Compiles the library with one thing wrong. */

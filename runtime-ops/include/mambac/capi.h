@@ -31,6 +31,9 @@ typedef struct {
   const float *x, *weight, *bias, *past;
   float *y, *present;
   int half; /* 1: x, past, y and present are IEEE halves */
+  int64_t row, first;              /* of Rows and Split operators: channels of a token of x, and the first that is read */
+  int64_t first_size, second_size; /* of Split operators: channels of y and y2; the others are those of y3 */
+  float *y2, *y3;
 } mambac_conv;
 
 /* HadamardRotate: rows of blocks of order * power channels. y may be x. */

@@ -17,8 +17,9 @@ const ScanOp* find_scan_op(const char* name);  // null where there is none
 struct ConvOp {
   const char* name;
   bool silu;
+  int parts;  // outputs beside present, for tokens in rows; 0: x and y are [B, E, L]
 };
-constexpr int kConvOps = 2;
+constexpr int kConvOps = 6;
 const ConvOp* conv_ops();
 
 // Operators on the last axis, without a state. One output, shaped like the input that `like` counts.
@@ -53,6 +54,7 @@ struct ScanAttributes {
 };
 struct ConvAttributes {
   int64_t channels, kernel_size, state_width;
+  int64_t first, first_size, second_size;  // with tokens in rows; the sizes with three parts
 };
 
 // One field for every attribute of every operator on rows; an operator reads its own.

@@ -54,12 +54,16 @@ struct ConvArgs {
   bool silu;
   bool half;  // x, past, y and present are IEEE halves; only run_conv takes them
   int64_t batch, channels, length, kernel, width;
-  const float* x;       // [batch, channels, length]
+  const float* x;       // [batch, channels, length]; in rows: channels `first` and on of [batch, length, row]
   const float* weight;  // [channels, kernel]
   const float* bias;    // [channels]
   const float* past;    // [batch, channels, width]
-  float* y;             // [batch, channels, length]
+  float* y;             // [batch, channels, length]; in rows: [batch, length, part[0]]
   float* present;       // [batch, channels, width]; may be the same buffer as past
+  int64_t row;          // channels of a token of x; 0: not in rows
+  int64_t first;
+  int64_t part[3];      // channels of y, more[0] and more[1], which follow each other and are all of them
+  float* more[2];       // [batch, length, part[1]] and [batch, length, part[2]]
 };
 
 constexpr int64_t kMostOrder = 256;

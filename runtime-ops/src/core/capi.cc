@@ -66,9 +66,10 @@ bool conv_args(const char* name, const mambac_conv* c, ConvArgs* a, Message* m) 
   for (int i = 0; i < kConvOps; i++)
     if (strcmp(conv_ops()[i].name, name) == 0) op = &conv_ops()[i];
   if (op == nullptr) return refuse(m, "no such operator: ", name);
-  const ConvAttributes attributes = {c->channels, c->kernel, c->width};
+  const ConvAttributes attributes = {c->channels, c->kernel, c->width, c->first, c->first_size, c->second_size};
+  const bool rows = op->parts > 0;
   if (!check_conv_attributes(*op, attributes, m)) return false;
-  const Shape shapes[kConvInputs] = {{{c->batch, c->channels, c->length}, 3},
+  const Shape shapes[kConvInputs] = {{{c->batch, rows ? c->length : c->channels, rows ? c->row : c->length}, 3},
                                      {{c->channels, 1, c->kernel}, 3},
                                      {{c->channels}, 1},
                                      {{c->batch, c->channels, c->width}, 3}};
@@ -79,6 +80,10 @@ bool conv_args(const char* name, const mambac_conv* c, ConvArgs* a, Message* m) 
   a->past = c->past;
   a->y = c->y;
   a->present = c->present;
+  if (op->parts == 3) {
+    a->more[0] = c->y2;
+    a->more[1] = c->y3;
+  }
   a->half = c->half != 0;
   return true;
 }

@@ -108,7 +108,9 @@ const ScanOp* find_scan_op(const char* name) {
 }
 
 const ConvOp* conv_ops() {
-  static constexpr ConvOp ops[kConvOps] = {{"CausalConv", false}, {"CausalConvSilu", true}};
+  static constexpr ConvOp ops[kConvOps] = {{"CausalConv", false, 0},      {"CausalConvSilu", true, 0},
+                                           {"CausalConvRows", false, 1},  {"CausalConvSiluRows", true, 1},
+                                           {"CausalConvSplit", false, 3}, {"CausalConvSiluSplit", true, 3}};
   return ops;
 }
 
@@ -150,6 +152,13 @@ bool check_conv_attributes(const ConvOp& op, const ConvAttributes& a, Message* m
   if (a.state_width < a.kernel_size - 1 || a.state_width > kLargest)
     return fail(m, "%s: attribute state_width is %lld; it must be at least kernel_size - 1 = %lld", op.name,
                 (long long)a.state_width, (long long)(a.kernel_size - 1));
+  if (op.parts > 0 && (a.first < 0 || a.first > kLargest))
+    return fail(m, "%s: attribute first is %lld; it must be between 0 and 2^30", op.name, (long long)a.first);
+  if (op.parts < 3) return true;
+  if (!positive(op.name, "first_size", a.first_size, m) || !positive(op.name, "second_size", a.second_size, m)) return false;
+  if (a.first_size + a.second_size >= a.channels)
+    return fail(m, "%s: attributes first_size = %lld and second_size = %lld; they must leave some of channels = %lld", op.name,
+                (long long)a.first_size, (long long)a.second_size, (long long)a.channels);
   return true;
 }
 
@@ -246,8 +255,12 @@ bool plan_scan(const ScanOp& op, const ScanAttributes& a, const Shape* in, ScanA
 
 bool plan_conv(const ConvOp& op, const ConvAttributes& a, const Shape in[kConvInputs], ConvArgs* args, Message* m) {
   const int64_t e = a.channels, k = a.kernel_size, w = a.state_width;
-  const int64_t x[] = {-1, e, -1}, weight[] = {e, 1, k}, bias[] = {e};
-  if (!shaped(op.name, "x", in[0], 3, x, "[B, E, L]", m)) return false;
+  const int64_t x[] = {-1, e, -1}, rows[] = {-1, -1, -1}, weight[] = {e, 1, k}, bias[] = {e};
+  const bool in_rows = op.parts > 0;
+  if (!shaped(op.name, "x", in[0], 3, in_rows ? rows : x, in_rows ? "[B, L, channels of x]" : "[B, E, L]", m)) return false;
+  if (in_rows && in[0].dims[2] < a.first + e)
+    return fail(m, "%s: input x has %lld channels; expected at least first + channels = %lld", op.name, (long long)in[0].dims[2],
+                (long long)(a.first + e));
   const int64_t past[] = {in[0].dims[0], e, w};
   if (!shaped(op.name, "weight", in[1], 3, weight, "[E, 1, K]", m)) return false;
   if (!shaped(op.name, "bias", in[2], 1, bias, "[E]", m)) return false;
@@ -257,9 +270,15 @@ bool plan_conv(const ConvOp& op, const ConvAttributes& a, const Shape in[kConvIn
   args->half = false;
   args->batch = in[0].dims[0];
   args->channels = e;
-  args->length = in[0].dims[2];
+  args->length = in[0].dims[in_rows ? 1 : 2];
   args->kernel = k;
   args->width = w;
+  args->row = in_rows ? in[0].dims[2] : 0;
+  args->first = in_rows ? a.first : 0;
+  args->part[0] = op.parts == 3 ? a.first_size : e;
+  args->part[1] = op.parts == 3 ? a.second_size : 0;
+  args->part[2] = e - args->part[0] - args->part[1];
+  args->more[0] = args->more[1] = nullptr;
   return true;
 }
 

@@ -130,16 +130,19 @@ bool run_conv(const Kernels& k, const ConvArgs& a, const char* name, const Sprea
   Halves h(k);
   if (a.half) {
     const int64_t rows = a.batch * a.channels;
-    h.in(a.x, rows * a.length);
+    const int64_t tokens = a.batch * a.length;
+    h.in(a.x, a.row > 0 ? tokens * a.row : rows * a.length);
     h.in(a.past, rows * a.width);
-    h.out(a.y, rows * a.length);
+    h.out(a.y, tokens * a.part[0]);
     h.out(a.present, rows * a.width);
+    for (int i = 0; i < 2; i++) h.out(a.more[i], tokens * a.part[i + 1]);
     if (!h.allocate()) return no_memory(error, room, name);
     floats.half = false;
     floats.x = h.floats_in(0);
     floats.past = h.floats_in(1);
     floats.y = h.floats_out(0);
     floats.present = h.floats_out(1);
+    for (int i = 0; i < 2; i++) floats.more[i] = h.floats_out(2 + i);
   }
   const double work = (double)(a.batch * a.channels) * (double)(a.length + 1) * (double)(a.kernel + 8);
   return convert(h.from, spread) && spread.run(spread.host, conv_piece, conv_tasks(floats), work, &run) && convert(h.to, spread);

@@ -74,6 +74,35 @@ MAMBAC_KERNEL(kConvThreads, 8) conv_row(ConvArgs a) {
   }
 }
 
+// Tokens in rows: a thread a channel and kTokensOfRows tokens, so that neighbours read and write neighbouring channels. Only the
+// first tokens read past, and their thread writes present behind that, which may be past.
+constexpr int64_t kTokensOfRows = 32;
+MAMBAC_KERNEL(kConvThreads, 8) conv_rows(ConvArgs a) {
+  const int64_t blocks = ceil_div(a.batch * a.channels, (int64_t)threads());
+  const int64_t at = block_x() % blocks * threads() + thread_index();
+  if (at >= a.batch * a.channels) return;
+  const int64_t step = a.kernel - 1 > kTokensOfRows ? a.kernel - 1 : kTokensOfRows, l0 = block_x() / blocks * step;
+  const int64_t e = at % a.channels, b = at / a.channels, l1 = l0 + step < a.length ? l0 + step : a.length;
+  const float *w = a.weight + e * a.kernel, *past = a.past + at * a.width, *x = a.x + b * a.length * a.row + a.first + e;
+  int64_t c = e;
+  int part = 0;
+  while (part < 2 && c >= a.part[part]) c -= a.part[part++];
+  float* y = (part == 0 ? a.y : a.more[part - 1]) + b * a.length * a.part[part] + c;
+  for (int64_t l = l0; l < l1; l++) {
+    float sum = a.bias[e];
+    for (int64_t k = 0; k < a.kernel; k++) {
+      const int64_t j = l + k - (a.kernel - 1);
+      sum = fmaf(w[k], j < 0 ? past[a.width + j] : x[j * a.row], sum);
+    }
+    y[l * a.part[part]] = a.silu ? silu(sum) : sum;
+  }
+  if (l0 > 0) return;
+  float* present = a.present + at * a.width;
+  const int64_t kept = a.width > a.length ? a.width - a.length : 0;
+  for (int64_t i = 0; i < kept; i++) present[i] = past[i + a.length];
+  for (int64_t i = kept; i < a.width; i++) present[i] = x[(a.length - a.width + i) * a.row];
+}
+
 }  // namespace
 
 int launch_conv(const ConvArgs& a, void* stream) {
@@ -81,6 +110,11 @@ int launch_conv(const ConvArgs& a, void* stream) {
   if (rows == 0) return 0;
   if (a.length == 0)
     return a.past == a.present ? 0 : copy_on_device(a.present, a.past, (size_t)(rows * a.width) * sizeof(float), stream);
+  if (a.row > 0) {
+    const int64_t step = a.kernel - 1 > kTokensOfRows ? a.kernel - 1 : kTokensOfRows;
+    const Grid grid = {ceil_div(rows, kConvThreads) * ceil_div(a.length, step), 1, kConvThreads, 0};
+    return launch(conv_rows, grid, stream, a);
+  }
   if (a.length == 1) {
     const Grid grid = {ceil_div(rows, kConvThreads), 1, kConvThreads, 0};
     if (a.kernel == 4 && a.width == 3) return launch(conv_token4<3>, grid, stream, a);

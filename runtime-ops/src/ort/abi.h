@@ -21,6 +21,7 @@ struct TensorInfo;
 struct SessionOptions;
 struct OpDomain;
 struct ShapeContext;
+struct OpAttribute;
 
 struct Api {
   void* slot[278];  // as many as API 18 promises that are used here; never copied, only indexed
@@ -36,6 +37,9 @@ enum Slot : int {
   kCustomOpDomainAdd = 27,
   kAddCustomOpDomain = 28,
   kGetTensorMutableData = 51,
+  kCreateTensorInfo = 57,
+  kSetTensorElementType = 58,
+  kSetDimensions = 59,
   kGetTensorElementType = 60,
   kGetDimensionsCount = 61,
   kGetDimensions = 62,
@@ -51,7 +55,10 @@ enum Slot : int {
   kReleaseTensorInfo = 99,
   kContextGpuStream = 193,
   kShapeInput = 268,
+  kShapeAttribute = 269,
   kShapeSetOutput = 270,
+  kSetSymbolicDimensions = 271,
+  kReadAttribute = 272,
   kContextParallelFor = 274,
 };
 
@@ -59,6 +66,7 @@ enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
 enum ElementType : int { kUndefined = 0, kFloat = 1, kUint8 = 2, kFloat16 = 10 };
 enum MemoryType : int { kMemoryDefault = 0 };
 enum Characteristic : int { kRequired = 0 };
+enum AttributeType : int { kWhole = 1 };
 
 // A custom op as the host sees it: function pointers in ABI order, each given the op itself first, except the last four.
 struct CustomOp {

@@ -33,7 +33,7 @@ struct Op : CustomOp {
   bool half;  // activations are float16; parameters are float32 all the same
   const char* name() const { return scan != nullptr ? scan->name : conv != nullptr ? conv->name : row->name; }
   int inputs() const { return scan != nullptr ? scan_inputs(*scan) : conv != nullptr ? kConvInputs : row->inputs; }
-  int outputs() const { return row != nullptr ? 1 : 2; }
+  int outputs() const { return row != nullptr ? 1 : conv != nullptr && conv->parts == 3 ? 4 : 2; }
   int past() const { return scan != nullptr ? kPastInput : conv != nullptr ? kConvInputs - 1 : 0; }
   ElementType activation() const { return half ? kFloat16 : kFloat; }
   ElementType input_type(int i) const {
@@ -114,6 +114,11 @@ Status* create_kernel(const CustomOp* base, const Api*, const KernelInfo* info, 
     k.conv.channels = r.whole("channels");
     k.conv.kernel_size = r.whole("kernel_size");
     k.conv.state_width = r.whole("state_width");
+    if (op.conv->parts > 0) k.conv.first = r.whole("first");
+    if (op.conv->parts == 3) {
+      k.conv.first_size = r.whole("first_size");
+      k.conv.second_size = r.whole("second_size");
+    }
     if (!r.good) return invalid(op.api, r.missing.text);
     good = check_conv_attributes(*op.conv, k.conv, &m);
   } else {
@@ -242,14 +247,21 @@ Status* compute_conv(const Kernel& k, KernelContext* c, const Shape* in, const v
   Message m;
   ConvArgs a;
   if (!plan_conv(*op.conv, k.conv, in, &a, &m)) return invalid(op.api, m.text);
-  void *y = nullptr, *present = nullptr;
-  if (Status* s = make_output(op.api, c, 0, in[0], &y)) return s;
+  void *y[3] = {nullptr, nullptr, nullptr}, *present = nullptr;
+  Shape shape = in[0];
+  const int parts = op.conv->parts > 0 ? op.conv->parts : 1;
+  for (int i = 0; i < parts; i++) {
+    if (op.conv->parts > 0) shape.dims[2] = a.part[i];
+    if (Status* s = make_output(op.api, c, (size_t)(i == 0 ? 0 : i + 1), shape, &y[i])) return s;
+  }
   if (Status* s = make_output(op.api, c, 1, in[3], &present)) return s;
   a.x = (const float*)data[0];
   a.weight = (const float*)data[1];
   a.bias = (const float*)data[2];
   a.past = (const float*)data[3];
-  a.y = (float*)y;
+  a.y = (float*)y[0];
+  a.more[0] = (float*)y[1];
+  a.more[1] = (float*)y[2];
   a.present = (float*)present;
   a.half = op.half;
 #ifdef MAMBAC_CUDA
@@ -325,9 +337,62 @@ Status* fully_named(const Api* api, const TensorInfo* info, bool* named) {
   return nullptr;
 }
 
+// An int attribute while shapes are inferred.
+Status* shape_attribute(const Api* api, ShapeContext* c, const char* name, int64_t* value) {
+  const OpAttribute* attribute = nullptr;
+  if (Status* s = call<Status*>(api, kShapeAttribute, (const ShapeContext*)c, name, &attribute)) return s;
+  size_t read = 0;
+  return call<Status*>(api, kReadAttribute, attribute, (int)kWhole, (void*)value, sizeof *value, &read);
+}
+
+// The outputs of a convolution of rows: batch and tokens of x, and as many channels as each of them has.
+Status* infer_rows(const Op& op, ShapeContext* c) {
+  const Api* api = op.api;
+  TensorInfo *x = nullptr, *past = nullptr;
+  if (Status* s = call<Status*>(api, kShapeInput, (const ShapeContext*)c, (size_t)0, &x)) return s;
+  size_t rank = 0;
+  int type = 0;  // of x: one set of types infers for all of a name
+  if (Status* s = call<Status*>(api, kGetTensorElementType, (const TensorInfo*)x, &type)) return s;
+  if (Status* s = call<Status*>(api, kGetDimensionsCount, (const TensorInfo*)x, &rank)) return s;
+  if (rank != 3) return nullptr;  // not known; what is wrong is told when it runs
+  if (Status* s = call<Status*>(api, kShapeInput, (const ShapeContext*)c, (size_t)op.past(), &past)) return s;
+  bool named = false;
+  if (Status* s = fully_named(api, past, &named)) return s;
+  if (named)
+    if (Status* s = call<Status*>(api, kShapeSetOutput, (const ShapeContext*)c, (size_t)1, (const TensorInfo*)past)) return s;
+  if (Status* s = fully_named(api, x, &named)) return s;
+  if (!named) return nullptr;
+  int64_t dims[3] = {0, 0, 0}, part[3] = {0, 0, 0}, all = 0;
+  const char* names[3] = {"", "", ""};
+  if (Status* s = call<Status*>(api, kGetDimensions, (const TensorInfo*)x, dims, rank)) return s;
+  if (Status* s = call<Status*>(api, kGetSymbolicDimensions, (const TensorInfo*)x, names, rank)) return s;
+  if (Status* s = shape_attribute(api, c, "channels", &all)) return s;
+  part[0] = all;
+  const size_t parts = (size_t)op.conv->parts;
+  if (parts == 3) {
+    if (Status* s = shape_attribute(api, c, "first_size", &part[0])) return s;
+    if (Status* s = shape_attribute(api, c, "second_size", &part[1])) return s;
+    part[2] = all - part[0] - part[1];
+  }
+  names[2] = "";
+  for (size_t i = 0; i < parts; i++) {
+    TensorInfo* info = nullptr;
+    if (Status* s = call<Status*>(api, kCreateTensorInfo, &info)) return s;
+    dims[2] = part[i];
+    Status* s = call<Status*>(api, kSetTensorElementType, info, type);
+    if (s == nullptr) s = call<Status*>(api, kSetDimensions, info, (const int64_t*)dims, rank);
+    if (s == nullptr) s = call<Status*>(api, kSetSymbolicDimensions, info, (const char**)names, rank);
+    if (s == nullptr) s = call<Status*>(api, kShapeSetOutput, (const ShapeContext*)c, i == 0 ? i : i + 1, (const TensorInfo*)info);
+    call<void>(api, kReleaseTensorInfo, info);
+    if (s != nullptr) return s;
+  }
+  return nullptr;
+}
+
 // y is shaped like the first input, or the one an operator on rows says; present like past. Unknown where those are.
 Status* infer_shapes(const CustomOp* base, ShapeContext* c) {
   const Op& op = op_of(base);
+  if (op.conv != nullptr && op.conv->parts > 0) return infer_rows(op, c);
   const size_t from[2] = {op.row != nullptr ? (size_t)op.row->like : 0, (size_t)op.past()};
   for (size_t i = 0; i < (size_t)op.outputs(); i++) {
     TensorInfo* info = nullptr;
