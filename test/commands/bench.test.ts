@@ -37,7 +37,9 @@ describe("a file compiled from a pair", () => {
     expect(left).toEqual([]);
     expect(rows.map((row) => row.name)).toEqual(["op library", "functions", "source", "LinearAttention"]);
     const [kernels, functions, source, attention] = rows;
-    expect(kernels?.ran).toBe("kernels CausalConvSiluSplit, GatedRMSNorm, Mamba2ScanH4Max (C API, 4 of 4 states in place)");
+    expect(kernels?.ran).toBe(
+      "kernels CausalConvSiluSplit, GatedRMSNorm, Mamba2ScanH4Max (C API, 4 of 4 states in place)",
+    );
     expect(functions?.ran).toBe("functions CausalConvSiluSplit, GatedRMSNorm, Mamba2ScanH4Max (C API)");
     expect(source?.ran).toBe("onnxruntime-node");
     expect(attention?.ran).toBe("C API");

@@ -103,6 +103,8 @@ static void run_block(const ScanArgs& a, Block& k, float* state, Int b, Int h, I
       const int t = i + j;
       s = advance(k, t, e[j], s);
       const float* x = a.x + (b * a.length + t0 + t) * channels + h * p;
+      if (t0 + t + kBlockTokens < a.length)
+        for (Int c = 0; c < p; c += 16) MAMBAC_PREFETCH((const char*)(x + kBlockTokens * channels + c));
       const Vec f = v_set(d[j] / s);
       for (Int c = 0; c < p; c += 16) {
         v_store(k.input + t * k.pp + c, v_mul(f, v_load_n(x + c, rows_left(c, p))));
