@@ -114,7 +114,7 @@ static void conv_rows4(const ConvArgs& a, Int b, Int e0, int n) {
   const Int step = conv_out(a, b, 1, e0) - y;
   for (Int l = 0; l < a.length; l++, x += a.row, y += step) {
     for (int v = 0; v < kVecs; v++) {
-      if (l + 8 < a.length) MAMBAC_PREFETCH((const char*)(x + 8 * a.row + 16 * v));
+      if (l + 8 < a.length) MAMBAC_PREFETCH_READ((const char*)(x + 8 * a.row + 16 * v));
       const Vec in = kVecs > 1 ? v_load(x + 16 * v) : v_load_n(x, n);
       Vec sum = v_fma(v_load(taps[0] + 16 * v), s[0][v], v_load(biases + 16 * v));
       sum = v_fma(v_load(taps[1] + 16 * v), s[1][v], sum);

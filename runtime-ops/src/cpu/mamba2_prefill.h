@@ -103,8 +103,11 @@ static void run_block(const ScanArgs& a, Block& k, float* state, Int b, Int h, I
       const int t = i + j;
       s = advance(k, t, e[j], s);
       const float* x = a.x + (b * a.length + t0 + t) * channels + h * p;
-      if (t0 + t + kBlockTokens < a.length)
-        for (Int c = 0; c < p; c += 16) MAMBAC_PREFETCH((const char*)(x + kBlockTokens * channels + c));
+      // Rows of one head lie far apart: they are fetched a block ahead, and what this block writes while it computes.
+      for (Int c = 0; c < p; c += 16) {
+        if (t0 + t + kBlockTokens < a.length) MAMBAC_PREFETCH_READ((const char*)(x + kBlockTokens * channels + c));
+        MAMBAC_PREFETCH((const char*)(a.y + (x - a.x) + c));
+      }
       const Vec f = v_set(d[j] / s);
       for (Int c = 0; c < p; c += 16) {
         v_store(k.input + t * k.pp + c, v_mul(f, v_load_n(x + c, rows_left(c, p))));
