@@ -17,6 +17,7 @@ import {
 } from "../passes/index.js";
 import {
   benchCommand,
+  buildOpsCommand,
   compileCommand,
   EXIT,
   FLOAT_TYPES,
@@ -98,6 +99,7 @@ function commandLine(terminal: Terminal, outcome: Outcome, argv: readonly string
   addRecipe(program, terminal, outcome);
   addCompare(program, terminal, outcome);
   addSensitivity(program, terminal, outcome);
+  addBuildOps(program, terminal, outcome);
   withExamples(program);
   return program;
 }
@@ -265,6 +267,16 @@ function addVerify(program: Command, terminal: Terminal, outcome: Outcome): void
       );
     },
   );
+}
+
+function addBuildOps(program: Command, terminal: Terminal, outcome: Outcome): void {
+  const command = program
+    .command("build-ops")
+    .description("build the operator library with the system's C++ compiler (CXX, g++ or clang++)")
+    .option("-o, --output <folder>", "where to build (default: in mambac's own folder, where sessions look)");
+  withReport(command).action(async (flags: ReportFlags & { output?: string }) => {
+    outcome.code = await buildOpsCommand({ output: flags.output ?? null, ...reportOptions(flags) }, terminal);
+  });
 }
 
 interface GenerateFlags extends RunFlags {

@@ -29,6 +29,7 @@ export const EXAMPLES: Readonly<Record<string, readonly string[]>> = {
     "mambac eval out.onnx --text text.txt --against prefill.onnx --windows 4 --mode call",
   ],
   bench: ["mambac bench out.onnx --against prefill.onnx", "mambac bench out.onnx --batch 1 --threads 1 --steps 32"],
+  "build-ops": ["mambac build-ops"],
   recipe: [
     "mambac recipe list",
     "mambac recipe show w8a8h8 > mine.yaml",

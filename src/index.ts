@@ -2,6 +2,7 @@
 
 export { type AutoChoice, chooseRecipe } from "./commands/auto.js";
 export { benchCommand } from "./commands/bench.js";
+export { buildOpsCommand } from "./commands/build-ops.js";
 export {
   calibrateCommand,
   calibrateMergeCommand,

@@ -87,7 +87,7 @@ export function findOpsLibrary(
   if (existsSync(built)) return { kind: "found", path: built };
   return {
     kind: "absent",
-    reason: `the op library is not built (looked for ${join("build", "ops", opsLibraryName())})`,
+    reason: `the op library is not built; mambac build-ops builds it (looked for ${built})`,
   };
 }
 

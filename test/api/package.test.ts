@@ -100,6 +100,47 @@ test("the program runs from where it is installed, with recipes and schema", () 
   );
 });
 
+describe("the operator library", () => {
+  /** A compiler that makes files, of sources that are there. */
+  const compiler = join(project, "compiler");
+  const script =
+    'case "$1" in --version) echo compiler 1; exit;; esac\n' +
+    'while [ $# -gt 0 ]; do case "$1" in -o) touch "$2"; shift;; *.cc) test -f "$1" || exit 1;; esac; shift; done';
+  const build = (
+    ...args: string[]
+  ): ReturnType<typeof spawnSync> & { readonly stdout: string; readonly stderr: string } =>
+    spawnSync(process.execPath, [join(installed, "dist", "bin", "mambac.js"), "build-ops", ...args], {
+      cwd: project,
+      encoding: "utf8",
+      env: { ...process.env, CXX: compiler },
+    });
+
+  test.skipIf(process.platform === "win32")("is built from the sources in the package, where sessions look", () => {
+    writeFileSync(compiler, `#!/bin/sh\n${script}\n`, { mode: 0o755 });
+    const { status, stdout, stderr } = build();
+    expect({ status, stderr }).toEqual({ status: 0, stderr: "" });
+    expect(stdout.trim().startsWith(join(installed, "build", "ops"))).toBe(true);
+    expect(existsSync(stdout.trim())).toBe(true);
+    const elsewhere = build("-o", "mine");
+    expect(elsewhere.stdout.trim().startsWith(join(project, "mine"))).toBe(true);
+    expect(elsewhere.stderr).toContain("MAMBAC_OPS_LIBRARY=");
+    rmSync(join(installed, "build"), { recursive: true });
+  });
+
+  test.skipIf(process.platform === "win32")("says why it cannot be built", () => {
+    writeFileSync(compiler, "#!/bin/sh\ntest $1 = --version || { echo no such header >&2; exit 1; }\n", {
+      mode: 0o755,
+    });
+    const failed = build("-o", "failed");
+    expect(failed.status).toBe(2);
+    expect(failed.stderr).toMatch(/^mambac: the compiler failed: [\s\S]*no such header/);
+    rmSync(compiler);
+    const absent = build("-o", "absent");
+    expect(absent.status).toBe(2);
+    expect(absent.stderr).toMatch(/cannot be built: no C\+\+ compiler .*the functions in every compiled file run/);
+  });
+});
+
 test("holds what it needs, and nothing of whoever made it", () => {
   const packed = spawnSync("npm", ["pack", "--dry-run", "--json", "--ignore-scripts"], {
     cwd: installed,

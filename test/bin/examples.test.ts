@@ -46,7 +46,7 @@ function argvOf(line: string): string[] {
 describe("examples", () => {
   test("every command has some, in its help", async () => {
     const { out } = await mambac("--help");
-    const commands = [...out.matchAll(/^ {2}([a-z]+) (?:\[|<| )/gm)].map(([, name]) => name ?? "");
+    const commands = [...out.matchAll(/^ {2}([a-z-]+) (?:\[|<| )/gm)].map(([, name]) => name ?? "");
     expect(commands.filter((name) => name !== "help").sort()).toEqual(Object.keys(EXAMPLES).sort());
     for (const [name, lines] of Object.entries(EXAMPLES)) {
       const help = (await mambac(name, "--help")).out;
@@ -64,6 +64,7 @@ describe("examples", () => {
         expect((await mambac(...other)).code).toBe(0);
       }
       const [command, file] = line.split(" > ");
+      if (line === "mambac build-ops") continue; // as good as nothing to say, and test/api/package.test.ts runs it
       if (isLong(line)) {
         // Understood as far as the first file, which is not there.
         const { code, err } = await mambac(
