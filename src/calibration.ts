@@ -59,13 +59,7 @@ export async function divergenceFrom(
   reference: Model,
   sequences: number,
 ): Promise<DivergenceFrom> {
-  if (isPlain(reference)) {
-    throw new MambacError(
-      "calibrate/divergence",
-      "recipes that search measure the next token, and this model reads no tokens: take one that does not search",
-      EXIT.calibration,
-    );
-  }
+  if (isPlain(reference)) throw noNextToken();
   const sample = async (model: Model): ReturnType<typeof logitsSample> => {
     const ready = await executableModel(model, runs.executable(), runs.threads);
     const dataset = await openCalibration(runs.calibration, model, runs.inputs);
@@ -92,10 +86,22 @@ export function openCalibration(
   model: Model,
   inputs: readonly string[],
 ): Promise<Dataset> {
-  if (isPlain(model)) return openItems(calibration, model.graph);
+  if (isPlain(model)) {
+    // What is held out is to judge by.
+    if (calibration.part !== undefined) throw noNextToken();
+    return openItems(calibration, model.graph);
+  }
   const vocabulary = vocabularyOf(model);
   const tokenizer = calibration.tokenizer ?? tokenizerBeside(inputs[0] ?? ".", vocabulary);
   return openDataset({ ...calibration, vocabulary, ...(tokenizer === null ? {} : { tokenizer }) });
+}
+
+function noNextToken(): MambacError {
+  return new MambacError(
+    "calibrate/next-token",
+    "recipes that search, and auto, measure the next token, and this model reads no tokens: name a recipe that does not search",
+    EXIT.calibration,
+  );
 }
 
 /** Rows of the table the token ids index. */

@@ -35,7 +35,7 @@ export function compiledRows(model: Model): TableRow[] {
                 type: past.type === null ? "?" : formatType(past.type),
               },
             ],
-      bytesBefore: sizes.plainBytes ?? bytes,
+      bytesBefore: past === null ? 0 : (sizes.plainBytes ?? bytes),
       bytesAfter: bytes,
     };
   });

@@ -42,6 +42,14 @@ test.each([
   expect(check.difference.relative).toBeLessThan(1e-4);
 });
 
+test("nothing is said to be kept between calls", async () => {
+  const out = await compiled("vim_chunks", "--state", "h4");
+  const { layers, totals } = documentIn(await mambac("inspect", out, "--json"));
+  expect(layers).toHaveLength(8);
+  for (const layer of layers as readonly object[]) expect(layer).toMatchObject({ states: [], stateBytesBefore: 0 });
+  expect(totals).toMatchObject({ stateBytesBefore: 0, stateBytesAfter: 0 });
+});
+
 test("rounded weights are held to a loose limit", async () => {
   const { code, check } = await verified(await compiled("vmamba_chunks", "--recipe", "rtn-w4a16"), "vmamba_chunks");
   expect(code).toBe(0);

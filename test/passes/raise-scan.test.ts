@@ -8,7 +8,7 @@ import { f32Tensor, toNumbers } from "../../src/ir/tensor.js";
 import type { Family } from "../../src/ops/names.js";
 import { step } from "../../src/rewrite/pipeline.js";
 import { SCAN_INPUT, type ScanOp, scanNode, semanticOps } from "../../src/rewrite/semantic.js";
-import { mishModel } from "../support/mamba-graphs/decoys.js";
+import { cumulativeModel, mishModel } from "../support/mamba-graphs/decoys.js";
 import {
   arbitraryCase,
   DEFAULT_SIZES,
@@ -289,6 +289,14 @@ describe("raise-scan", () => {
       );
       expect(outcome.changed).toBe(0);
       expect(reasons(outcome)).toMatch(/turns its tokens around/);
+    });
+
+    test("cumulative sums and doubled reach that are no recurrence", async () => {
+      for (const kind of ["weighted-mean", "running-maximum"] as const) {
+        const outcome = await raised(cumulativeModel(kind));
+        expect(outcome.changed).toBe(0);
+        expect(reasons(outcome), kind).toMatch(/looks like a selective scan but is left as it is: /);
+      }
     });
 
     test("a softplus that feeds no recurrence (Mish) is no candidate", async () => {
