@@ -45,7 +45,16 @@ import { type CalibrationFlags, calibrationOf, withCalibration } from "./calibra
 import { addCompare } from "./compare-command.js";
 import { addEval } from "./eval-command.js";
 import { withExamples } from "./examples.js";
-import { byteCount, integer, integerList, number, percentage, positiveInteger, replayLength } from "./flag-values.js";
+import {
+  byteCount,
+  integer,
+  integerList,
+  number,
+  percentage,
+  positiveInteger,
+  replayLength,
+  tokenIds,
+} from "./flag-values.js";
 import { kebabFlags } from "./kebab-flags.js";
 import { addRecipe } from "./recipe-command.js";
 import { addSensitivity } from "./sensitivity-command.js";
@@ -286,6 +295,7 @@ interface GenerateFlags extends RunFlags {
   readonly topK?: number;
   readonly topP?: number;
   readonly seed: number;
+  readonly stopTokens?: number[];
   readonly tokenizer?: string;
 }
 
@@ -300,6 +310,7 @@ function addGenerate(program: Command, terminal: Terminal, outcome: Outcome): vo
     .option("--top-k <k>", "choose among the k best tokens", positiveInteger)
     .option("--top-p <p>", "choose among the best tokens that share this probability", number)
     .option("--seed <n>", "seed of the choices", integer, 0)
+    .option("--stop-tokens <ids>", "end before one of these token ids, with commas between", tokenIds)
     .option("--tokenizer <file>", "tokenizer.json or its folder, or 'bytes' (default for a vocabulary of 256)")
     .option("--json", "one JSON document on stdout, with the token ids")
     .option("-q, --quiet", "nothing but the text");
@@ -313,6 +324,7 @@ function addGenerate(program: Command, terminal: Terminal, outcome: Outcome): vo
         temperature,
         ...(topK === undefined ? {} : { topK }),
         ...(topP === undefined ? {} : { topP }),
+        ...(flags.stopTokens === undefined ? {} : { stopTokens: flags.stopTokens }),
         seed,
         tokenizer: flags.tokenizer ?? null,
         library,

@@ -24,6 +24,14 @@ export function integerList(text: string): number[] {
   return text.split(",").map(positiveInteger);
 }
 
+export function tokenIds(text: string): number[] {
+  return text.split(",").map((word) => {
+    const id = integer(word);
+    if (id < 0) throw new InvalidArgumentError("Token ids are 0 or more.");
+    return id;
+  });
+}
+
 export function replayLength(text: string): number {
   const value = positiveInteger(text);
   if (value > 64) throw new InvalidArgumentError("It must be 1 to 64.");

@@ -14,6 +14,8 @@ export interface GenerateCommandOptions extends SamplingOptions {
   readonly prompt: string;
   readonly maxTokens: number;
   readonly seed: number;
+  /** Ids the text ends before, such as that of the end of a text. */
+  readonly stopTokens?: readonly number[];
   /** Path of a tokenizer.json, or `bytes`; null for what fits the model. */
   readonly tokenizer: string | null;
   readonly library: LibraryChoice;
@@ -46,6 +48,7 @@ export async function generateCommand(options: GenerateCommandOptions, terminal:
     ...(temperature === undefined ? {} : { temperature }),
     ...(topK === undefined ? {} : { topK }),
     ...(topP === undefined ? {} : { topP }),
+    ...(options.stopTokens === undefined ? {} : { stopTokens: options.stopTokens }),
     onToken: (token) => {
       // What cannot be generated from is told before anything is shown.
       if (first === null) {

@@ -43,6 +43,16 @@ describe("generate", () => {
     expect(result.err).toMatch(/6 prompt tokens in \d+ ms, then \d+ tokens\/s/);
   });
 
+  test("ends before a stop token, and says so", async () => {
+    const space = " ".charCodeAt(0);
+    const stopped = documentIn(
+      await mambac("generate", H4, "--prompt", "And the L", ...quiet, "--stop-tokens", `0,${space}`, "--json"),
+    );
+    expect(stopped).toMatchObject({ end: "stop" });
+    expect(stopped["tokens"]).not.toContain(space);
+    expect((await mambac("generate", H4, "--prompt", "x", "--stop-tokens", "-1")).code).toBe(2);
+  });
+
   test("gives text and tokens as a document", async () => {
     const said = (await mambac("generate", H4, "--prompt", "And the LORD", ...quiet)).out;
     const document = documentIn(await mambac("generate", H4, "--prompt", "And the LORD", ...quiet, "--json"));
