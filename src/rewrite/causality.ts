@@ -9,7 +9,7 @@ import { concrete, isLengthAxis } from "./axes.js";
 import type { Tracer } from "./trace.js";
 
 /**
- * The first node that turns the sequence of tokens around, or null. Nodes of regions in `inside` do not count, but for a
+ * The first node that turns the sequence of tokens around, or shuffles it, or null. Nodes of regions in `inside` do not count, but for a
  * Scan that runs backwards: a scan may be computed from sums that do, and what it is can be seen by running it.
  */
 export function backwardRead(tracer: Tracer, inside: readonly { readonly nodes: readonly Node[] }[] = []): Node | null {
@@ -65,7 +65,7 @@ function turnsAround(tracer: Tracer, node: Node): boolean {
     case "Gather": {
       const picks = contentOf(tracer, node.inputs[1]);
       if (picks === null || picks.length < 2 || !isLongAxis(tracer, input, attrInt(node, "axis", 0))) return false;
-      return picks.every((pick, at) => at === 0 || pick < (picks[at - 1] ?? 0));
+      return picks.some((pick, at) => at > 0 && pick < (picks[at - 1] ?? 0));
     }
     case "ReverseSequence":
       return true;

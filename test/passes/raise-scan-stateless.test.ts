@@ -56,6 +56,7 @@ describe("graphs that read their tokens in both directions", () => {
     { direction: "both", length: null, form: "chunked", family: "mamba2" },
     { direction: "both", length: 6, form: "cumsum", family: "mamba2" },
     { direction: "both", length: 7, form: "associative" },
+    { direction: "shuffled", length: 8 },
     { conv: "same", length: 7 },
   ];
   for (const changes of cases) {

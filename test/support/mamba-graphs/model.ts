@@ -80,8 +80,14 @@ export function mambaModel(sizes: MambaSizes, spelling: Spelling, seed: number):
     const { direction } = spelling;
     const turned = (value: string): string =>
       w.op("Slice", [value, w.ints([-1]), w.ints([-Number.MAX_SAFE_INTEGER]), w.ints([1]), w.ints([-1])]);
-    const result = mixer(w, direction === "backward" ? turned(normed) : normed, pasts);
-    hidden = w.op("Add", [hidden, direction === "backward" ? turned(result.out) : result.out]);
+    const [ahead, back] =
+      direction === "backward"
+        ? [turned, turned]
+        : direction === "shuffled"
+          ? shuffling(w)
+          : [(value: string): string => value, (value: string): string => value];
+    const result = mixer(w, ahead(normed), pasts);
+    hidden = w.op("Add", [hidden, back(result.out)]);
     if (direction === "both") {
       w.scope = `layers.${layer}.back`;
       hidden = w.op("Add", [hidden, turned(mixer(w, turned(normed), { conv: null, ssm: null }).out)]);
@@ -100,6 +106,19 @@ export function mambaModel(sizes: MambaSizes, spelling: Spelling, seed: number):
   for (const [name, value] of rename) w.builder.op("Identity", [value], {}, name);
   outputs.unshift(typed("logits", "f32", [batchDim(spelling), lengthDim(spelling), sizes.vocabulary]));
   return asModel(w, inputs, outputs);
+}
+
+/** Every second token first, and back again. */
+function shuffling(w: Writer): readonly [ahead: (value: string) => string, back: (value: string) => string] {
+  const { length } = w.spelling;
+  if (length === null) throw new Error("a shuffle needs a length");
+  const order = [0, 1].flatMap((odd) => Array.from({ length }, (_, at) => at).filter((at) => at % 2 === odd));
+  const inverse = order.map((_, at) => order.indexOf(at));
+  const taking =
+    (picks: readonly number[]) =>
+    (value: string): string =>
+      w.op("Gather", [value, w.ints(picks)], { axis: 1 });
+  return [taking(order), taking(inverse)];
 }
 
 /** Shape of a recurrent state without its batch. */

@@ -159,8 +159,8 @@ export interface Spelling {
   readonly branchLong: "chunked" | "loop" | "scan";
   readonly branchTest: "equal" | "greater" | "input";
 
-  /** Which way the layers read the tokens: vision models also go backwards. */
-  readonly direction: "forward" | "backward" | "both" | "scan-attribute";
+  /** Which way the layers read the tokens: vision models also go backwards, or take every second token first. */
+  readonly direction: "forward" | "backward" | "shuffled" | "both" | "scan-attribute";
 
   readonly sabotage: Sabotage | null;
 }
