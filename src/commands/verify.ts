@@ -24,6 +24,7 @@ import { type LoadedPackage, loadPackage, modelFile } from "../run/stateful.js";
 import { type SourceFile, sourceFiles } from "../sources.js";
 import { assertNever, EXIT, type ExitCode, MambacError } from "../support/errors.js";
 import { Random } from "../support/random.js";
+import { isCompiled } from "./compiled-rows.js";
 import { Progress, type Terminal } from "./terminal.js";
 import { formatError, formatTable } from "./text-table.js";
 import { verifyPlain } from "./verify-plain.js";
@@ -340,7 +341,14 @@ function tell(
       : `\nThe state is kept as ${precision.format} and rounded ${whenRounded(precision)}: ` +
         "runs that round it at different places differ by design, and are held to the loose rms limit.\n";
   const runs = `\n${options.output} on ${subject.batch} random sequences, seed ${options.seed}, ${model.library === null ? "portable functions" : `kernels of ${model.library}`}: ${passed ? "passed" : "FAILED"}\n`;
-  terminal.out(`${formatTable([heading, ...rows])}${states}${lossText(rounding)}${runs}`);
+  terminal.out(
+    `${formatTable([heading, ...rows])}${states}${lossText(rounding)}${strangerText(options.output, model)}${runs}`,
+  );
+}
+
+/** Arguments are easily swapped, and a source agrees with what was compiled from it as well. */
+function strangerText(output: string, { model }: LoadedPackage): string {
+  return isCompiled(model) ? "" : `\n${output} was not compiled by mambac: is it the source?\n`;
 }
 
 function lossText({ lossy, activations, recipe }: Rounding): string {

@@ -12,6 +12,7 @@ const root = mkdtempSync(join(tmpdir(), "mambac-verify-"));
 afterAll(() => rmSync(root, { recursive: true }));
 
 const PAIR = fixture("hf/mamba2");
+const PREFILL = fixture("hf/mamba2/prefill.onnx");
 
 async function compiled(source: string, name: string, ...flags: string[]): Promise<string> {
   const out = join(root, `${name}.onnx`);
@@ -190,6 +191,14 @@ describe("an unfaithful file fails with 3", () => {
     expect(human.code).toBe(3);
     expect(human.out).toMatch(/FAIL +decode graph, token by token/);
   });
+});
+
+test("arguments the wrong way round are noticed", async () => {
+  const out = await compiled(PREFILL, "swapped", "--state", "f32");
+  const said = async (...argv: string[]): Promise<string> =>
+    (await mambac("verify", ...argv, "--lengths", "3", "--library", "none")).out;
+  expect(await said(PREFILL, "--against", out)).toContain("prefill.onnx was not compiled by mambac: is it the source?");
+  expect(await said(out, "--against", PREFILL)).not.toContain("not compiled");
 });
 
 test("a source that ONNX Runtime cannot load leaves nothing to compare: exit code 4, with the reason", async () => {
