@@ -1,5 +1,5 @@
 /**
- * npm run bench:w8a8 [-- RECIPE [LAYERS [ROUNDS]]]
+ * npm run bench:w8a8 [-- RECIPE [LAYERS [ROUNDS [wall|cpu]]]]
  *
  * Makes a Mamba-2 of the 130M size with random weights (d_model 768, 24 heads of 64, d_state 128, 24 layers, 50 288 tokens),
  * compiles it with float weights and with a recipe (default: smoothquant-w8a8), calibrated on random tokens, which weights without
@@ -50,7 +50,7 @@ function withHead(recipe: QuantRecipe): QuantRecipe {
 }
 
 async function main(): Promise<void> {
-  const [name = "smoothquant-w8a8", layers = "24", rounds = "7"] = process.argv.slice(2);
+  const [name = "smoothquant-w8a8", layers = "24", rounds = "7", clock = "wall"] = process.argv.slice(2);
   const built = await buildOps();
   if (built.kind === "unavailable") throw new Error(built.reason);
   const { library } = built;
@@ -90,7 +90,14 @@ async function main(): Promise<void> {
       { kind: "package", name, path: at("quantized.onnx"), library },
       { kind: "package", name: "float", path: at("float.onnx"), library },
     ];
-    const settings = { batch: 1, threads: 1, prefill: 256, steps: 32, rounds: Number(rounds) } as const;
+    const settings = {
+      batch: 1,
+      threads: 1,
+      prefill: 256,
+      steps: 32,
+      rounds: Number(rounds),
+      clock: clock === "cpu" ? "cpu" : "wall",
+    } as const;
     const rows = benchRows(settings, await runBench(subjects, settings));
     const ratio = rows.find((row) => row.name === "float");
     const cells = rows.map((row) => [

@@ -40,7 +40,9 @@ async function openPackage(
 ): Promise<OpenSubject> {
   const { batch, threads } = settings;
   const timed = timerOf(settings);
-  const model = await loadPackage(subject.path, { batch, threads, library: subject.library ?? "none" });
+  // As a server does that binds its outputs once; fresh pages for the logits of a long prompt would be timed otherwise.
+  const options = { batch, threads, library: subject.library ?? "none", reuseLogits: true } as const;
+  const model = await loadPackage(subject.path, options);
   const facts = factsOf(model, settings, {});
   if (subject.library !== null) requireKernels(facts, subject.library);
   if (!model.stateful) {

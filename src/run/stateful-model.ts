@@ -61,6 +61,8 @@ export interface StatefulParts {
   readonly runner: Runner;
   readonly library: string | null;
   readonly batch: number;
+  /** Whether logits of a prefill take the place of those before. */
+  readonly reuseLogits: boolean;
   /** Lengths of symbolic state axes. */
   readonly dims: ReadonlyMap<string, number>;
   readonly inPlace: ReadonlySet<string>;
@@ -81,6 +83,8 @@ export class StatefulModel implements LoadedPackage {
   readonly #growing: boolean;
   readonly #positions: number[];
   readonly #steps: (StepPlan | null)[] = [null, null];
+  /** Where prefill writes its logits again and again; null where each call has memory of its own. */
+  #logitsBytes: Uint8Array | null;
   #parity = 0;
   #busy = false;
 
@@ -92,6 +96,7 @@ export class StatefulModel implements LoadedPackage {
     this.batch = parts.batch;
     this.#runner = parts.runner;
     this.#executed = parts.executed;
+    this.#logitsBytes = parts.reuseLogits ? allocate(0) : null;
     const { tokens, states, auxiliaries } = parts.signature;
     if (!Number.isInteger(this.batch) || this.batch < 1) {
       throw new MambacError("run/batch", `batch must be a positive integer, not ${this.batch}`);
@@ -125,7 +130,7 @@ export class StatefulModel implements LoadedPackage {
     if (length === 0) throw new MambacError("run/tokens", "prefill needs at least one token");
     const fixed = this.signature.tokens.length;
     if (typeof fixed !== "number" || fixed === length) {
-      return this.#exclusive(() => this.#call(rows, selection));
+      return this.#exclusive(() => this.#call(rows, selection, true));
     }
     if (fixed !== 1 || !this.stateful) {
       throw new MambacError("run/length", `the graph takes exactly ${fixed} tokens a call, not ${length}`);
@@ -266,9 +271,9 @@ export class StatefulModel implements LoadedPackage {
   }
 
   /** A call with bindings of its own. */
-  async #call(rows: readonly Tokens[], selection: Selection): Promise<Logits> {
+  async #call(rows: readonly Tokens[], selection: Selection, whole: boolean = false): Promise<Logits> {
     const length = rows[0]?.length ?? 0;
-    const { plan, logits } = this.#plan(rows, length, selection, false);
+    const { plan, logits } = this.#plan(rows, length, selection, false, whole);
     const results = await this.#runner.run(plan);
     this.#advance(length, selection);
     return this.#logits(results, logits, rows.length, length);
@@ -317,6 +322,7 @@ export class StatefulModel implements LoadedPackage {
     length: number,
     selection: Selection,
     reusable: boolean,
+    whole: boolean = false,
   ): { readonly plan: CallPlan; readonly logits: Memory | null } {
     const { tokens, logits, auxiliaries } = this.signature;
     const past = this.#past();
@@ -328,13 +334,20 @@ export class StatefulModel implements LoadedPackage {
     const outputs = new Map<string, Memory | null>();
     const shape = this.#logitsShape(rows.length, length);
     const memory: Memory | null =
-      shape === null ? null : { dtype: "f32", shape, bytes: allocate(4 * elementCount(shape)) };
+      shape === null ? null : { dtype: "f32", shape, bytes: this.#logitsMemory(4 * elementCount(shape), whole) };
     outputs.set(logits.name, memory);
     for (const state of this.#states) {
       inputs.set(state.pair.input, state.input(past, selection));
       outputs.set(state.pair.output, state.output(past + length, selection));
     }
     return { plan: { inputs, outputs, reusable }, logits: memory };
+  }
+
+  /** Fresh memory, or that of the last whole prompt of this size where the model was loaded so. */
+  #logitsMemory(byteLength: number, whole: boolean): Uint8Array {
+    if (this.#logitsBytes === null || !whole) return allocate(byteLength);
+    if (this.#logitsBytes.byteLength !== byteLength) this.#logitsBytes = allocate(byteLength);
+    return this.#logitsBytes;
   }
 
   /** The logits' shape where the graph tells it before the run. */

@@ -35,6 +35,11 @@ export interface LoadOptions {
   readonly batch?: number;
   /** Lengths of state axes that the graph leaves symbolic, by symbol. */
   readonly dims?: Readonly<Record<string, number>>;
+  /**
+   * Prefill writes its logits where the last one of as many tokens did: they are valid until the next call only, and a prompt
+   * of hundreds of tokens does not wait for fresh pages for them. Default false.
+   */
+  readonly reuseLogits?: boolean;
   /** Session configuration entries of ONNX Runtime (C API only). */
   readonly config?: Readonly<Record<string, string>>;
   /** Told, in a sentence, whenever something runs differently from what was hoped for. */
@@ -62,6 +67,7 @@ export async function loadPackage(path: string, options: LoadOptions = {}): Prom
     signature,
     batch: options.batch ?? 1,
     dims: new Map(Object.entries(options.dims ?? {})),
+    reuseLogits: options.reuseLogits ?? false,
   };
   const notice = options.onNotice ?? (() => undefined);
   const explicit = options.library !== undefined && options.library !== "auto" && options.library !== "none";
@@ -84,7 +90,7 @@ export async function loadPackage(path: string, options: LoadOptions = {}): Prom
   });
 }
 
-type CommonParts = Pick<StatefulParts, "modelPath" | "model" | "signature" | "batch" | "dims">;
+type CommonParts = Pick<StatefulParts, "modelPath" | "model" | "signature" | "batch" | "dims" | "reuseLogits">;
 
 async function nativeProblem(): Promise<MambacError | null> {
   try {

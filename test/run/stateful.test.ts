@@ -133,6 +133,33 @@ describe.each(BACKENDS)("state through %s", (backend) => {
     );
   });
 
+  it.each([["length" as const], [1 as const]])(
+    "prefill may reuse the memory of its logits, at %s tokens",
+    async (length) => {
+      const own = await loadPackage(countModelFile({ length }), { backend, library: "none" });
+      await using model = await loadPackage(countModelFile({ length }), {
+        backend,
+        library: "none",
+        reuseLogits: true,
+      });
+      const prompts = [[1, 2, 1], [3, 1, 3], [2], [2, 2, 2, 2], [1, 1, 3]];
+      const seen: Float32Array[] = [];
+      for (const prompt of prompts) {
+        const expected = await own.prefill(prompt);
+        const { data } = await model.prefill(prompt);
+        expect([...data]).toEqual([...expected.data]);
+        seen.push(data);
+      }
+      await own.close();
+      const [first, second, , , last] = seen;
+      // One token a call: each of them is copied into the whole.
+      const shared = length === "length";
+      expect(first?.buffer === second?.buffer).toBe(shared);
+      // Another length took its place.
+      expect(last?.buffer === first?.buffer).toBe(false);
+    },
+  );
+
   it.skipIf(backend === "node" || !hasCompiler)("the same with a kernel that updates state in place", async () => {
     await using model = await loadPackage(countModelFile(), { backend, batch: 2, library: countLibrary() });
     expect(model.statesInPlace.size).toBe(1);
