@@ -78,7 +78,7 @@ MAMBAC_KERNEL(kConvThreads, 8) conv_row(ConvArgs a) {
 // first tokens read past, and their thread writes present behind that, which may be past.
 constexpr int64_t kTokensOfRows = 32;
 MAMBAC_KERNEL(kConvThreads, 8) conv_rows(ConvArgs a) {
-  const int64_t blocks = ceil_div(a.batch * a.channels, (int64_t)threads());
+  const int64_t blocks = (a.batch * a.channels + threads() - 1) / threads();
   const int64_t at = block_x() % blocks * threads() + thread_index();
   if (at >= a.batch * a.channels) return;
   const int64_t step = a.kernel - 1 > kTokensOfRows ? a.kernel - 1 : kTokensOfRows, l0 = block_x() / blocks * step;
