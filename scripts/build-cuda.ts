@@ -116,7 +116,7 @@ async function codeSizes(path: string): Promise<Map<string, number>> {
 /** A kernel's name and template arguments out of its mangled name: `decode_packed<false,Codes4,...>`. */
 function readable(mangled: string): string {
   const known =
-    /decode_[a-z]+|tokens_[a-z]+|round_replay|replay_[a-z]+|scan_tokens|scan_general|conv_token4|conv_token|conv_row|rotate_[a-z]+|gate_flat|gate_norm_any|gate_norm/;
+    /decode_[a-z]+|tokens_[a-z]+|round_replay|replay_[a-z]+|scan_tokens|scan_general|conv_token4|conv_token|conv_rows?|rotate_[a-z]+|gate_flat|gate_norm_any|gate_norm/;
   const name = known.exec(mangled)?.[0] ?? mangled;
   const rest = mangled.slice(mangled.indexOf(name) + name.length);
   const parts = [...rest.matchAll(/L([bi])(\d+)E|\d+(Codes4|Codes8|FloatRows|HalfRows)/g)];
