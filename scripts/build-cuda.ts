@@ -120,7 +120,8 @@ function readable(mangled: string): string {
   const name = known.exec(mangled)?.[0] ?? mangled;
   const rest = mangled.slice(mangled.indexOf(name) + name.length);
   const parts = [...rest.matchAll(/L([bi])(\d+)E|\d+(Codes4|Codes8|FloatRows|HalfRows)/g)];
-  const args = parts.map((m) => m[3] ?? (m[1] === "b" ? String(m[2] === "1") : (m[2] ?? "")));
+  const halves = rest.startsWith("It") ? ["half"] : []; // the type of activations comes first
+  const args = [...halves, ...parts.map((m) => m[3] ?? (m[1] === "b" ? String(m[2] === "1") : (m[2] ?? "")))];
   return args.length === 0 ? name : `${name}<${args.join(",")}>`;
 }
 

@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "checks.h"
+#include "cuda_half_test.h"
 #include "cuda_ort_test.h"
 #include "cuda_replay_test.h"
 #include "cuda_row_test.h"
@@ -340,7 +341,7 @@ static void registration() {
   static const host::Api api = host::make_api();
   static const host::ApiBase base = {[](uint32_t) -> const host::Api* { return &api; }, [] { return "1.30.0"; }};
   CHECK(RegisterCustomOps(nullptr, &base) == nullptr, "%s", host::g_status.c_str());
-  CHECK(host::g_ops.size() == 3 * (size_t)(mambac::kScanOps + mambac::kConvOps + mambac::kRowOps), "%zu operators", host::g_ops.size());
+  CHECK(host::g_ops.size() == 4 * (size_t)(mambac::kScanOps + mambac::kConvOps + mambac::kRowOps), "%zu operators", host::g_ops.size());
   int stream;
   for (int i = 0; i < mambac::kScanOps; i++) {
     const Op op = parse(mambac::scan_ops()[i].name);
@@ -401,6 +402,25 @@ static void registration() {
   const std::string error = host::compute(api, host::find_op("CausalConvSilu", true), node, c);
   CHECK(error.empty() && present == state, "%s", error.c_str());
   for (size_t i = 0; i < y.size(); i++) CHECK(fabs(y[i] - want[i]) < 1e-5, "y[%zu]", i);
+
+  g_where = "registration of CausalConvSilu with halves";
+  const host::CustomOp* halves = host::find_op("CausalConvSilu", true, host::kFloat16);
+  std::vector<uint16_t> half_x = halves_of(x), half_past = halves_of(past), half_y(30), half_present(30);
+  c.inputs[0] = {10, {2, 5, 3}, half_x.data()};
+  c.outputs = {{10, {}, half_y.data()}, {10, {}, half_present.data()}};
+  std::string mixed = host::compute(api, halves, node, c);
+  CHECK(mixed.find("CausalConvSilu: input 3 has element type 1") == 0, "%s", mixed.c_str());
+  c.inputs[3] = {10, {2, 5, 3}, half_past.data()};
+  mixed = host::compute(api, halves, node, c);
+  CHECK(mixed.empty() && half_present == halves_of(state), "%s", mixed.c_str());
+  for (size_t i = 0; i < y.size(); i++) CHECK(fabs(half_value(half_y[i]) - want[i]) < 2e-3 * (1 + fabs(want[i])), "y[%zu]", i);
+  for (const host::CustomOp* op : host::g_ops) {
+    const bool half = op->GetInputType(op, 0) == host::kFloat16;
+    CHECK(op->GetOutputType(op, 0) == op->GetInputType(op, 0), "%s: type of the result", op->GetName(op));
+    if (strncmp(op->GetName(op), "Mamba", 5) != 0) continue;
+    for (size_t i : {1u, 3u, 4u}) CHECK((op->GetInputType(op, i) == host::kFloat16) == half, "%s: input %zu", op->GetName(op), i);
+    for (size_t i : {2u, 5u, 6u}) CHECK(op->GetInputType(op, i) == host::kFloat, "%s: input %zu", op->GetName(op), i);
+  }
 }
 
 // Operators on rows through the registration: the bits of the C interface, on the node's stream.
@@ -511,6 +531,10 @@ int main(int argc, char** argv) {
       if (s.E >= 3) conv_rows_case(s, silu != 0, true, seed);
     }
   row_test::all(quick);
+  for (int processors : {132, 1}) {
+    emulation.device.multiprocessors = processors;
+    half_test::all();
+  }
 
   g_where = "parity";
   CHECK(g_parity.off <= g_parity.codes / 1000, "more than 0.1 %% of codes differ from the CPU's");

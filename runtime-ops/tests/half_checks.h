@@ -51,12 +51,22 @@ inline void conversions(const std::vector<const char*>& isas) {
   }
 }
 
+// How calls are run: the CPU's kernels, or others that compute the same with floats and halves.
+struct HalfRunner {
+  int (*scan)(const char* op, const char* isa, const mambac_scan* call, char* error, size_t room);
+  int (*conv)(const char* op, const char* isa, const mambac_conv* call, char* error, size_t room);
+  int (*rotate)(const char* isa, const mambac_rotate* call, char* error, size_t room);
+  int (*gate)(const char* isa, const mambac_gate* call, char* error, size_t room);
+};
+
 // The call of floats on the values of the halves is the same call before its last rounding.
-inline void half_scan(const Op& op, const char* isa, const Sizes& s, uint64_t seed) {
+inline void half_scan(const HalfRunner& run, const Op& op, const char* isa, const Sizes& s, uint64_t seed) {
   Random r(seed);
   Inputs in = make_inputs(op, s, r, 1, false, 0);
   const std::vector<uint16_t> x = halves_of(in.x), dt = halves_of(in.dt), B = halves_of(in.B), C = halves_of(in.C);
   in.x = floats_of(x), in.dt = floats_of(dt), in.B = floats_of(B), in.C = floats_of(C);
+  constexpr int replay = 4;
+  if (op.replay) in.past.assign((size_t)(s.B * mambac_replay_bytes(op.name.c_str(), s.H, s.P, s.N, s.G, replay)), 0);
   char text[120], error[320] = "";
   snprintf(text, sizeof text, "%s %s halves B%d L%d H%d P%d N%d", isa, op.name.c_str(), s.B, s.L, s.H, s.P, s.N);
   g_where = text;
@@ -64,17 +74,17 @@ inline void half_scan(const Op& op, const char* isa, const Sizes& s, uint64_t se
   std::vector<uint16_t> half_y(y.size(), 0x7e00);
   std::vector<uint8_t> present(in.past.size()), half_present(in.past.size());
   mambac_scan call = {s.B, s.L, s.H, s.P, s.N, s.G, in.dt_min, in.dt_max, in.x.data(), in.dt.data(), in.A.data(), in.B.data(), in.C.data(), in.D.data(),
-                      in.bias.data(), in.past.data(), y.data(), present.data(), op.replay ? 16 : 0, in.row_step.data(), in.column_step.data(), 0};
-  CHECK(mambac_scan_run(op.name.c_str(), isa, &call, error, sizeof error) == 0, "%s", error);
+                      in.bias.data(), in.past.data(), y.data(), present.data(), op.replay ? replay : 0, in.row_step.data(), in.column_step.data(), 0};
+  CHECK(run.scan(op.name.c_str(), isa, &call, error, sizeof error) == 0, "%s", error);
   call.x = behind(x), call.dt = behind(dt), call.B = behind(B), call.C = behind(C), call.y = behind(half_y);
   call.present = half_present.data();
   call.half = 1;
-  CHECK(mambac_scan_run(op.name.c_str(), isa, &call, error, sizeof error) == 0, "%s", error);
+  CHECK(run.scan(op.name.c_str(), isa, &call, error, sizeof error) == 0, "%s", error);
   CHECK(present == half_present, "another state");
   for (size_t i = 0; i < y.size(); i++) CHECK(half_y[i] == half_bits(y[i]), "y[%zu] is %04x, not %04x", i, half_y[i], half_bits(y[i]));
 }
 
-inline void half_conv(const char* isa, int B, int E, int L, int K, int W, uint64_t seed) {
+inline void half_conv(const HalfRunner& run, const char* isa, int B, int E, int L, int K, int W, uint64_t seed) {
   Random r(seed);
   std::vector<float> x = r.normals((size_t)B * E * L, 2), weight = r.normals((size_t)E * K, 1), bias = r.normals((size_t)E, 1), past = r.normals((size_t)B * E * W, 1);
   const std::vector<uint16_t> hx = halves_of(x), hpast = halves_of(past);
@@ -84,15 +94,15 @@ inline void half_conv(const char* isa, int B, int E, int L, int K, int W, uint64
   char error[320] = "";
   g_where = std::string(isa) + " convolution of halves";
   mambac_conv call = {B, E, L, K, W, x.data(), weight.data(), bias.data(), past.data(), y.data(), present.data(), 0};
-  CHECK(mambac_conv_run("CausalConvSilu", isa, &call, error, sizeof error) == 0, "%s", error);
+  CHECK(run.conv("CausalConvSilu", isa, &call, error, sizeof error) == 0, "%s", error);
   call.x = behind(hx), call.past = behind(half_present), call.y = behind(half_y), call.present = behind(half_present);  // one buffer
   call.half = 1;
-  CHECK(mambac_conv_run("CausalConvSilu", isa, &call, error, sizeof error) == 0, "%s", error);
+  CHECK(run.conv("CausalConvSilu", isa, &call, error, sizeof error) == 0, "%s", error);
   for (size_t i = 0; i < y.size(); i++) CHECK(half_y[i] == half_bits(y[i]), "y[%zu]", i);
   for (size_t i = 0; i < present.size(); i++) CHECK(half_present[i] == half_bits(present[i]), "present[%zu]", i);
 }
 
-inline void half_rows(const char* isa, int rows, int channels, uint64_t seed) {
+inline void half_rows(const HalfRunner& run, const char* isa, int rows, int channels, int group, bool before, uint64_t seed) {
   Random r(seed);
   std::vector<float> a = r.normals((size_t)rows * channels, 2), z = r.normals(a.size(), 3), weight = r.normals((size_t)channels, 1), out(a.size());
   std::vector<uint16_t> ha = halves_of(a);
@@ -100,34 +110,44 @@ inline void half_rows(const char* isa, int rows, int channels, uint64_t seed) {
   a = floats_of(ha), z = floats_of(hz);
   char error[320] = "";
   g_where = std::string(isa) + " rows of halves";
-  mambac_gate gate = {rows, channels, channels / 2, 0, 1e-5f, a.data(), z.data(), weight.data(), out.data(), nullptr, 0};
-  CHECK(mambac_gate_run(isa, &gate, error, sizeof error) == 0, "%s", error);
+  mambac_gate gate = {rows, channels, group, before, 1e-5f, a.data(), z.data(), weight.data(), out.data(), nullptr, 0};
+  CHECK(run.gate(isa, &gate, error, sizeof error) == 0, "%s", error);
   std::vector<uint16_t> half_out(out.size());
   gate.y = behind(ha), gate.z = behind(hz), gate.out = behind(half_out), gate.half = 1;
-  CHECK(mambac_gate_run(isa, &gate, error, sizeof error) == 0, "%s", error);
+  CHECK(run.gate(isa, &gate, error, sizeof error) == 0, "%s", error);
   for (size_t i = 0; i < out.size(); i++) CHECK(half_out[i] == half_bits(out[i]), "out[%zu]", i);
   const float one = 1;
   mambac_rotate rotate = {rows, channels, 1, 4, a.data(), &one, out.data(), 0};
-  CHECK(mambac_rotate_run(isa, &rotate, error, sizeof error) == 0, "%s", error);
+  CHECK(run.rotate(isa, &rotate, error, sizeof error) == 0, "%s", error);
   rotate.x = behind(ha), rotate.y = behind(ha), rotate.half = 1;  // in place
-  CHECK(mambac_rotate_run(isa, &rotate, error, sizeof error) == 0, "%s", error);
+  CHECK(run.rotate(isa, &rotate, error, sizeof error) == 0, "%s", error);
   for (size_t i = 0; i < out.size(); i++) CHECK(ha[i] == half_bits(out[i]), "y[%zu]", i);
 }
 
-inline void half_cases(const std::vector<const char*>& isas) {
-  conversions(isas);
+inline void half_calls(const HalfRunner& run, const char* isa) {
   uint64_t seed = 1;
-  for (const char* isa : isas) {
-    for (int o = 0; o < mambac::kScanOps; o++) {
-      const Op op = parse(mambac::scan_ops()[o].name);
-      if (op.replay) continue;  // random bytes are no replay state
-      half_scan(op, isa, {2, 1, 2, 16, 128, 1}, seed++);
-      half_scan(op, isa, {1, 9, 4, 5, 20, op.two ? 2 : 1}, seed++);
-    }
-    half_conv(isa, 2, 67, 1, 4, 3, seed++);
-    half_conv(isa, 1, 67, 40, 4, 3, seed++);
-    half_conv(isa, 1, 130, 5, 3, 4, seed++);
-    half_rows(isa, 1, 96, seed++);
-    half_rows(isa, 37, 1000, seed++);
+  for (int o = 0; o < mambac::kScanOps; o++) {
+    const Op op = parse(mambac::scan_ops()[o].name);
+    const int groups = op.two ? 2 : 1;
+    half_scan(run, op, isa, {2, 1, 2, 16, 128, 1}, seed++);
+    half_scan(run, op, isa, {1, 1, 4, 64, op.two ? 64 : 16, groups}, seed++);
+    half_scan(run, op, isa, {2, 1, 2, 8, 256, 1}, seed++);
+    half_scan(run, op, isa, {1, 1, 3, 5, 6, 1}, seed++);
+    half_scan(run, op, isa, {1, 9, 4, 5, 20, groups}, seed++);
+    half_scan(run, op, isa, {2, 6, 4, 32, op.two ? 128 : 16, groups}, seed++);
   }
+  half_conv(run, isa, 2, 67, 1, 4, 3, seed++);
+  half_conv(run, isa, 2, 67, 1, 4, 4, seed++);
+  half_conv(run, isa, 2, 5, 1, 3, 7, seed++);
+  half_conv(run, isa, 1, 67, 40, 4, 3, seed++);
+  half_conv(run, isa, 1, 130, 5, 3, 4, seed++);
+  half_conv(run, isa, 1, 3, 3, 2, 200, seed++);
+  for (int before = 0; before < 2; before++) {
+    half_rows(run, isa, 1, 96, 48, before != 0, seed++);
+    half_rows(run, isa, 37, 1000, 500, before != 0, seed++);
+    half_rows(run, isa, 3, 2048, 2048, before != 0, seed++);
+    half_rows(run, isa, 2, 36, 9, before != 0, seed++);
+  }
+  half_rows(run, isa, 5, 100, 0, false, seed++);
+  half_rows(run, isa, 3, 36, 0, false, seed++);
 }

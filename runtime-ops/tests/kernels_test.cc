@@ -318,7 +318,8 @@ int main(int argc, char** argv) {
   functions();
   refusals(quick ? 20000 : 200000);
   row_cases(g_isas, quick);
-  half_cases(g_isas);
+  conversions(g_isas);
+  for (const char* isa : g_isas) half_calls({mambac_scan_run, mambac_conv_run, mambac_rotate_run, mambac_gate_run}, isa);
   const int ps[] = {1, 5, 16, 17, 64, 80}, ns[] = {1, 2, 15, 16, 20, 64, 100, 128, 130, 256};
   const int lengths[] = {1, 2, 5, 33, 70};
   uint64_t seed = 1;

@@ -23,47 +23,38 @@ int launched(int code, const char* what, char* error, size_t room) {
 
 }  // namespace
 
-static bool no_halves(const char* name, Message* m) {
-  snprintf(m->text, sizeof m->text, "%s: the CUDA kernels take float32 activations only; run it on the CPU", name);
-  return false;
-}
-
-static bool cuda_args(const char* name, const mambac_scan* c, ScanArgs* a, Message* m) {
-  return scan_args(name, c, a, m) && (!a->half || no_halves(name, m));
-}
-
 extern "C" int64_t mambac_cuda_scan_workspace(const char* name, const mambac_scan* c) {
   ScanArgs a;
   Message m;
   int64_t bytes = 0;
-  if (!cuda_args(name, c, &a, &m) || cuda::scan_workspace(a, &bytes) != 0) return -1;
+  if (!scan_args(name, c, &a, &m) || cuda::scan_workspace(a, &bytes) != 0) return -1;
   return bytes;
 }
 
 extern "C" int mambac_cuda_scan_launch(const char* name, const mambac_scan* c, void* workspace, void* stream, char* error, size_t room) {
   ScanArgs a;
   Message m;
-  if (!cuda_args(name, c, &a, &m)) return fail(error, room, m.text, "");
+  if (!scan_args(name, c, &a, &m)) return fail(error, room, m.text, "");
   return launched(cuda::launch_scan(a, workspace, stream), name, error, room);
 }
 
 extern "C" int mambac_cuda_conv_launch(const char* name, const mambac_conv* c, void* stream, char* error, size_t room) {
   ConvArgs a;
   Message m;
-  if (!conv_args(name, c, &a, &m) || (a.half && !no_halves(name, &m))) return fail(error, room, m.text, "");
+  if (!conv_args(name, c, &a, &m)) return fail(error, room, m.text, "");
   return launched(cuda::launch_conv(a, stream), name, error, room);
 }
 
 extern "C" int mambac_cuda_rotate_launch(const mambac_rotate* c, void* stream, char* error, size_t room) {
   HadamardArgs a;
   Message m;
-  if (!rotate_args(c, &a, &m) || (a.half && !no_halves(row_ops()[(int)RowKind::kHadamard].name, &m))) return fail(error, room, m.text, "");
+  if (!rotate_args(c, &a, &m)) return fail(error, room, m.text, "");
   return launched(cuda::launch_hadamard(a, stream), row_ops()[(int)RowKind::kHadamard].name, error, room);
 }
 
 extern "C" int mambac_cuda_gate_launch(const mambac_gate* c, void* stream, char* error, size_t room) {
   GateArgs a;
   Message m;
-  if (!gate_args(c, &a, &m) || (a.half && !no_halves(gate_op(*c).name, &m))) return fail(error, room, m.text, "");
+  if (!gate_args(c, &a, &m)) return fail(error, room, m.text, "");
   return launched(cuda::launch_gate(a, stream), gate_op(*c).name, error, room);
 }

@@ -11,7 +11,7 @@ namespace mambac {
 namespace cuda {
 
 // kWhole: head_dim is a multiple of the rows of a warp.
-template <bool kMamba1, class CodesType, bool kMaxNorm, int kLanes, int kRows, bool kWhole>
+template <class T, bool kMamba1, class CodesType, bool kMaxNorm, int kLanes, int kRows, bool kWhole>
 struct PackedDecode {
   typedef CodesType Codes;
   typedef cuda::Tile<kLanes, kRows> Tile;
@@ -70,9 +70,9 @@ struct PackedDecode {
 #pragma unroll
     for (int i = 0; i < kOwned; i++) {
       const unsigned row = tile.owned(i);
-      in.x[i] = real(row) ? s.x[at(c.task, p) + row] : 0.0f;
+      in.x[i] = real(row) ? get(x_of<T>(s) + at(c.task, p) + row) : 0.0f;
       in.sc[i] = real(row) ? scales[row] : 0;
-      in.raw[i] = kMamba1 && real(row) ? s.dt[at(c.task, p) + row] + s.dt_bias[at(c.head, p) + row] : 0.0f;
+      in.raw[i] = kMamba1 && real(row) ? get(dt_of<T>(s) + at(c.task, p) + row) + s.dt_bias[at(c.head, p) + row] : 0.0f;
     }
     return in;
   }
@@ -113,8 +113,8 @@ struct PackedDecode {
 #pragma unroll
     for (int k0 = 0; k0 < 8; k0 += 4) {
       float b_row[4], c_row[4], factor[4], offset[4];
-      load4(s.B + bc + k0, b_row);
-      load4(s.C + bc + k0, c_row);
+      load4(B_of<T>(s) + bc + k0, b_row);
+      load4(C_of<T>(s) + bc + k0, c_row);
       const uint32_t ss[2] = {k0 == 0 ? in.ss.x : in.ss.z, k0 == 0 ? in.ss.y : in.ss.w};
 #pragma unroll
       for (int k = 0; k < 4; k++)
@@ -151,7 +151,7 @@ struct PackedDecode {
       to_new[i] = scale[i] * fast_reciprocal(half_value(sc[i]));
       wild |= !(fabsf(y[i]) < INFINITY);  // also where the state holds NaN, which maxima do not show
       const unsigned row = tile.owned(i);
-      if (tile.writes() && real(row)) s.y[channels + row] = fmaf(s.D[here + row], in.x[i], y[i] * scale[i]);
+      if (tile.writes() && real(row)) put(y_of<T>(s) + channels + row, fmaf(s.D[here + row], in.x[i], y[i] * scale[i]));
     }
     char* state = (char*)s.present + at(c.task, bytes);
     c.advance(s);
@@ -199,7 +199,7 @@ struct PackedDecode {
       const unsigned turn = (task - first) % 32;
       if (!kMamba1 && turn == 0) {  // lane i: the rate of the i-th head from here
         const unsigned mine = task + tile.lane < last ? task + tile.lane : last - 1, h = mine % (unsigned)s.heads;
-        deltas = delta_of(s.dt[mine] + s.dt_bias[h], s.dt_min, s.dt_max);
+        deltas = delta_of(get(dt_of<T>(s) + mine) + s.dt_bias[h], s.dt_min, s.dt_max);
         decays = expf(deltas * s.A[h]);
       }
       const float delta = kMamba1 ? 0.0f : shuffle(deltas, (int)turn), decay = kMamba1 ? 0.0f : shuffle(decays, (int)turn);
@@ -209,10 +209,10 @@ struct PackedDecode {
   }
 };
 
-template <bool kMamba1, class Codes, bool kMaxNorm, int kLanes, int kRows, bool kWhole, int kThreads, int kBlocks>
+template <class T, bool kMamba1, class Codes, bool kMaxNorm, int kLanes, int kRows, bool kWhole, int kThreads, int kBlocks>
 MAMBAC_KERNEL(kThreads, kBlocks) decode_packed(ScanArgs s) {
   const int64_t tasks = s.batch * s.heads;
-  const PackedDecode<kMamba1, Codes, kMaxNorm, kLanes, kRows, kWhole> decode(s);
+  const PackedDecode<T, kMamba1, Codes, kMaxNorm, kLanes, kRows, kWhole> decode(s);
   decode.walk((unsigned)(tasks * block_x() / blocks_x()), (unsigned)(tasks * (block_x() + 1) / blocks_x()));
 }
 

@@ -22,7 +22,7 @@ struct HalfRows {
   MAMBAC_DEVICE_MEMBER static void store(uint16_t* row, int at, const float* h) { store8_halves(row + kFirst * at, h); }
 };
 
-template <bool kMamba1, class Rows, int kLanes, int kRows, int kThreads, int kBlocks>
+template <class T, bool kMamba1, class Rows, int kLanes, int kRows, int kThreads, int kBlocks>
 MAMBAC_KERNEL(kThreads, kBlocks) decode_plain(ScanArgs s) {
   typedef typename Rows::Element Element;
   const int p = (int)s.head_dim;
@@ -42,21 +42,21 @@ MAMBAC_KERNEL(kThreads, kBlocks) decode_plain(ScanArgs s) {
     }
   float b[8], c[8];
   const int64_t bc = head.group_row(s, 0) + Rows::kFirst * tile.at, channels = head.channels(s, 0), here = (int64_t)head.head * p;
-  load8(s.B + bc, Rows::kSecond, b);
-  load8(s.C + bc, Rows::kSecond, c);
+  load8(B_of<T>(s) + bc, Rows::kSecond, b);
+  load8(C_of<T>(s) + bc, Rows::kSecond, c);
   float x[tile.kOwned], skip[tile.kOwned], input[tile.kOwned], rate[tile.kOwned];
   float delta = 0.0f, decay = 0.0f;
   if (!kMamba1) {
-    delta = delta_of(s.dt[task] + s.dt_bias[head.head], s.dt_min, s.dt_max);
+    delta = delta_of(get(dt_of<T>(s) + task) + s.dt_bias[head.head], s.dt_min, s.dt_max);
     decay = expf(delta * s.A[head.head]);
   }
 #pragma unroll
   for (int i = 0; i < tile.kOwned; i++) {
     const int row = tile.owned(i);
     const bool real = row < p;
-    x[i] = real ? s.x[channels + row] : 0.0f;
+    x[i] = real ? get(x_of<T>(s) + channels + row) : 0.0f;
     skip[i] = real ? s.D[here + row] : 0.0f;
-    if (kMamba1) delta = real ? delta_of(s.dt[channels + row] + s.dt_bias[here + row], s.dt_min, s.dt_max) : 0.0f;
+    if (kMamba1) delta = real ? delta_of(get(dt_of<T>(s) + channels + row) + s.dt_bias[here + row], s.dt_min, s.dt_max) : 0.0f;
     input[i] = delta * x[i];
     rate[i] = delta * kLog2E;
   }
@@ -80,7 +80,7 @@ MAMBAC_KERNEL(kThreads, kBlocks) decode_plain(ScanArgs s) {
   tile.template reduce_rows<Add>(sums, y);
 #pragma unroll
   for (int i = 0; i < tile.kOwned; i++)
-    if (tile.writes() && tile.owned(i) < p) s.y[channels + tile.owned(i)] = fmaf(skip[i], x[i], y[i]);
+    if (tile.writes() && tile.owned(i) < p) put(y_of<T>(s) + channels + tile.owned(i), fmaf(skip[i], x[i], y[i]));
 }
 
 }  // namespace cuda

@@ -130,37 +130,40 @@ MAMBAC_KERNEL(kGeneralThreads, 4) gate_norm_any(NormArgs n) {
   }
 }
 
-template <bool kBefore>
+template <class T, bool kBefore>
 int launch_norm(NormArgs n, bool aligned, void* stream) {
   const GateArgs& a = n.gate;
   const bool wide = aligned && aligned16(a.weight) && a.group % 4 == 0;
   const int64_t vectors = wide ? a.group / 4 : 0, most = 8 * kNormThreads;
   if (!wide || vectors > most)
-    return launch(gate_norm_any<float, kBefore>, {blocks_for(n.groups, 1), 1, kGeneralThreads, kGeneralThreads / 32 * 4}, stream, n);
+    return launch(gate_norm_any<T, kBefore>, {blocks_for(n.groups, 1), 1, kGeneralThreads, kGeneralThreads / 32 * 4}, stream, n);
   const int each = vectors <= kNormThreads ? 1 : vectors <= 2 * kNormThreads ? 2 : 8;
   n.warps = (int)ceil_div(vectors, 32 * each);
   const int together = n.warps >= 4 ? 1 : 4 / n.warps, threads = together * n.warps * 32;
   const Grid grid = {blocks_for(n.groups, together), 1, threads, (size_t)(threads / 32 * 2 * 4)};
-  if (each == 1) return launch(gate_norm<float, kBefore, 1>, grid, stream, n);
-  return each == 2 ? launch(gate_norm<float, kBefore, 2>, grid, stream, n) : launch(gate_norm<float, kBefore, 8>, grid, stream, n);
+  if (each == 1) return launch(gate_norm<T, kBefore, 1>, grid, stream, n);
+  return each == 2 ? launch(gate_norm<T, kBefore, 2>, grid, stream, n) : launch(gate_norm<T, kBefore, 8>, grid, stream, n);
 }
 
-}  // namespace
-
-int launch_gate(const GateArgs& a, void* stream) {
+template <class T>
+int launch_as(const GateArgs& a, void* stream) {
   if (a.rows == 0) return 0;
   const bool aligned = aligned16(a.y) && aligned16(a.z) && aligned16(a.out);
   if (a.group == 0) {
     const bool sloped = a.slope != nullptr, wide = aligned && (!sloped || (aligned16(a.slope) && a.channels % 4 == 0));
     const int64_t count = a.rows * a.channels;
     const Grid grid = {blocks_for(wide ? ceil_div(count, 4) : count, kFlatThreads), 1, kFlatThreads, 0};
-    if (sloped) return wide ? launch(gate_flat<float, true, true>, grid, stream, a) : launch(gate_flat<float, true, false>, grid, stream, a);
-    return wide ? launch(gate_flat<float, false, true>, grid, stream, a) : launch(gate_flat<float, false, false>, grid, stream, a);
+    if (sloped) return wide ? launch(gate_flat<T, true, true>, grid, stream, a) : launch(gate_flat<T, true, false>, grid, stream, a);
+    return wide ? launch(gate_flat<T, false, true>, grid, stream, a) : launch(gate_flat<T, false, false>, grid, stream, a);
   }
   const int64_t per_row = a.channels / a.group, groups = a.rows * per_row;
   const NormArgs n = {a, groups, per_row, 1, groups < (int64_t)1 << 31};
-  return a.before ? launch_norm<true>(n, aligned, stream) : launch_norm<false>(n, aligned, stream);
+  return a.before ? launch_norm<T, true>(n, aligned, stream) : launch_norm<T, false>(n, aligned, stream);
 }
+
+}  // namespace
+
+int launch_gate(const GateArgs& a, void* stream) { return a.half ? launch_as<uint16_t>(a, stream) : launch_as<float>(a, stream); }
 
 }  // namespace cuda
 }  // namespace mambac

@@ -56,24 +56,24 @@ struct General {
   }
 
   // y and the new state of token l, a warp a row. kReplay: x and B as the rings keep them.
-  template <bool kReplay>
+  template <class T, bool kReplay>
   MAMBAC_DEVICE_MEMBER void update(int64_t l) {
     const bool two = s.family == Family::kMamba2;
     const int64_t token = batch * s.length + l, channels = s.heads * p;
     for (int64_t r = warp; r < p; r += warps) {
       const int64_t e = head * p + r, rate = two ? head : e, group = two ? head / (s.heads / s.groups) : e / (channels / s.groups);
-      const float *b = s.B + (token * s.groups + group) * n, *c = s.C + (token * s.groups + group) * n;
-      const float d = delta_of(s.dt[token * (two ? s.heads : channels) + rate] + s.dt_bias[rate], s.dt_min, s.dt_max);
-      const float x = s.x[token * channels + e], decay = two ? expf(product(d, s.A[head])) : 0.0f;
+      const T *b = B_of<T>(s) + (token * s.groups + group) * n, *c = C_of<T>(s) + (token * s.groups + group) * n;
+      const float d = delta_of(get(dt_of<T>(s) + token * (two ? s.heads : channels) + rate) + s.dt_bias[rate], s.dt_min, s.dt_max);
+      const float x = get(x_of<T>(s) + token * channels + e), decay = two ? expf(product(d, s.A[head])) : 0.0f;
       const float xd = kReplay ? half_value(ring_half(product(d, x))) : d * x;
       float sum = 0.0f;
       for (int64_t i = lane; i < n; i += 32) {
-        const float a = two ? decay : expf(d * s.A[e * n + i]), h = fmaf(state[r * n + i], a, xd * (kReplay ? half_value(ring_half(b[i])) : b[i]));
+        const float a = two ? decay : expf(d * s.A[e * n + i]), h = fmaf(state[r * n + i], a, xd * (kReplay ? half_value(ring_half(get(b + i))) : get(b + i)));
         state[r * n + i] = h;
-        sum = fmaf(h, c[i], sum);
+        sum = fmaf(h, get(c + i), sum);
       }
       for (int width = 16; width >= 1; width /= 2) sum += shuffle_xor(sum, width);
-      if (lane == 0) s.y[token * channels + e] = fmaf(s.D[e], x, sum);
+      if (lane == 0) put(y_of<T>(s) + token * channels + e, fmaf(s.D[e], x, sum));
     }
     sync_block();
   }
@@ -160,13 +160,14 @@ struct General {
   }
 };
 
+template <class T>
 MAMBAC_KERNEL(kGeneralThreads, 4) scan_general(GeneralArgs g) {
   float* scratch = g.workspace != nullptr ? g.workspace + block_x() * g.scratch : (float*)shared_memory();
   for (int64_t task = block_x(); task < g.scan.batch * g.scan.heads; task += blocks_x()) {
     General head(g.scan, scratch, task);
     head.load();
     for (int64_t l = 0; l < g.scan.length; l++) {
-      head.update<false>(l);
+      head.update<T, false>(l);
       if (g.scan.per_token && l + 1 < g.scan.length) head.round_state();
     }
     head.store();
@@ -174,6 +175,7 @@ MAMBAC_KERNEL(kGeneralThreads, 4) scan_general(GeneralArgs g) {
 }
 
 // The same of Replay states: the tokens in the rings run again, then the new ones.
+template <class T>
 MAMBAC_KERNEL(kGeneralThreads, 3) replay_general(GeneralArgs g) {
   const ScanArgs& s = g.scan;
   float* scratch = g.workspace != nullptr ? g.workspace + block_x() * g.scratch : (float*)shared_memory();
@@ -181,7 +183,7 @@ MAMBAC_KERNEL(kGeneralThreads, 3) replay_general(GeneralArgs g) {
     General head(s, scratch, task);
     const ReplaySequence q(s, head.batch);
     if (!q.good) {
-      replay_refuse(s, q, head.head);
+      replay_refuse<T>(s, q, head.head);
       continue;
     }
     head.packed_past = q.past + head.head * q.at.head;
@@ -196,13 +198,13 @@ MAMBAC_KERNEL(kGeneralThreads, 3) replay_general(GeneralArgs g) {
     }
     int64_t filled = q.count;
     for (int64_t l = 0; l < s.length; l++) {
-      head.update<true>(l);
+      head.update<T, true>(l);
       if (++filled < s.replay) continue;
       filled = 0;
       head.store();
       head.round_state();
     }
-    replay_slots(s, q, head.head);
+    replay_slots<T>(s, q, head.head);
     sync_block();
   }
 }

@@ -230,6 +230,7 @@ int64_t room_for(const RotateArgs& a) {
   return 4 * (round_up(a.chunk, kRun) + (a.shared_factor ? a.order * factor_stride(a.order) : 0));
 }
 // -1 where a span does not fit into shared memory.
+template <class T>
 int launch_spans(RotateArgs a, const Device& d, void* stream) {
   a.shared_factor = a.order > 1 && a.order <= kSmallOrder;
   // As many spans as fill a block, but no fewer blocks than the device runs at once; a chunk's start must stay aligned.
@@ -242,22 +243,30 @@ int launch_spans(RotateArgs a, const Device& d, void* stream) {
     many = round_up(many / 2, even);
   }
   const Grid grid = {blocks_for(a.count, a.chunk), 1, kThreads, (size_t)room_for(a)};
-  return launch(rotate_spans<float>, grid, stream, a);
+  return launch(rotate_spans<T>, grid, stream, a);
 }
-// Pieces of the power of two, the stages between them, then the factor.
+// Pieces of the power of two, the stages between them, then the factor. y is all the memory there is: halves are rounded at
+// each of these steps.
+template <class T>
 int launch_large(const RotateArgs& a, const Device& d, void* stream) {
   RotateArgs piece = a;
   piece.order = 1;
   piece.factor = a.order == 1 ? a.factor : nullptr;
   piece.power = a.power < kPiece ? a.power : (int)kPiece;
   piece.span = piece.power;
-  int code = launch_spans(piece, d, stream);
+  int code = launch_spans<T>(piece, d, stream);
   RotateArgs rest = a;
   for (rest.step = piece.power; code == 0 && rest.step < a.power; rest.step *= 2)
-    code = launch(rotate_stage<float>, {blocks_for(a.count / 2, kThreads), 1, kThreads, 0}, stream, rest);
+    code = launch(rotate_stage<T>, {blocks_for(a.count / 2, kThreads), 1, kThreads, 0}, stream, rest);
   if (code == 0 && a.order > 1)
-    code = launch(rotate_columns<float>, {blocks_for(a.count / a.order, kColumns), 1, kThreads, (size_t)(a.order * kColumns * 4)}, stream, rest);
+    code = launch(rotate_columns<T>, {blocks_for(a.count / a.order, kColumns), 1, kThreads, (size_t)(a.order * kColumns * 4)}, stream, rest);
   return code < 0 ? kErrorInvalidValue : code;
+}
+
+template <class T>
+int launch_as(const RotateArgs& a, const Device& d, void* stream) {
+  const int code = launch_spans<T>(a, d, stream);
+  return code < 0 ? launch_large<T>(a, d, stream) : code;
 }
 
 }  // namespace
@@ -277,8 +286,7 @@ int launch_hadamard(const HadamardArgs& h, void* stream) {
   a.factor = h.factor;
   a.y = h.y;
   a.scale = (float)(1.0 / sqrt((double)a.span));
-  const int code = launch_spans(a, d, stream);
-  return code < 0 ? launch_large(a, d, stream) : code;
+  return h.half ? launch_as<uint16_t>(a, d, stream) : launch_as<float>(a, d, stream);
 }
 
 }  // namespace cuda

@@ -10,6 +10,24 @@ constexpr float kMagic = 12582912.0f;          // 1.5 * 2^23: adding it rounds |
 constexpr uint32_t kMagicBits = 0x4b400000u;   // ... and leaves the integer in the low bits
 constexpr float kLog2E = 1.44269504f;
 
+// An activation: a float, or the bits of a half. Sums and products are floats either way.
+MAMBAC_DEVICE float get(const float* p) { return *p; }
+MAMBAC_DEVICE void put(float* p, float v) { *p = v; }
+MAMBAC_DEVICE float get(const uint16_t* p) { return half_value(*p); }
+MAMBAC_DEVICE void put(uint16_t* p, float v) { *p = (uint16_t)half_bits(v); }
+
+// The activations of a scan as what they are.
+template <class T>
+MAMBAC_DEVICE const T* x_of(const ScanArgs& a) { return (const T*)a.x; }
+template <class T>
+MAMBAC_DEVICE const T* dt_of(const ScanArgs& a) { return (const T*)a.dt; }
+template <class T>
+MAMBAC_DEVICE const T* B_of(const ScanArgs& a) { return (const T*)a.B; }
+template <class T>
+MAMBAC_DEVICE const T* C_of(const ScanArgs& a) { return (const T*)a.C; }
+template <class T>
+MAMBAC_DEVICE T* y_of(const ScanArgs& a) { return (T*)a.y; }
+
 // clip(softplus(raw), low, high); NaN passes.
 MAMBAC_DEVICE float delta_of(float raw, float low, float high) {
   const float soft = fmaxf(raw, 0.0f) + log1pf(expf(-fabsf(raw)));

@@ -5,38 +5,43 @@ namespace mambac {
 namespace cuda {
 namespace {
 
-template <class Codes, int kLanes, int kRows>
+template <class T, class Codes, int kLanes, int kRows>
 bool pick_decode(const ScanArgs& a, const Device& d, Choice* out) {
-  const PackedKernel k = {decode_replay<Codes, kLanes, kRows>, kLanes, kRows, 512};
+  const PackedKernel k = {decode_replay<T, Codes, kLanes, kRows>, kLanes, kRows, 512};
   if (!pick_packed(k, a, d, out)) return false;
   out->grid.shared = 4 * (kMostReplay + 4);
   return true;
 }
 // As for states that are rounded at every token: eight rows a lane of 4-bit codes, where there are many heads.
-template <class Codes, int kLanes>
+template <class T, class Codes, int kLanes>
 bool pick_by_size(const ScanArgs& a, const Device& d, Choice* out) {
   const bool few = a.batch * a.heads < 2 * (int64_t)d.multiprocessors;
   if constexpr (Codes::kRowBytes == 4)
-    if (!few && pick_decode<Codes, kLanes, 8>(a, d, out)) return true;
-  return pick_decode<Codes, kLanes, 4>(a, d, out);
+    if (!few && pick_decode<T, Codes, kLanes, 8>(a, d, out)) return true;
+  return pick_decode<T, Codes, kLanes, 4>(a, d, out);
 }
 // `round`: what follows one token.
-template <class Codes, bool kMaxNorm, int kLanes>
+template <class T, class Codes, bool kMaxNorm, int kLanes>
 bool pick(const ScanArgs& a, const Device& d, bool round, Choice* out) {
-  if (a.length > 1) return pick_rows(tokens_replay<Codes, kMaxNorm, kLanes, 4>, kLanes, 4, 16, true, a, out);
-  if (!round) return pick_by_size<Codes, kLanes>(a, d, out);
-  const PackedKernel k = {round_replay<Codes, kMaxNorm, kLanes, 4>, kLanes, 4, 512};
+  if (a.length > 1) return pick_rows(tokens_replay<T, Codes, kMaxNorm, kLanes, 4>, kLanes, 4, 16, true, a, out);
+  if (!round) return pick_by_size<T, Codes, kLanes>(a, d, out);
+  const PackedKernel k = {round_replay<T, Codes, kMaxNorm, kLanes, 4>, kLanes, 4, 512};
   return pick_packed(k, a, d, out);
 }
-template <class Codes, bool kMaxNorm>
+template <class T, class Codes, bool kMaxNorm>
 bool pick_by_states(const ScanArgs& a, const Device& d, bool round, Choice* out) {
-  if (a.d_state == 64) return pick<Codes, kMaxNorm, 8>(a, d, round, out);
-  if (a.d_state == 128) return pick<Codes, kMaxNorm, 16>(a, d, round, out);
-  return a.d_state == 256 && pick<Codes, kMaxNorm, 32>(a, d, round, out);
+  if (a.d_state == 64) return pick<T, Codes, kMaxNorm, 8>(a, d, round, out);
+  if (a.d_state == 128) return pick<T, Codes, kMaxNorm, 16>(a, d, round, out);
+  return a.d_state == 256 && pick<T, Codes, kMaxNorm, 32>(a, d, round, out);
 }
+template <class T>
+bool pick_as(const ScanArgs& a, const Device& d, bool round, Choice* out) {
+  if (a.format == Format::kH8) return a.max_norm ? pick_by_states<T, Codes8, true>(a, d, round, out) : pick_by_states<T, Codes8, false>(a, d, round, out);
+  return a.max_norm ? pick_by_states<T, Codes4, true>(a, d, round, out) : pick_by_states<T, Codes4, false>(a, d, round, out);
+}
+
 bool pick_by_format(const ScanArgs& a, const Device& d, bool round, Choice* out) {
-  if (a.format == Format::kH8) return a.max_norm ? pick_by_states<Codes8, true>(a, d, round, out) : pick_by_states<Codes8, false>(a, d, round, out);
-  return a.max_norm ? pick_by_states<Codes4, true>(a, d, round, out) : pick_by_states<Codes4, false>(a, d, round, out);
+  return a.half ? pick_as<uint16_t>(a, d, round, out) : pick_as<float>(a, d, round, out);
 }
 
 }  // namespace

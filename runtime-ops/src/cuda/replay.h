@@ -49,7 +49,7 @@ MAMBAC_DEVICE void clear_slots(const ScanArgs& s, const ReplaySequence& q, int64
 }
 
 // One token: y and the new slots. Where the rings are full then, `ReplayTokens::round` follows in a launch of its own.
-template <class CodesType, int kLanes, int kRows>
+template <class T, class CodesType, int kLanes, int kRows>
 struct ReplayDecode {
   typedef CodesType Codes;
   typedef cuda::Tile<kLanes, kRows> Tile;
@@ -63,7 +63,7 @@ struct ReplayDecode {
   MAMBAC_DEVICE_MEMBER explicit ReplayDecode(const ScanArgs& args)
       : s(args), tile(0), p((int)args.head_dim), warps(threads() / 32), dots((float*)shared_memory()) {}
 
-  MAMBAC_DEVICE_MEMBER void load_columns(const void* state, const float* C, float* c) const {
+  MAMBAC_DEVICE_MEMBER void load_columns(const void* state, const T* C, float* c) const {
     float step[8];
     load8_halves((const char*)state + p * kRowBytes + 2 * p + 16 * tile.at, step);
     load8(C + 8 * tile.at, 4, c);
@@ -73,15 +73,15 @@ struct ReplayDecode {
 
   // A warp a token; the new token's is the last.
   MAMBAC_DEVICE_MEMBER void set_dots(const ReplaySequence& q, int64_t group) const {
-    const float *B = s.B + (q.batch * s.groups + group) * kStates, *C = s.C + (q.batch * s.groups + group) * kStates;
+    const T *B = B_of<T>(s) + (q.batch * s.groups + group) * kStates, *C = C_of<T>(s) + (q.batch * s.groups + group) * kStates;
     sync_block();  // nobody reads those of another group any more
     for (int j = tile.warp; j <= q.count; j += warps) {
       const uint32_t* b = (const uint32_t*)(q.past + q.b(s, group, j));
       float sum = 0.0f;
       for (int i = tile.lane; i < kStates / 2; i += 32) {
-        const uint32_t pair = j < q.count ? b[i] : ring_half(B[2 * i]) | ring_half(B[2 * i + 1]) << 16;
-        sum = fmaf(half_value(pair & 0xffffu), C[2 * i], sum);
-        sum = fmaf(half_value(pair >> 16), C[2 * i + 1], sum);
+        const uint32_t pair = j < q.count ? b[i] : ring_half(get(B + 2 * i)) | ring_half(get(B + 2 * i + 1)) << 16;
+        sum = fmaf(half_value(pair & 0xffffu), get(C + 2 * i), sum);
+        sum = fmaf(half_value(pair >> 16), get(C + 2 * i + 1), sum);
       }
 #pragma unroll
       for (int width = 16; width >= 1; width /= 2) sum += shuffle_xor(sum, width);
@@ -119,12 +119,12 @@ struct ReplayDecode {
 #pragma unroll
     for (int i = 0; i < kOwned; i++) {
       const int row = tile.owned(i);
-      x[i] = row < p ? s.x[task * p + row] : 0.0f;
+      x[i] = row < p ? get(x_of<T>(s) + task * p + row) : 0.0f;
       skip[i] = row < p ? s.D[head * p + row] : 0.0f;
       sc[i] = row < p ? half_value(((const uint16_t*)(past + p * kRowBytes))[row]) : 0.0f;
     }
     // Decays: of token j that of all tokens behind it, of the checkpoint that of all.
-    const float delta = delta_of(s.dt[task] + s.dt_bias[head], s.dt_min, s.dt_max), rate = product(delta, s.A[head]);
+    const float delta = delta_of(get(dt_of<T>(s) + task) + s.dt_bias[head], s.dt_min, s.dt_max), rate = product(delta, s.A[head]);
     const float* l = (const float*)(q.past + q.l(s, head, 0));
     const float low = tile.lane < q.count ? l[tile.lane] : 0.0f, high = tile.lane + 32 < q.count ? l[tile.lane + 32] : 0.0f;
     const float above = sum_behind(high, tile.lane), all_high = shuffle(above + high, 0), below = sum_behind(low, tile.lane);
@@ -136,7 +136,7 @@ struct ReplayDecode {
     older(q.past + q.u(s, head, 0), q.count, gains, ring);
 
     float c[8], sums[kRows], y[kOwned], factor[8], offset = 0.0f;
-    load_columns(past, s.C + (q.batch * s.groups + group) * kStates, c);
+    load_columns(past, C_of<T>(s) + (q.batch * s.groups + group) * kStates, c);
 #pragma unroll
     for (int k = 0; k < 8; k++) column_factors<Codes>(1.0f, k, &factor[k], &offset);
 #pragma unroll
@@ -156,7 +156,7 @@ struct ReplayDecode {
       fed[i] = half_value(u);
       const float state = fmaf(y[i] * power2(kShift) * decay, sc[i], fmaf(newest, fed[i], place % 2 != 0 ? second : first));
       if (!tile.writes() || row >= p) continue;
-      s.y[task * p + row] = fmaf(skip[i], x[i], state);
+      put(y_of<T>(s) + task * p + row, fmaf(skip[i], x[i], state));
       slot[row] = (uint16_t)u;
     }
     if (thread_index() == 0) *(float*)(q.present + q.l(s, head, q.count)) = rate;
@@ -196,7 +196,7 @@ struct ReplayDecode {
         if (task + 1 < last && head + 1 < heads) fetch(q, head + 1);
         step(q, head, group);
       } else {
-        replay_refuse(s, q, head);
+        replay_refuse<T>(s, q, head);
       }
       if (++head < heads || task + 1 == last) continue;
       head = 0;
@@ -206,15 +206,15 @@ struct ReplayDecode {
   }
 };
 
-template <class Codes, int kLanes, int kRows>
+template <class T, class Codes, int kLanes, int kRows>
 MAMBAC_KERNEL(512, 1) decode_replay(ScanArgs s) {
   const int64_t tasks = s.batch * s.heads;
-  const ReplayDecode<Codes, kLanes, kRows> decode(s);
+  const ReplayDecode<T, Codes, kLanes, kRows> decode(s);
   decode.walk(tasks * block_x() / blocks_x(), tasks * (block_x() + 1) / blocks_x());
 }
 
 // Several tokens, a block a head: the tokens in the rings run again, then the new ones, the state in registers.
-template <class CodesType, bool kMaxNorm, int kLanes, int kRows>
+template <class T, class CodesType, bool kMaxNorm, int kLanes, int kRows>
 struct ReplayTokens {
   typedef CodesType Codes;
   typedef cuda::Tile<kLanes, kRows> Tile;
@@ -248,7 +248,7 @@ struct ReplayTokens {
     }
   }
   MAMBAC_DEVICE_MEMBER void new_columns(int64_t bc, float* b) const {
-    load8(s.B + bc, 4, b);
+    load8(B_of<T>(s) + bc, 4, b);
 #pragma unroll
     for (int k = 0; k < 8; k++) b[k] = half_value(ring_half(b[k]));
   }
@@ -274,7 +274,7 @@ struct ReplayTokens {
   MAMBAC_DEVICE_MEMBER void run(int64_t task) {
     const ReplaySequence q(s, task / s.heads);
     const int64_t head = task - q.batch * s.heads, group = head / (s.heads / s.groups);
-    if (!q.good) return replay_refuse(s, q, head);
+    if (!q.good) return replay_refuse<T>(s, q, head);
     char* checkpoint = (char*)q.present + head * q.at.head;
     rebuild(q, head, group);
     sync_block();  // what was read may be overwritten
@@ -288,16 +288,16 @@ struct ReplayTokens {
       const int turn = (int)(l % 32);
       if (turn == 0) {  // lane i: the rate of the i-th token from here
         const int64_t mine = (l + tile.lane < s.length ? token + tile.lane : token + s.length - 1 - l) * s.heads + head;
-        deltas = delta_of(s.dt[mine] + s.dt_bias[head], s.dt_min, s.dt_max);
+        deltas = delta_of(get(dt_of<T>(s) + mine) + s.dt_bias[head], s.dt_min, s.dt_max);
         decays = expf(product(deltas, s.A[head]));
       }
       const float delta = shuffle(deltas, turn), decay = shuffle(decays, turn);
       float b[8], c[8], x[kOwned], fed[kOwned], sums[kRows], y[kOwned];
       new_columns(bc, b);
-      load8(s.C + bc, 4, c);
+      load8(C_of<T>(s) + bc, 4, c);
 #pragma unroll
       for (int i = 0; i < kOwned; i++) {
-        x[i] = tile.owned(i) < p ? s.x[channels + tile.owned(i)] : 0.0f;
+        x[i] = tile.owned(i) < p ? get(x_of<T>(s) + channels + tile.owned(i)) : 0.0f;
         fed[i] = half_value(ring_half(product(delta, x[i])));
       }
 #pragma unroll
@@ -313,24 +313,24 @@ struct ReplayTokens {
       tile.template reduce_rows<Add>(sums, y);
 #pragma unroll
       for (int i = 0; i < kOwned; i++)
-        if (tile.writes() && tile.owned(i) < p) s.y[channels + tile.owned(i)] = fmaf(skip[i], x[i], y[i]);
+        if (tile.writes() && tile.owned(i) < p) put(y_of<T>(s) + channels + tile.owned(i), fmaf(skip[i], x[i], y[i]));
       if (++filled < s.replay) continue;
       filled = 0;
       pack_head<Codes, kMaxNorm>(tile, p, h, checkpoint, true, shared_memory());
     }
-    replay_slots(s, q, head);
+    replay_slots<T>(s, q, head);
   }
 };
 
-template <class Codes, bool kMaxNorm, int kLanes, int kRows>
+template <class T, class Codes, bool kMaxNorm, int kLanes, int kRows>
 MAMBAC_KERNEL(512, 1) round_replay(ScanArgs s) {
   const int64_t tasks = s.batch * s.heads;
-  ReplayTokens<Codes, kMaxNorm, kLanes, kRows> tokens(s);
+  ReplayTokens<T, Codes, kMaxNorm, kLanes, kRows> tokens(s);
   tokens.round(tasks * block_x() / blocks_x(), tasks * (block_x() + 1) / blocks_x());
 }
-template <class Codes, bool kMaxNorm, int kLanes, int kRows>
+template <class T, class Codes, bool kMaxNorm, int kLanes, int kRows>
 MAMBAC_KERNEL(512, 1) tokens_replay(ScanArgs s) {
-  ReplayTokens<Codes, kMaxNorm, kLanes, kRows> tokens(s);
+  ReplayTokens<T, Codes, kMaxNorm, kLanes, kRows> tokens(s);
   tokens.run(block_x());
 }
 

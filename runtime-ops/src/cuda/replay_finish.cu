@@ -8,6 +8,7 @@ namespace {
 constexpr int kFinishThreads = 128;
 
 // b and the count of every sequence after the call, a block a sequence.
+template <class T>
 MAMBAC_KERNEL(kFinishThreads, 8) replay_finish(ScanArgs a) {
   for (int64_t task = block_x(); task < a.batch; task += blocks_x()) {
     const ReplaySequence q(a, task);
@@ -25,7 +26,7 @@ MAMBAC_KERNEL(kFinishThreads, 8) replay_finish(ScanArgs a) {
       if (j < q.kept)
         bits = (uint32_t)q.past[place] | (uint32_t)q.past[place + 1] << 8;
       else if (j < q.after)
-        bits = ring_half(a.B[(q.token(a, j) * a.groups + group) * a.d_state + n]);
+        bits = ring_half(get(B_of<T>(a) + (q.token(a, j) * a.groups + group) * a.d_state + n));
       put_half(q.present + place, bits);
     }
     if (thread_index() == 0) put_word(q.present + q.at.count, (uint32_t)q.after);
@@ -36,7 +37,8 @@ MAMBAC_KERNEL(kFinishThreads, 8) replay_finish(ScanArgs a) {
 }  // namespace
 
 int launch_replay_finish(const ScanArgs& a, void* stream) {
-  return launch(replay_finish, {blocks_for(a.batch, 1), 1, kFinishThreads, 0}, stream, a);
+  const Grid grid = {blocks_for(a.batch, 1), 1, kFinishThreads, 0};
+  return a.half ? launch(replay_finish<uint16_t>, grid, stream, a) : launch(replay_finish<float>, grid, stream, a);
 }
 
 }  // namespace cuda

@@ -47,6 +47,7 @@ MAMBAC_DEVICE void copy_bytes(const uint8_t* from, uint8_t* to, int64_t count) {
 
 // u and l of one head after the call, and its checkpoint where it stays but moves. All threads of a block; what they write
 // has been read by all.
+template <class T>
 MAMBAC_DEVICE void replay_slots(const ScanArgs& a, const ReplaySequence& q, int64_t head) {
   const int64_t p = a.head_dim;
   if (q.moved && !q.rounds) copy_bytes(q.past + head * q.at.head, q.present + head * q.at.head, q.at.head);
@@ -59,8 +60,8 @@ MAMBAC_DEVICE void replay_slots(const ScanArgs& a, const ReplaySequence& q, int6
       bits = c < p ? (uint32_t)q.past[place] | (uint32_t)q.past[place + 1] << 8 : word_at(q.past + place);
     } else if (j < q.after) {
       const int64_t token = q.token(a, j);
-      const float d = delta_of(a.dt[token * a.heads + head] + a.dt_bias[head], a.dt_min, a.dt_max);
-      bits = c < p ? ring_half(product(d, a.x[(token * a.heads + head) * p + c])) : as_bits(product(d, a.A[head]));
+      const float d = delta_of(get(dt_of<T>(a) + token * a.heads + head) + a.dt_bias[head], a.dt_min, a.dt_max);
+      bits = c < p ? ring_half(product(d, get(x_of<T>(a) + (token * a.heads + head) * p + c))) : as_bits(product(d, a.A[head]));
     }
     if (c < p)
       put_half(q.present + place, bits);
@@ -69,10 +70,11 @@ MAMBAC_DEVICE void replay_slots(const ScanArgs& a, const ReplaySequence& q, int6
   }
 }
 // A head of a sequence whose count no operator has written: y is not a number, the state passes.
+template <class T>
 MAMBAC_DEVICE void replay_refuse(const ScanArgs& a, const ReplaySequence& q, int64_t head) {
   const int64_t p = a.head_dim, ring = 2 * a.replay * p;
   for (int64_t i = thread_index(); i < a.length * p; i += threads())
-    a.y[((q.batch * a.length + i / p) * a.heads + head) * p + i % p] = NAN;
+    put(y_of<T>(a) + ((q.batch * a.length + i / p) * a.heads + head) * p + i % p, NAN);
   if (!q.moved) return;
   copy_bytes(q.past + head * q.at.head, q.present + head * q.at.head, q.at.head);
   copy_bytes(q.past + q.u(a, head, 0), q.present + q.u(a, head, 0), ring);

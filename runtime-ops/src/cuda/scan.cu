@@ -25,6 +25,11 @@ GeneralPlan plan_general(const ScanArgs& a, const Device& d) {
   return {tasks < most ? tasks : most, scratch, shared};
 }
 
+template <class T>
+int launch_general(const GeneralArgs& g, const Grid& grid, void* stream) {
+  return g.scan.replay > 0 ? launch(replay_general<T>, grid, stream, g) : launch(scan_general<T>, grid, stream, g);
+}
+
 // Of all sequences.
 int64_t state_bytes(const ScanArgs& a) {
   if (a.replay > 0) return a.batch * replay_layout(a).bytes;
@@ -71,7 +76,7 @@ int launch_scan(const ScanArgs& args, void* workspace, void* stream) {
     const GeneralArgs g = {args, plan.shared ? nullptr : (float*)workspace, plan.scratch};
     if (!plan.shared && workspace == nullptr) return kErrorInvalidValue;
     const Grid grid = {plan.blocks, 1, kGeneralThreads, plan.shared ? (size_t)plan.scratch * 4 : 0};
-    code = args.replay > 0 ? launch(replay_general, grid, stream, g) : launch(scan_general, grid, stream, g);
+    code = args.half ? launch_general<uint16_t>(g, grid, stream) : launch_general<float>(g, grid, stream);
   }
   return code == 0 && args.replay > 0 ? launch_replay_finish(args, stream) : code;
 }

@@ -7,11 +7,11 @@ namespace {
 
 constexpr int kThreads = 128, kBlocks = 4;
 
-template <class Codes, int kStates, int kRows>
+template <class T, class Codes, int kStates, int kRows>
 bool pick(const ScanArgs& a, const Device& d, Choice* out) {
-  typedef StaticDecode<Codes, kStates / 16, kRows> Decode;
+  typedef StaticDecode<T, Codes, kStates / 16, kRows> Decode;
   if (a.head_dim % Decode::Tile::kWarpRows != 0) return false;
-  out->kernel = decode_static<Codes, kStates / 16, kRows, kThreads, kBlocks>;
+  out->kernel = decode_static<T, Codes, kStates / 16, kRows, kThreads, kBlocks>;
   const int64_t batches = a.batch * a.heads * (a.head_dim / Decode::Tile::kWarpRows);
   const bool few = batches < (int64_t)d.multiprocessors * (kThreads / 32);
   if (few && kRows == 8) return false;  // half the rows a warp, and a warp a block
@@ -24,25 +24,30 @@ bool pick(const ScanArgs& a, const Device& d, Choice* out) {
   return true;
 }
 // Eight rows a lane of 4-bit codes, where there are many; 8-bit codes take twice the registers and bring twice the bytes.
-template <class Codes, int kStates>
+template <class T, class Codes, int kStates>
 bool pick_by_size(const ScanArgs& a, const Device& d, Choice* out) {
-  if (a.length > 1) return pick_rows(tokens_static<Codes, kStates / 8, 4>, kStates / 8, 4, 4, false, a, out);
+  if (a.length > 1) return pick_rows(tokens_static<T, Codes, kStates / 8, 4>, kStates / 8, 4, 4, false, a, out);
   if constexpr (Codes::kRowBytes == 4)
-    if (pick<Codes, kStates, 8>(a, d, out)) return true;
-  return pick<Codes, kStates, 4>(a, d, out);
+    if (pick<T, Codes, kStates, 8>(a, d, out)) return true;
+  return pick<T, Codes, kStates, 4>(a, d, out);
 }
-template <class Codes>
+template <class T, class Codes>
 bool pick_by_states(const ScanArgs& a, const Device& d, Choice* out) {
-  if (a.d_state == 64) return pick_by_size<Codes, 64>(a, d, out);
-  if (a.d_state == 128) return pick_by_size<Codes, 128>(a, d, out);
-  return a.d_state == 256 && pick_by_size<Codes, 256>(a, d, out);
+  if (a.d_state == 64) return pick_by_size<T, Codes, 64>(a, d, out);
+  if (a.d_state == 128) return pick_by_size<T, Codes, 128>(a, d, out);
+  return a.d_state == 256 && pick_by_size<T, Codes, 256>(a, d, out);
+}
+
+template <class T>
+bool pick_by_format(const ScanArgs& a, const Device& d, Choice* out) {
+  return a.format == Format::kH8 ? pick_by_states<T, Codes8>(a, d, out) : pick_by_states<T, Codes4>(a, d, out);
 }
 
 }  // namespace
 
 bool pick_static(const ScanArgs& a, const Device& d, Choice* out) {
   if (!aligned16(a.column_step) || a.head_dim > 1 << 22) return false;
-  return a.format == Format::kH8 ? pick_by_states<Codes8>(a, d, out) : pick_by_states<Codes4>(a, d, out);
+  return a.half ? pick_by_format<uint16_t>(a, d, out) : pick_by_format<float>(a, d, out);
 }
 
 }  // namespace cuda

@@ -26,7 +26,8 @@ MAMBAC_DEVICE typename Codes::Word static_codes(const float* g) {
 // Eight columns of a token, and of their steps.
 struct StaticColumns {
   float b[8], c[8];
-  MAMBAC_DEVICE_MEMBER void set(const float* B, const float* C, const float* step) {
+  template <class T>
+  MAMBAC_DEVICE_MEMBER void set(const T* B, const T* C, const float* step) {
     float s[8];
     load8(B, 4, b);
     load8(C, 4, c);
@@ -38,7 +39,7 @@ struct StaticColumns {
 
 // One token. Rows of all heads of a group and sequence lie behind one another, and share B, C and column steps. A lane has
 // 16 columns of kRows rows; head_dim is a multiple of the rows of a warp.
-template <class CodesType, int kLanes, int kRows>
+template <class T, class CodesType, int kLanes, int kRows>
 struct StaticDecode {
   typedef CodesType Codes;
   typedef cuda::Tile<kLanes, kRows> Tile;
@@ -66,7 +67,7 @@ struct StaticDecode {
     const int64_t channel = (int64_t)head * p + part * Tile::kWarpRows;
 #pragma unroll
     for (int k = 0; k < kOwned; k++) {
-      in.x[k] = s.x[first_row(i) + tile.owned(k)];
+      in.x[k] = get(x_of<T>(s) + first_row(i) + tile.owned(k));
       in.row[k] = s.row_step[channel + tile.owned(k)];
       in.skip[k] = s.D[channel + tile.owned(k)];
     }
@@ -101,7 +102,7 @@ struct StaticDecode {
     tile.template reduce_rows<Add>(sums, y);
 #pragma unroll
     for (int k = 0; k < kOwned; k++)
-      if (tile.writes()) s.y[first_row(i) + tile.owned(k)] = fmaf(in.skip[k], in.x[k], y[k] * power2(kShift) * in.row[k]);
+      if (tile.writes()) put(y_of<T>(s) + first_row(i) + tile.owned(k), fmaf(in.skip[k], in.x[k], y[k] * power2(kShift) * in.row[k]));
   }
 
   // Batches first .. last - 1. The codes of the next are loaded before this one's are worked out.
@@ -120,7 +121,7 @@ struct StaticDecode {
         if (turn % 32 == 0) {  // lane j: the rate of the j-th head from here
           const int64_t all = s.batch * s.heads, mine = task + tile.lane < all ? task + tile.lane : all - 1;
           const unsigned h = (unsigned)(mine % heads);
-          deltas = delta_of(s.dt[mine] + s.dt_bias[h], s.dt_min, s.dt_max);
+          deltas = delta_of(get(dt_of<T>(s) + mine) + s.dt_bias[h], s.dt_min, s.dt_max);
           decays = expf(deltas * s.A[h]);
         }
         turn++;
@@ -129,7 +130,7 @@ struct StaticDecode {
           const int64_t bc = group * kColumns + 16 * tile.at;
           const float* steps = s.column_step + head / per_group * kColumns + 16 * tile.at;
 #pragma unroll
-          for (int half = 0; half < 2; half++) columns[half].set(s.B + bc + 8 * half, s.C + bc + 8 * half, steps + 8 * half);
+          for (int half = 0; half < 2; half++) columns[half].set(B_of<T>(s) + bc + 8 * half, C_of<T>(s) + bc + 8 * half, steps + 8 * half);
         }
       }
       const int from = (int)((turn - 1) % 32);
@@ -142,16 +143,16 @@ struct StaticDecode {
   }
 };
 
-template <class Codes, int kLanes, int kRows, int kThreads, int kBlocks>
+template <class T, class Codes, int kLanes, int kRows, int kThreads, int kBlocks>
 MAMBAC_KERNEL(kThreads, kBlocks) decode_static(ScanArgs s) {
-  const StaticDecode<Codes, kLanes, kRows> decode(s);
+  const StaticDecode<T, Codes, kLanes, kRows> decode(s);
   const int64_t all = s.batch * s.heads * decode.batches, warps = blocks_x() * (threads() / 32);
   const int64_t warp = block_x() * (threads() / 32) + thread_index() / 32;
   decode.walk(all * warp / warps, all * (warp + 1) / warps);
 }
 
 // Several tokens, the state in registers from the first to the last; a lane has 8 columns of kRows rows.
-template <class CodesType, int kLanes, int kRows>
+template <class T, class CodesType, int kLanes, int kRows>
 struct StaticTokens {
   typedef CodesType Codes;
   typedef cuda::Tile<kLanes, kRows> Tile;
@@ -185,22 +186,22 @@ struct StaticTokens {
     }
     const int64_t bc = head.group_row(s, 0) + 8 * tile.at, bc_stride = s.groups * Tile::kStates;
     const float* steps = s.column_step + (s.groups == 1 ? 0 : head.head / head.per_group) * Tile::kStates + 8 * tile.at;
-    const float *x_row = s.x + head.channels(s, 0), *dt_row = s.dt + head.batch * s.length * s.heads + head.head;
-    float* y_row = s.y + head.channels(s, 0);
+    const T *x_row = x_of<T>(s) + head.channels(s, 0), *dt_row = dt_of<T>(s) + head.batch * s.length * s.heads + head.head;
+    T* y_row = y_of<T>(s) + head.channels(s, 0);
     float deltas = 0.0f, decays = 0.0f;
     for (int64_t l = 0; l < s.length; l++) {
       const int turn = (int)(l % 32);
       if (turn == 0) {  // lane i: the rate of the i-th token from here
         const int64_t mine = l + tile.lane < s.length ? l + tile.lane : s.length - 1;
-        deltas = delta_of(dt_row[mine * s.heads] + s.dt_bias[head.head], s.dt_min, s.dt_max);
+        deltas = delta_of(get(dt_row + mine * s.heads) + s.dt_bias[head.head], s.dt_min, s.dt_max);
         decays = expf(deltas * s.A[head.head]);
       }
       const float delta = shuffle(deltas, turn), decay = shuffle(decays, turn);
       StaticColumns columns;
-      columns.set(s.B + bc + l * bc_stride, s.C + bc + l * bc_stride, steps);
+      columns.set(B_of<T>(s) + bc + l * bc_stride, C_of<T>(s) + bc + l * bc_stride, steps);
 #pragma unroll
       for (int i = 0; i < kOwned; i++) {
-        x[i] = tile.owned(i) < p ? x_row[l * channels + tile.owned(i)] : 0.0f;
+        x[i] = tile.owned(i) < p ? get(x_row + l * channels + tile.owned(i)) : 0.0f;
         input[i] = delta * x[i] * per_row[i];
       }
       float sums[kRows];
@@ -218,7 +219,7 @@ struct StaticTokens {
       tile.template reduce_rows<Add>(sums, y);
 #pragma unroll
       for (int i = 0; i < kOwned; i++)
-        if (tile.writes() && tile.owned(i) < p) y_row[l * channels + tile.owned(i)] = fmaf(skip[i], x[i], y[i] * power2(kShift) * row[i]);
+        if (tile.writes() && tile.owned(i) < p) put(y_row + l * channels + tile.owned(i), fmaf(skip[i], x[i], y[i] * power2(kShift) * row[i]));
       const bool last = l + 1 == s.length;
       if (!last && !s.per_token) continue;
 #pragma unroll
@@ -232,9 +233,9 @@ struct StaticTokens {
   }
 };
 
-template <class Codes, int kLanes, int kRows>
+template <class T, class Codes, int kLanes, int kRows>
 MAMBAC_KERNEL(128, 4) tokens_static(ScanArgs s) {
-  const StaticTokens<Codes, kLanes, kRows> tokens(s);
+  const StaticTokens<T, Codes, kLanes, kRows> tokens(s);
   tokens.run();
 }
 

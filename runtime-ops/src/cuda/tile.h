@@ -91,9 +91,15 @@ MAMBAC_DEVICE void load4(const float* p, float* out) {
   out[3] = v.w;
 }
 MAMBAC_DEVICE void store4(float* p, const float* v) { *(float4*)p = make_float4(v[0], v[1], v[2], v[3]); }
-// One activation.
-MAMBAC_DEVICE float get(const float* p) { return *p; }
-MAMBAC_DEVICE void put(float* p, float v) { *p = v; }
+// Four halves from 8-byte aligned memory.
+MAMBAC_DEVICE void load4(const uint16_t* p, float* out) {
+  const uint2 w = *(const uint2*)p;
+  out[0] = half_value(w.x & 0xffffu);
+  out[1] = half_value(w.x >> 16);
+  out[2] = half_value(w.y & 0xffffu);
+  out[3] = half_value(w.y >> 16);
+}
+MAMBAC_DEVICE void store4(uint16_t* p, const float* v) { *(uint2*)p = make_uint2(half_pair(v[0], v[1]), half_pair(v[2], v[3])); }
 // Eight floats from 16-byte aligned memory: four at `p`, four at `p + second`.
 MAMBAC_DEVICE void load8(const float* p, int second, float* out) {
   load4(p, out);
@@ -111,6 +117,12 @@ MAMBAC_DEVICE void load8_halves(const void* p, float* out) {
     out[2 * i] = half_value(words[i] & 0xffffu);
     out[2 * i + 1] = half_value(words[i] >> 16);
   }
+}
+// As floats: four at `p`, four at `p + second`; one load of 16 aligned bytes where they are neighbours.
+MAMBAC_DEVICE void load8(const uint16_t* p, int second, float* out) {
+  if (second == 4) return load8_halves(p, out);
+  load4(p, out);
+  load4(p + second, out + 4);
 }
 MAMBAC_DEVICE void store8_halves(void* p, const float* v) {
   *(uint4*)p = make_uint4(half_pair(v[0], v[1]), half_pair(v[2], v[3]), half_pair(v[4], v[5]), half_pair(v[6], v[7]));

@@ -7,7 +7,7 @@
 namespace mambac {
 namespace cuda {
 
-template <bool kMamba1, int kLanes, int kRows>
+template <class T, bool kMamba1, int kLanes, int kRows>
 struct Tokens {
   typedef cuda::Tile<kLanes, kRows> Tile;
   enum { kOwned = Tile::kOwned };
@@ -98,16 +98,17 @@ struct Tokens {
       skip[i] = own ? s.D[here + tile.owned(i)] : 0.0f;
       bias[i] = kMamba1 && own ? s.dt_bias[here + tile.owned(i)] : 0.0f;
     }
-    const float *b_row = s.B + head.group_row(s, 0) + 8 * tile.at, *c_row = s.C + head.group_row(s, 0) + 8 * tile.at;
-    const float *x_row = s.x + head.channels(s, 0), *dt_row = kMamba1 ? s.dt + head.channels(s, 0) : s.dt + head.batch * length * s.heads + head.head;
-    float* y_row = s.y + head.channels(s, 0);
+    const T *b_row = B_of<T>(s) + head.group_row(s, 0) + 8 * tile.at, *c_row = C_of<T>(s) + head.group_row(s, 0) + 8 * tile.at;
+    const T *x_row = x_of<T>(s) + head.channels(s, 0);
+    const T* dt_row = dt_of<T>(s) + (kMamba1 ? head.channels(s, 0) : head.batch * length * s.heads + head.head);
+    T* y_row = y_of<T>(s) + head.channels(s, 0);
     const int64_t bc_stride = s.groups * Tile::kStates;
     float deltas = 0.0f, decays = 0.0f;
     for (int64_t l = 0; l < length; l++) {
       const int turn = (int)(l % 32);
       if (!kMamba1 && turn == 0) {  // lane i: the rate of the i-th token from here
         const int64_t mine = l + tile.lane < length ? l + tile.lane : length - 1;
-        deltas = delta_of(dt_row[mine * s.heads] + s.dt_bias[head.head], s.dt_min, s.dt_max);
+        deltas = delta_of(get(dt_row + mine * s.heads) + s.dt_bias[head.head], s.dt_min, s.dt_max);
         decays = expf(deltas * s.A[head.head]);
       }
       float b[8], c[8], x[kOwned], input[kOwned], rate[kOwned], sums[kRows], y[kOwned];
@@ -118,8 +119,8 @@ struct Tokens {
 #pragma unroll
       for (int i = 0; i < kOwned; i++) {
         const bool own = tile.owned(i) < p;
-        x[i] = own ? x_row[l * channels + tile.owned(i)] : 0.0f;
-        if (kMamba1) delta = own ? delta_of(dt_row[l * channels + tile.owned(i)] + bias[i], s.dt_min, s.dt_max) : 0.0f;
+        x[i] = own ? get(x_row + l * channels + tile.owned(i)) : 0.0f;
+        if (kMamba1) delta = own ? delta_of(get(dt_row + l * channels + tile.owned(i)) + bias[i], s.dt_min, s.dt_max) : 0.0f;
         input[i] = delta * x[i];
         rate[i] = delta * kLog2E;
       }
@@ -137,16 +138,16 @@ struct Tokens {
       tile.template reduce_rows<Add>(sums, y);
 #pragma unroll
       for (int i = 0; i < kOwned; i++)
-        if (tile.writes() && tile.owned(i) < p) y_row[l * channels + tile.owned(i)] = fmaf(skip[i], x[i], y[i]);
+        if (tile.writes() && tile.owned(i) < p) put(y_row + l * channels + tile.owned(i), fmaf(skip[i], x[i], y[i]));
       const bool last = l + 1 == length;
       if (last || s.per_token) round_state(last, shared_memory());
     }
   }
 };
 
-template <bool kMamba1, int kLanes, int kRows, int kThreads, int kBlocks>
+template <class T, bool kMamba1, int kLanes, int kRows, int kThreads, int kBlocks>
 MAMBAC_KERNEL(kThreads, kBlocks) scan_tokens(ScanArgs s) {
-  Tokens<kMamba1, kLanes, kRows> tokens(s);
+  Tokens<T, kMamba1, kLanes, kRows> tokens(s);
   tokens.run();
 }
 

@@ -485,7 +485,6 @@ Status* host_for(const Api* api, Host** out) {
     const ConvOp* conv = at >= kScanOps && at < kScanOps + kConvOps ? conv_ops() + (at - kScanOps) : nullptr;
     const RowOp* row = at >= kScanOps + kConvOps ? row_ops() + (at - kScanOps - kConvOps) : nullptr;
     const bool half = i / kOps % 2 != 0, cuda = i >= 2 * kOps;
-    if (cuda && half) continue;  // there are CPU kernels only
     fill(h->ops[i], api, scan, conv, row, cuda, half);
     if (Status* s = call<Status*>(api, kCustomOpDomainAdd, h->domain, (const CustomOp*)&h->ops[i])) return s;
   }
