@@ -30,7 +30,7 @@ describe("compile --float f16", () => {
     const result = await mambac("compile", SOURCE, "-o", half, "--external-data", "never", "--float", "f16");
     expect(result.code).toBe(0);
     told = result.out;
-  });
+  }, 60_000);
 
   test("weights are half as many bytes, and the file says what it is", () => {
     const { model } = readModel(half);
