@@ -3,7 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
 import { GraphBuilder, typed } from "../../src/ir/builder.js";
-import { type Model, makeModel, makeValue } from "../../src/ir/graph.js";
+import { attr, type Model, makeModel, makeNode, makeValue } from "../../src/ir/graph.js";
 import { f32Tensor, toNumbers } from "../../src/ir/tensor.js";
 import { requestKey, type StatRequest } from "../../src/quant/calibration.js";
 import type { SampledRows } from "../../src/quant/row-sample.js";
@@ -178,10 +178,12 @@ describe("observe", () => {
   });
 
   it("refuses channels where the last axis follows the tokens", async () => {
-    const model = await compiledFixture("mamba2");
-    const conv = model.graph.nodes.find((node) => node.op.startsWith("CausalConv"))?.outputs[0] ?? "";
+    const compiled = await compiledFixture("mamba2");
+    const conv = compiled.graph.nodes.find((node) => node.op.startsWith("CausalConv"))?.outputs[0] ?? "";
+    const turn = makeNode("Transpose", [conv], ["turned"], new Map([["perm", attr.ints([0, 2, 1])]]));
+    const model = { ...compiled, graph: { ...compiled.graph, nodes: [...compiled.graph.nodes, turn] } };
     const run = async (perChannel: boolean): Promise<void> => {
-      const requests: StatRequest[] = [{ value: conv, kind: "absmax", perChannel }];
+      const requests: StatRequest[] = [{ value: "turned", kind: "absmax", perChannel }];
       const dataset = await randomData(2, 20);
       await observe({ model, dataset, requests, makeObserver: () => new Everything() }, { statistic: () => undefined });
     };
