@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "checks.h"
+#include "cuda_conv_test.h"
 #include "cuda_half_test.h"
 #include "cuda_ort_test.h"
 #include "cuda_replay_test.h"
@@ -246,59 +247,6 @@ static void recirculate(const Op& op, int P, int tokens) {
          sqrt(rounding / size));
 }
 
-// Tokens in rows among other channels, as one output or three.
-static void conv_rows_case(const ConvSizes& s, bool silu, bool split, uint64_t seed) {
-  char text[120];
-  snprintf(text, sizeof text, "conv rows silu %d split %d B%d E%d L%d K%d W%d", silu, split, s.B, s.E, s.L, s.K, s.W);
-  g_where = text;
-  Random r(seed);
-  const int first = 3, row = first + s.E + 2, one = split ? (s.E + 1) / 3 : s.E, two = split ? s.E / 3 : 0, sizes[3] = {one, two, s.E - one - two};
-  std::vector<float> wide = r.normals((size_t)s.B * s.L * row, 1), w = r.normals((size_t)s.E * s.K, 1), bias = r.normals(s.E, 1),
-                     past = r.normals((size_t)s.B * s.E * s.W, 1), expected, x = columns_of(s, wide, row, first);
-  std::vector<double> want;
-  conv(s, silu, x.data(), w.data(), bias.data(), past.data(), want, expected);
-  const char* const names[2][2] = {{"CausalConvRows", "CausalConvSiluRows"}, {"CausalConvSplit", "CausalConvSiluSplit"}};
-  for (int alias = 0; alias < 2; alias++)
-    for (emulation.order = 0; emulation.order < 3; emulation.order++) {
-      std::vector<float> y[3], present = alias ? past : std::vector<float>(past.size(), NAN);
-      for (int p = 0; p < 3; p++) y[p].assign((size_t)s.B * s.L * sizes[p], NAN);
-      const mambac_conv call = {s.B, s.E, s.L, s.K, s.W, wide.data(), w.data(), bias.data(), alias ? present.data() : past.data(), y[0].data(),
-                                present.data(), 0, row, first, one, two, y[1].data(), y[2].data()};
-      char error[320] = "";
-      CHECK(mambac_cuda_conv_launch(names[split][silu], &call, nullptr, error, sizeof error) == 0, "%s", error);
-      CHECK(present == expected, "state differs");
-      for (int p = 0, from = 0; p < 3; from += sizes[p++])
-        for (size_t i = 0; i < y[p].size(); i++) {
-          const size_t token = i / (size_t)sizes[p], e = (size_t)from + i % (size_t)sizes[p], b = token / (size_t)s.L;
-          const double right = want[(b * (size_t)s.E + e) * (size_t)s.L + token % (size_t)s.L];
-          CHECK(fabs(y[p][i] - right) <= 1e-6 * s.K + 1e-6 * fabs(right), "part %d [%zu] = %.9g, expected %.9g", p, i, (double)y[p][i], right);
-        }
-    }
-}
-
-static void conv_case(const ConvSizes& s, bool silu, uint64_t seed) {
-  char text[120];
-  snprintf(text, sizeof text, "conv silu %d B%d E%d L%d K%d W%d", silu, s.B, s.E, s.L, s.K, s.W);
-  g_where = text;
-  Random r(seed);
-  std::vector<float> x = r.normals((size_t)s.B * s.E * s.L, 1), w = r.normals((size_t)s.E * s.K, 1), bias = r.normals(s.E, 1),
-                     past = r.normals((size_t)s.B * s.E * s.W, 1), expected;
-  std::vector<double> want;
-  conv(s, silu, x.data(), w.data(), bias.data(), past.data(), want, expected);
-  for (int alias = 0; alias < 2; alias++)
-    for (emulation.order = 0; emulation.order < 3; emulation.order++) {
-      std::vector<float> y(want.size(), NAN), present = alias ? past : std::vector<float>(past.size(), NAN);
-      const mambac_conv call = {s.B, s.E, s.L, s.K, s.W, x.data(), w.data(), bias.data(), alias ? present.data() : past.data(),
-                                y.data(), present.data()};
-      char error[320] = "";
-      CHECK(mambac_cuda_conv_launch(silu ? "CausalConvSilu" : "CausalConv", &call, nullptr, error, sizeof error) == 0, "%s", error);
-      CHECK(present == expected, "state differs, alias %d order %d", alias, emulation.order);
-      for (size_t i = 0; i < y.size(); i++)
-        CHECK(fabs(y[i] - want[i]) <= 2e-6 * s.K + 1e-6 * fabs(want[i]), "y[%zu] = %.9g, expected %.9g", i, (double)y[i], want[i]);
-    }
-  emulation.order = 0;
-}
-
 // That sizes of real models reach the kernels made for them.
 static void choices() {
   g_where = "choices";
@@ -423,49 +371,12 @@ static void registration() {
   }
 }
 
-// Operators on rows through the registration: the bits of the C interface, on the node's stream.
-static void registration_of_rows() {
-  static const host::Api api = host::make_api();
-  const int rows = 3, channels = 48;
-  Random r(6);
-  std::vector<float> x = r.normals((size_t)rows * channels, 1), z = r.normals(x.size(), 1), factor = r.normals(144, 1), weight = r.normals(channels, 1);
-  char error[320] = "";
-  for (int i = 0; i < mambac::kRowOps; i++) {
-    const mambac::RowOp& op = mambac::row_ops()[i];
-    g_where = std::string("registration of ") + op.name;
-    std::vector<float> want(x.size(), NAN), got(x.size(), NAN);
-    const bool turns = op.kind == mambac::RowKind::kHadamard, norm = op.kind == mambac::RowKind::kGatedNorm, sloped = op.kind == mambac::RowKind::kSlopedGate;
-    const mambac_rotate rotate = {rows, channels, 12, 4, x.data(), factor.data(), want.data()};
-    const mambac_gate gate = {rows, channels, norm ? 24 : 0, 1, 1e-5f, x.data(), z.data(), weight.data(), want.data(), sloped ? weight.data() : nullptr};
-    CHECK((turns ? mambac_cuda_rotate_launch(&rotate, nullptr, error, sizeof error) : mambac_cuda_gate_launch(&gate, nullptr, error, sizeof error)) == 0, "%s", error);
-    int stream;
-    host::Context c;
-    c.stream = &stream;
-    c.inputs = {{1, {rows, channels}, x.data()}};
-    if (turns)
-      c.inputs.push_back({1, {12, 12}, factor.data()});
-    else
-      c.inputs.push_back({1, {1, rows, channels}, z.data()});
-    if (norm || sloped) c.inputs.push_back({1, {channels}, weight.data()});
-    c.outputs = {{1, {}, got.data()}};
-    const host::Node node = {{{"size", channels}, {"order", 12}, {"power", 4}, {"channels", channels}, {"group_size", 24}, {"norm_before_gate", 1}}, {{"epsilon", 1e-5f}}};
-    const std::string failure = host::compute(api, host::find_op(op.name, true), node, c);
-    CHECK(failure.empty() && same_bits(want.data(), got.data(), got.size()), "%s", failure.c_str());
-    CHECK(emulation.stream == &stream, "not on the node's stream");
-    CHECK(c.outputs[0].dims == c.inputs[(size_t)op.like].dims, "shape");
-    host::find_op(op.name, false);
-    c.inputs[0].dims = {rows, channels + 1};
-    const std::string refusal = host::compute(api, host::find_op(op.name, true), node, c);
-    CHECK(refusal.find(op.name) == 0, "message: %s", refusal.c_str());
-  }
-}
-
 int main(int argc, char** argv) {
   const bool quick = argc > 1 && strcmp(argv[1], "quick") == 0;
   const std::string part = argc > 1 && !quick ? argv[1] : "";
   choices();
   registration();
-  registration_of_rows();
+  row_test::registration_of_rows();
   // B, L, H, P, N, G; a quick run takes the first ones
   const std::vector<Sizes> one_token = {{2, 1, 4, 32, 128, 2}, {1, 1, 2, 24, 256, 1}, {1, 1, 3, 5, 6, 1},   {1, 1, 3, 64, 64, 3},
                                         {3, 1, 5, 16, 128, 1}, {2, 1, 4, 64, 128, 2}, {1, 1, 2, 64, 256, 2}, {1, 1, 2, 8, 64, 1},

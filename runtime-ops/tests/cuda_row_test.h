@@ -1,5 +1,6 @@
 // The CUDA kernels of operators on rows, run on the host with the checks of the CPU's.
 #pragma once
+#include "cuda_ort_test.h"
 #include "mambac/cuda.h"
 #include "../src/cuda/launch.h"
 #include "row_checks.h"
@@ -98,6 +99,43 @@ inline void all(bool quick) {
   emulation.device.multiprocessors = processors;
   emulation.device.shared_bytes = shared;
   g_shift = 0;
+}
+
+// Operators on rows through the registration: the bits of the C interface, on the node's stream.
+inline void registration_of_rows() {
+  static const host::Api api = host::make_api();
+  const int rows = 3, channels = 48;
+  Random r(6);
+  std::vector<float> x = r.normals((size_t)rows * channels, 1), z = r.normals(x.size(), 1), factor = r.normals(144, 1), weight = r.normals(channels, 1);
+  char error[320] = "";
+  for (int i = 0; i < mambac::kRowOps; i++) {
+    const mambac::RowOp& op = mambac::row_ops()[i];
+    g_where = std::string("registration of ") + op.name;
+    std::vector<float> want(x.size(), NAN), got(x.size(), NAN);
+    const bool turns = op.kind == mambac::RowKind::kHadamard, norm = op.kind == mambac::RowKind::kGatedNorm, sloped = op.kind == mambac::RowKind::kSlopedGate;
+    const mambac_rotate rotate = {rows, channels, 12, 4, x.data(), factor.data(), want.data()};
+    const mambac_gate gate = {rows, channels, norm ? 24 : 0, 1, 1e-5f, x.data(), z.data(), weight.data(), want.data(), sloped ? weight.data() : nullptr};
+    CHECK((turns ? mambac_cuda_rotate_launch(&rotate, nullptr, error, sizeof error) : mambac_cuda_gate_launch(&gate, nullptr, error, sizeof error)) == 0, "%s", error);
+    int stream;
+    host::Context c;
+    c.stream = &stream;
+    c.inputs = {{1, {rows, channels}, x.data()}};
+    if (turns)
+      c.inputs.push_back({1, {12, 12}, factor.data()});
+    else
+      c.inputs.push_back({1, {1, rows, channels}, z.data()});
+    if (norm || sloped) c.inputs.push_back({1, {channels}, weight.data()});
+    c.outputs = {{1, {}, got.data()}};
+    const host::Node node = {{{"size", channels}, {"order", 12}, {"power", 4}, {"channels", channels}, {"group_size", 24}, {"norm_before_gate", 1}}, {{"epsilon", 1e-5f}}};
+    const std::string failure = host::compute(api, host::find_op(op.name, true), node, c);
+    CHECK(failure.empty() && same_bits(want.data(), got.data(), got.size()), "%s", failure.c_str());
+    CHECK(emulation.stream == &stream, "not on the node's stream");
+    CHECK(c.outputs[0].dims == c.inputs[(size_t)op.like].dims, "shape");
+    host::find_op(op.name, false);
+    c.inputs[0].dims = {rows, channels + 1};
+    const std::string refusal = host::compute(api, host::find_op(op.name, true), node, c);
+    CHECK(refusal.find(op.name) == 0, "message: %s", refusal.c_str());
+  }
 }
 
 }  // namespace row_test
