@@ -175,7 +175,8 @@ describe("a process of its own", () => {
   test("leaves no folder behind when a comparison is interrupted", async () => {
     const folder = mkdtempSync(join(root, "tmp-"));
     const argv = ["compare", join(DEMO, "prefill.onnx"), "--recipe", "rtn-w4a16", "--text", join(DEMO, "kjv.txt")];
-    const result = await spawnMambac(argv, { env: { TMPDIR: folder }, interruptAfter: "measuring float" });
+    // Which stages take long enough to be told differs from machine to machine: the first one told will do.
+    const result = await spawnMambac(argv, { env: { TMPDIR: folder }, interruptAfter: "ing " });
     expect(result.code, result.err).toBe(130);
     expect(readdirSync(folder).filter((name) => name.startsWith("mambac-"))).toEqual([]);
   });
