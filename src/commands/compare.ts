@@ -1,6 +1,5 @@
 /** `mambac compare`: what each recipe costs and gains on a model. */
 
-import { readFileSync } from "node:fs";
 import { basename } from "node:path";
 import { type Candidate, compareCandidates } from "../compare.js";
 import { type CompileOptions, prepare, VERSION } from "../compile.js";
@@ -8,8 +7,8 @@ import { readCalibration } from "../run/calibration-files.js";
 import type { LibraryChoice } from "../run/locate.js";
 import { loadTokenizer, type Tokenizer, tokenizerBeside } from "../run/tokenizer.js";
 import { EXIT, type ExitCode, MambacError } from "../support/errors.js";
-import { fileProblem } from "../support/file-problem.js";
 import { comparedCsv, comparedDocument, comparedTable } from "./compare-table.js";
+import { readText } from "./read-text.js";
 import { Progress, type Terminal } from "./terminal.js";
 
 export interface CompareCommandOptions {
@@ -39,7 +38,7 @@ export async function compareCommand(
   const progress = new Progress(options.quiet ? null : terminal);
   const { inputs, threads, windows, window } = options;
   try {
-    const texts = options.texts.map((path) => ({ name: basename(path), text: readText(path) }));
+    const texts = options.texts.map((path) => ({ name: basename(path), text: readText("compare", path) }));
     const onProgress = (message: string): void => progress.say(message);
     const tables = (options.tables ?? []).map((path) => ({ label: path, table: readCalibration(path) }));
     const prepared = await prepare({ inputs, threads, onProgress }, reference.passes);
@@ -95,12 +94,4 @@ export function dataOf(calibration: CompareCommandOptions["calibration"]): objec
   if (calibration === undefined) return null;
   const { tokenizer: _tokenizer, ...rest } = calibration;
   return rest;
-}
-
-function readText(path: string): Uint8Array {
-  try {
-    return readFileSync(path);
-  } catch (cause) {
-    throw new MambacError("compare/text", `cannot read the text ${path}: ${fileProblem(cause)}`, EXIT.usage, { cause });
-  }
 }

@@ -1,6 +1,5 @@
 /** `mambac eval`: how well a compiled model predicts a text, and how far it is from its source. */
 
-import { readFileSync } from "node:fs";
 import { VERSION } from "../compile.js";
 import { readModel } from "../onnx/read.js";
 import { type Evaluation, evaluate } from "../run/evaluate.js";
@@ -14,8 +13,8 @@ import { type LoadedPackage, type LoadOptions, loadPackage, modelFile } from "..
 import type { Tokenizer } from "../run/tokenizer.js";
 import { sourceFiles } from "../sources.js";
 import { EXIT, type ExitCode, MambacError } from "../support/errors.js";
-import { fileProblem } from "../support/file-problem.js";
 import { tokenizerFor } from "./model-tokenizer.js";
+import { readText } from "./read-text.js";
 import { sessionRecord } from "./session-record.js";
 import { Progress, type Terminal } from "./terminal.js";
 import { formatBytes, formatFacts, formatTable } from "./text-table.js";
@@ -62,8 +61,8 @@ export async function evalCommand(options: EvalCommandOptions, terminal: Termina
   }
   const progress = new Progress(options.quiet ? null : terminal);
   try {
-    const text = options.text === null ? null : readText(options.text);
-    const passages = options.lastWord === null ? null : readText(options.lastWord);
+    const text = options.text === null ? null : readText("eval", options.text);
+    const passages = options.lastWord === null ? null : readText("eval", options.lastWord);
     progress.say(`loading ${options.output}`);
     const settings: LoadOptions = {
       batch: batchFor(options.output, options),
@@ -112,14 +111,6 @@ async function lastWordOf(
   const passages = texts.flatMap((text) => splitLastWord(text, tokenizer) ?? []);
   const score = await lastWordScore({ model, passages, mode: options.mode, onProgress });
   return { ...score, skipped: texts.length - passages.length };
-}
-
-function readText(path: string): Uint8Array {
-  try {
-    return readFileSync(path);
-  } catch (cause) {
-    throw new MambacError("eval/text", `cannot read the text ${path}: ${fileProblem(cause)}`, EXIT.usage, { cause });
-  }
 }
 
 /** All windows at once where their logits fit. */

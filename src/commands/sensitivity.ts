@@ -1,6 +1,5 @@
 /** `mambac sensitivity`: what rounding one kind of parameter, or one layer, costs; and where outliers are. */
 
-import { readFileSync } from "node:fs";
 import { basename } from "node:path";
 import { type Candidate, type ComparedRow, compareCandidates } from "../compare.js";
 import { type CompileOptions, type CompilerPasses, type Prepared, prepare, VERSION } from "../compile.js";
@@ -10,10 +9,10 @@ import { ROUNDED_PARAMETERS, type RoundedParameter, roundParameter } from "../re
 import type { Step } from "../rewrite/pipeline.js";
 import { semanticOps } from "../rewrite/semantic.js";
 import type { LibraryChoice } from "../run/locate.js";
-import { EXIT, type ExitCode, MambacError } from "../support/errors.js";
-import { fileProblem } from "../support/file-problem.js";
+import { EXIT, type ExitCode } from "../support/errors.js";
 import { requestedTokenizer } from "./compare.js";
 import { comparedDocument, formatLoss } from "./compare-table.js";
+import { readText } from "./read-text.js";
 import { Progress, type Terminal } from "./terminal.js";
 import { formatTable } from "./text-table.js";
 
@@ -54,7 +53,7 @@ export async function sensitivityCommand(
   const { inputs, threads } = options;
   const onProgress = (message: string): void => progress.say(message);
   try {
-    const text = readText(options.text);
+    const text = readText("sensitivity", options.text);
     const prepared = await prepare({ inputs, threads, onProgress }, plan.reference.passes);
     const tokenizer = requestedTokenizer(options.tokenizer, inputs, prepared.vocabulary);
     const measured = (candidates: readonly Candidate[]): Promise<ComparedRow[]> =>
@@ -173,14 +172,4 @@ function outlierTable(rows: readonly OutlierRow[]): string {
 /** Layer, then projection; transforms stay in their order, as sorting is stable. */
 function order({ layer, role }: OutlierRow): string {
   return `${layer === "" ? "~" : layer} ${role}`;
-}
-
-function readText(path: string): Uint8Array {
-  try {
-    return readFileSync(path);
-  } catch (cause) {
-    throw new MambacError("sensitivity/text", `cannot read the text ${path}: ${fileProblem(cause)}`, EXIT.usage, {
-      cause,
-    });
-  }
 }

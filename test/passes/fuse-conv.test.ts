@@ -21,6 +21,7 @@ import {
   runPass,
   type Sample,
   sampleOf,
+  withNodes,
 } from "../support/pass-runs.js";
 
 /** The model with its semantic operators and their states. */
@@ -139,13 +140,8 @@ describe("fuse-conv", () => {
   describe("a wrong operator is noticed", () => {
     const changedConv =
       (change: (node: Node) => Node) =>
-      (model: Model): Model => ({
-        ...model,
-        graph: {
-          ...model.graph,
-          nodes: model.graph.nodes.map((node) => (node.op === "CausalConv" ? change(node) : node)),
-        },
-      });
+      (model: Model): Model =>
+        withNodes(model, (node) => (node.op === "CausalConv" ? change(node) : node));
     const less = (name: string): ((model: Model) => Model) =>
       changedConv((node) => {
         const value = attr.int(attrInt(node, name, 0) - 1);

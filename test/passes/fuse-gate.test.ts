@@ -16,6 +16,7 @@ import {
   outputsOf,
   runPass,
   type Sample,
+  withNodes,
 } from "../support/pass-runs.js";
 import { arbitraryRaised, PLAIN, type RaisedSpelling } from "../support/raised-spelling.js";
 
@@ -153,13 +154,8 @@ describe("fuse-gate", () => {
   describe("a wrong operator is noticed", () => {
     const changedGate =
       (change: (node: Node) => Node) =>
-      (model: Model): Model => ({
-        ...model,
-        graph: {
-          ...model.graph,
-          nodes: model.graph.nodes.map((node) => (node.domain === "com.mambac" ? change(node) : node)),
-        },
-      });
+      (model: Model): Model =>
+        withNodes(model, (node) => (node.domain === "com.mambac" ? change(node) : node));
     const withAttribute = (name: string, value: ReturnType<typeof attr.int>): ((model: Model) => Model) =>
       changedGate((node) => ({ ...node, attributes: new Map([...node.attributes, [name, value]]) }));
     const wrongs: Readonly<Record<string, (model: Model) => Model>> = {

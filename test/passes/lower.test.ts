@@ -3,13 +3,12 @@ import { completeStates } from "../../passes/complete-states.js";
 import { lower } from "../../passes/lower.js";
 import { quantizeState } from "../../passes/quantize-state.js";
 import { executableRecipe, raiseRecipe } from "../../passes/recipes.js";
-import { GraphBuilder, typed } from "../../src/ir/builder.js";
 import type { Model } from "../../src/ir/graph.js";
 import { i64Tensor } from "../../src/ir/tensor.js";
 import { type Family, opName } from "../../src/ops/names.js";
 import { step } from "../../src/rewrite/pipeline.js";
-import { attentionNode, FLOAT_STATE, type StateChoice } from "../../src/rewrite/semantic.js";
-import { modelAround, normalWeight } from "../support/mamba-graphs/decoys.js";
+import { FLOAT_STATE, type StateChoice } from "../../src/rewrite/semantic.js";
+import { cachedAttention } from "../support/attention-graphs.js";
 import { arbitraryCase, DEFAULT_SIZES, DEFAULT_SPELLING, type Spelling, smallModel } from "../support/mamba-graphs.js";
 import {
   difference,
@@ -39,35 +38,6 @@ function ops(outcome: Outcome): string[] {
   return outcome.model.graph.nodes.flatMap((node) => (node.domain === "" ? [] : [`${node.domain}.${node.op}`]));
 }
 
-/** Attention over an empty cache: q, k and v are rows of tables. */
-function attention(): Model {
-  const b = new GraphBuilder("");
-  const heads = (label: string, count: number): string => {
-    const rows = b.op("Gather", [normalWeight(b, label, [7, count * 4]), "input_ids"], { axis: 0 });
-    return b.op("Transpose", [b.op("Reshape", [rows, b.ints([0, 0, count, 4])])], { perm: [0, 2, 1, 3] });
-  };
-  const shape = { layer: "layers.0", heads: 6, kvHeads: 2, headDim: 4, scale: 0.5, error: 0 };
-  b.nodes.push(
-    attentionNode(
-      shape,
-      [heads("q", 6), heads("k", 2), heads("v", 2), "past_key_values.0.key", "past_key_values.0.value"],
-      ["y", "present.0.key", "present.0.value"],
-    ),
-  );
-  const cache = (name: string, length: string): ReturnType<typeof typed> => typed(name, "f32", ["b", 2, length, 4]);
-  return modelAround(
-    b.graph(
-      "attention",
-      [
-        typed("input_ids", "i64", ["b", "l"]),
-        cache("past_key_values.0.key", "past"),
-        cache("past_key_values.0.value", "past"),
-      ],
-      [typed("y", "f32", ["b", 6, "l", 4]), cache("present.0.key", "total"), cache("present.0.value", "total")],
-    ),
-  );
-}
-
 describe("lower", () => {
   describe("goldens", () => {
     test("mambac", async () => {
@@ -89,7 +59,7 @@ describe("lower", () => {
     });
 
     test("attention", async () => {
-      const before = attention();
+      const before = cachedAttention();
       const about = "Merged attention in standard operators: any number of tokens over a cache of any length.";
       await expect(golden(about, before, await runPass(lower, before, { target: "mambac" }))).toMatchFileSnapshot(
         "lower/attention.irtxt",
@@ -180,7 +150,7 @@ describe("lower", () => {
   });
 
   test("merged attention sees its cache and nothing later", async () => {
-    const { model } = await runPass(lower, attention(), { target: "mambac" });
+    const { model } = await runPass(lower, cachedAttention(), { target: "mambac" });
     const whole = await outputsOf(model, new Map([["input_ids", i64Tensor([1, 4], [1, 2, 3, 4])]]), 1);
     const part = await outputsOf(model, new Map([["input_ids", i64Tensor([1, 2], [1, 2])]]), 1);
     const rows = (data: Float64Array | undefined, length: number): Float64Array =>

@@ -6,13 +6,14 @@ import { narrowFloats } from "../../passes/narrow-floats.js";
 import { quantizeState } from "../../passes/quantize-state.js";
 import { raiseRecipe } from "../../passes/recipes.js";
 import { GraphBuilder, typed } from "../../src/ir/builder.js";
-import type { Model, Node } from "../../src/ir/graph.js";
+import type { Model } from "../../src/ir/graph.js";
 import { f32Tensor, i64Tensor, type Tensor, tensorFromBytes, toNumbers } from "../../src/ir/tensor.js";
 import { formatType } from "../../src/ir/types.js";
 import { OP_DOMAIN } from "../../src/ops/names.js";
 import { halfWeight } from "../../src/rewrite/half-weight.js";
 import { step } from "../../src/rewrite/pipeline.js";
-import { attentionNode, FLOAT_STATE, type StateChoice } from "../../src/rewrite/semantic.js";
+import { FLOAT_STATE, type StateChoice } from "../../src/rewrite/semantic.js";
+import { cachedAttention } from "../support/attention-graphs.js";
 import { modelAround, normalWeight } from "../support/mamba-graphs/decoys.js";
 import { arbitraryCase, DEFAULT_SIZES, DEFAULT_SPELLING, type Spelling, smallModel } from "../support/mamba-graphs.js";
 import {
@@ -26,6 +27,7 @@ import {
   runPass,
   type Sample,
   sampleOf,
+  withNodes,
 } from "../support/pass-runs.js";
 
 async function lowered(source: Model, state: StateChoice = FLOAT_STATE): Promise<Model> {
@@ -51,10 +53,6 @@ async function excess(sample: Sample, model: Model): Promise<number> {
 function typedFeeds({ graph }: Model, feeds: ReadonlyMap<string, Tensor>): Map<string, Tensor> {
   const halves = new Set(graph.inputs.flatMap(({ name, type }) => (formatType(type).startsWith("f16") ? [name] : [])));
   return new Map([...feeds].map(([name, tensor]) => [name, halves.has(name) ? halfWeight(tensor) : tensor]));
-}
-
-function withNodes(model: Model, change: (node: Node) => Node): Model {
-  return { ...model, graph: { ...model.graph, nodes: model.graph.nodes.map(change) } };
 }
 
 describe("narrow-floats", () => {
@@ -98,7 +96,7 @@ describe("narrow-floats", () => {
   });
 
   test("attention caches become float16, softmax stays float32", async () => {
-    const before = (await runPass(lower, attention(), { target: "mambac" })).model;
+    const before = (await runPass(lower, cachedAttention(), { target: "mambac" })).model;
     const { model } = await runPass(narrowFloats, before, {});
     const types = [...model.graph.inputs, ...model.graph.outputs].map(({ type }) => formatType(type).split("[")[0]);
     expect(types).toEqual(["i64", "f16", "f16", "f32", "f16", "f16"]);
@@ -189,32 +187,3 @@ describe("narrow-floats", () => {
     }
   });
 });
-
-/** Attention over a cache: q, k and v are rows of tables. */
-function attention(): Model {
-  const b = new GraphBuilder("");
-  const heads = (label: string, count: number): string => {
-    const rows = b.op("Gather", [normalWeight(b, label, [7, count * 4]), "input_ids"], { axis: 0 });
-    return b.op("Transpose", [b.op("Reshape", [rows, b.ints([0, 0, count, 4])])], { perm: [0, 2, 1, 3] });
-  };
-  const shape = { layer: "layers.0", heads: 6, kvHeads: 2, headDim: 4, scale: 0.5, error: 0 };
-  b.nodes.push(
-    attentionNode(
-      shape,
-      [heads("q", 6), heads("k", 2), heads("v", 2), "past_key_values.0.key", "past_key_values.0.value"],
-      ["y", "present.0.key", "present.0.value"],
-    ),
-  );
-  const cache = (name: string, length: string): ReturnType<typeof typed> => typed(name, "f32", ["b", 2, length, 4]);
-  const inputs = [
-    typed("input_ids", "i64", ["b", "l"]),
-    cache("past_key_values.0.key", "past"),
-    cache("past_key_values.0.value", "past"),
-  ];
-  const outputs = [
-    typed("y", "f32", ["b", 6, "l", 4]),
-    cache("present.0.key", "total"),
-    cache("present.0.value", "total"),
-  ];
-  return modelAround(b.graph("attention", inputs, outputs));
-}

@@ -3,6 +3,7 @@
 import { GraphBuilder, typed } from "../../src/ir/builder.js";
 import type { Model } from "../../src/ir/graph.js";
 import { boolTensor, f32Tensor } from "../../src/ir/tensor.js";
+import { attentionNode } from "../../src/rewrite/semantic.js";
 import { modelAround, normalWeight } from "./mamba-graphs/decoys.js";
 
 export interface AttentionSpelling {
@@ -108,4 +109,33 @@ function masked(b: GraphBuilder, scores: string, length: string, { mask, sees }:
   if (mask === "where") return b.op("Where", [visible, biased, least]);
   const zero = b.op("Expand", [b.constant(f32Tensor([], [0])), square]);
   return b.op("Add", [biased, b.op("Where", [visible, zero, least])]);
+}
+
+/** Attention over a cache, as a semantic operator: q, k and v are rows of tables. */
+export function cachedAttention(): Model {
+  const b = new GraphBuilder("");
+  const heads = (label: string, count: number): string => {
+    const rows = b.op("Gather", [normalWeight(b, label, [7, count * 4]), "input_ids"], { axis: 0 });
+    return b.op("Transpose", [b.op("Reshape", [rows, b.ints([0, 0, count, 4])])], { perm: [0, 2, 1, 3] });
+  };
+  const shape = { layer: "layers.0", heads: 6, kvHeads: 2, headDim: 4, scale: 0.5, error: 0 };
+  b.nodes.push(
+    attentionNode(
+      shape,
+      [heads("q", 6), heads("k", 2), heads("v", 2), "past_key_values.0.key", "past_key_values.0.value"],
+      ["y", "present.0.key", "present.0.value"],
+    ),
+  );
+  const cache = (name: string, length: string): ReturnType<typeof typed> => typed(name, "f32", ["b", 2, length, 4]);
+  return modelAround(
+    b.graph(
+      "attention",
+      [
+        typed("input_ids", "i64", ["b", "l"]),
+        cache("past_key_values.0.key", "past"),
+        cache("past_key_values.0.value", "past"),
+      ],
+      [typed("y", "f32", ["b", 6, "l", 4]), cache("present.0.key", "total"), cache("present.0.value", "total")],
+    ),
+  );
 }

@@ -4,7 +4,7 @@ import fc from "fast-check";
 import { completeStates } from "../../passes/complete-states.js";
 import { executableRecipe } from "../../passes/recipes.js";
 import { executor } from "../../src/executable.js";
-import type { Model } from "../../src/ir/graph.js";
+import type { Model, Node } from "../../src/ir/graph.js";
 import { f32Tensor, type Tensor, tensorFromBytes, toNumbers } from "../../src/ir/tensor.js";
 import { formatModel } from "../../src/ir/text.js";
 import { packedBytes } from "../../src/ir/types.js";
@@ -229,4 +229,9 @@ export function golden(about: string, before: Model, outcome: Outcome): string {
     "",
   ].join("\n");
   return text.replaceAll(/error=[^,}]+/g, "error=_").replaceAll(/(relative error|differ by) [-+.\de]+/g, "$1 _");
+}
+
+/** The model with every node changed. */
+export function withNodes(model: Model, change: (node: Node) => Node): Model {
+  return { ...model, graph: { ...model.graph, nodes: model.graph.nodes.map(change) } };
 }
