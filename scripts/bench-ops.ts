@@ -13,7 +13,7 @@ import { formatTable } from "../src/commands/text-table.js";
 import { ratioOf, type Spread, spreadOf } from "../src/run/bench-plan.js";
 import { EXIT } from "../src/support/errors.js";
 import { buildOps } from "./build-ops.js";
-import { LINEAR_ATTENTION, openCase, PRIMITIVES, type Runnable, type Shape } from "./ops-models.js";
+import { LINEAR_ATTENTION, NODE_PRIMITIVES, openCase, PRIMITIVES, type Runnable, type Shape } from "./ops-models.js";
 
 interface Entrant {
   readonly label: string;
@@ -66,12 +66,17 @@ const BATCH_8: Shape = { ...MODEL_370M, layers: 12, batch: 8 };
 const PROMPT: Shape = { ...LAYER_130M, length: 512 };
 
 const GROUPS = {
+  primitives: {
+    title: "decode, batch 1, standard operators",
+    entrants: [
+      { label: NODE_PRIMITIVES, kind: NODE_PRIMITIVES, shape: MODEL_370M },
+      { label: PRIMITIVES, kind: PRIMITIVES, shape: MODEL_370M },
+      ...scans(MODEL_370M, "F32", "H4"),
+    ],
+  },
   one: {
     title: "decode, batch 1",
-    entrants: [
-      { label: PRIMITIVES, kind: PRIMITIVES, shape: MODEL_370M },
-      ...scans(MODEL_370M, "F32", "F16", "H8", "H8Max", "H4", "H4Max"),
-    ],
+    entrants: [...scans(MODEL_370M, "F32", "F16", "H8", "H8Max", "H4", "H4Max")],
   },
   replay: {
     title: "decode, batch 1, replayed states",
@@ -109,8 +114,10 @@ const GROUPS = {
 } as const satisfies Record<string, Group>;
 
 const GATES: readonly Gate[] = [
-  gate("C1", "f32 against primitive operators", "one", PRIMITIVES, "F32", 8),
-  gate("C2", "exact h4 against primitive operators", "one", PRIMITIVES, "H4", 12),
+  gate("C1", "f32 against standard operators in onnxruntime-node", "primitives", NODE_PRIMITIVES, "F32", 8),
+  gate("C1", "the same, operators of all layers in one session, in place", "primitives", PRIMITIVES, "F32", null),
+  gate("C2", "exact h4 against standard operators in onnxruntime-node", "primitives", NODE_PRIMITIVES, "H4", 12),
+  gate("C2", "the same, operators of all layers in one session, in place", "primitives", PRIMITIVES, "H4", null),
   gate("C3", "exact h4 against f32, batch 1, cold", "cold", "F32", "H4", 1.5),
   gate("C3", "exact h4 against f32, batch 32", "many", "F32", "H4", 1.5),
   gate("C4", "exact h8 against f32, batch 1", "one", "F32", "H8", 1.5),
@@ -210,16 +217,16 @@ async function measure(group: Group, library: string): Promise<Measured> {
   try {
     for (const { label, kind, shape, threads = 1, inPlace = true, turn = 1 } of group.entrants) {
       const runnable = await openCase(kind, shape, { library, threads, inPlace });
-      runnable.run();
+      await runnable.run();
       const start = performance.now();
-      runnable.run();
+      await runnable.run();
       const milliseconds = performance.now() - start;
       const repeats = group.cold === true ? 1 : Math.max(1, Math.min(200, Math.ceil(4 / milliseconds)));
       cases.push({ label, runnable, repeats: turn * Math.ceil(repeats / turn) });
     }
     let result: Measured | null = null;
     for (let attempt = 0; attempt < 3 && result?.steady !== true; attempt++)
-      result = timeAll(cases, group.cold === true);
+      result = await timeAll(cases, group.cold === true);
     return result ?? { times: new Map(), steady: false };
   } finally {
     for (const { runnable } of cases) runnable.close();
@@ -232,17 +239,17 @@ interface Case {
   readonly repeats: number;
 }
 
-function timeAll(cases: readonly Case[], cold: boolean): Measured {
+async function timeAll(cases: readonly Case[], cold: boolean): Promise<Measured> {
   const times = new Map<string, number[]>(cases.map(({ label }) => [label, []]));
   for (let round = 0; round < rounds; round++) {
     for (const { label, runnable, repeats } of cases) {
       // What was measured before has filled the caches, so a warm case warms up again.
-      if (!cold) runnable.run();
+      if (!cold) await runnable.run();
       let fastest = Number.POSITIVE_INFINITY;
       for (let sample = 0; sample < SAMPLES; sample++) {
         if (cold) flush();
         const start = clock();
-        for (let i = 0; i < repeats; i++) runnable.run();
+        for (let i = 0; i < repeats; i++) await runnable.run();
         fastest = Math.min(fastest, (clock() - start) / repeats);
       }
       times.get(label)?.push(fastest);
