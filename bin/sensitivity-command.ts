@@ -11,6 +11,7 @@ interface SensitivityFlags extends CalibrationFlags {
   readonly text: string;
   readonly windows: number;
   readonly window: number;
+  readonly calibTable?: string[];
   readonly bits: "4" | "8";
   readonly trust?: Trust;
   readonly library: string;
@@ -23,10 +24,16 @@ interface SensitivityFlags extends CalibrationFlags {
 export function addSensitivity(program: Command, terminal: Terminal, outcome: { code: number }): void {
   const command = program
     .command("sensitivity")
-    .description("what rounding one kind of weight, or one layer, costs; with --calib, where outlier channels are")
+    .description(
+      "what rounding one kind of weight, or one layer, costs; with --calib or --calib-table, where outlier channels are",
+    )
     .argument("<in...>", "what compile takes")
     .requiredOption("--text <file>", "the text to measure on");
   withCalibration(command)
+    .option(
+      "--calib-table <file...>",
+      "tables of `mambac calibrate --second-moments` to take statistics from instead of data",
+    )
     .addOption(new Option("--bits <bits>", "bits of what is rounded").choices(["4", "8"]).default("4"))
     .option("--windows <n>", "windows from the start of the text, each from zero state", positiveInteger, 8)
     .option("--window <n>", "tokens a window", positiveInteger, 256)
@@ -46,6 +53,7 @@ export function addSensitivity(program: Command, terminal: Terminal, outcome: { 
           tokenizer: flags.tokenizer ?? null,
           parameterScheme: `i${bits}:tensor`,
           calibration: calibrationOf(flags) ?? null,
+          tables: flags.calibTable ?? [],
           library,
           threads,
           json: flags.json ?? false,

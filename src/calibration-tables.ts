@@ -5,7 +5,7 @@ import { executableModel } from "./executable.js";
 import type { Model } from "./ir/graph.js";
 import { graphDigest } from "./onnx/model-digest.js";
 import { calibrationError, requestOf, requireFresh, type StatRequest } from "./quant/calibration.js";
-import type { Statistics } from "./quant/statistics.js";
+import type { ObservedStatistics } from "./quant/observed-statistics.js";
 import type { PipelineHooks } from "./rewrite/pipeline.js";
 import type { Dataset } from "./run/dataset.js";
 import { collectStatistics, missingIn, type NamedTable, tabledStatistics } from "./run/statistics.js";
@@ -30,27 +30,41 @@ export interface StatisticsSources extends Omit<CalibrationRuns, "calibration"> 
   readonly complete: () => Model | null;
 }
 
-/**
- * What passes ask of calibration. Statistics come from the tables where these have all that a pass asks for, else from the
- * data. A shard of the data is not enough for the passes after, so the run ends when its statistics are recorded.
- * Passes throw `calibration/...` (exit code 5) through it: for tables of another model or other data, for shards that are
- * not merged, and, without data, for what the tables lack.
- */
+/** What passes ask of calibration: `statisticsSource`, and measuring on the data. */
 export function calibrationHooks(sources: StatisticsSources): Pick<PipelineHooks, "collect" | "divergence"> {
-  const { calibration, tables, recorder } = sources;
+  const { calibration, tables } = sources;
   if (calibration === null && tables.length === 0) return {};
+  const collect = statisticsSource(sources);
+  if (calibration === null) return { collect };
+  return {
+    collect,
+    divergence: (reference, sequences) => divergenceFrom({ ...sources, calibration }, reference, sequences),
+  };
+}
+
+/** Statistics of a model as it stands; null where they are of a shard of the data only. `pass` is who asks. */
+type CollectStatistics = (
+  model: Model,
+  requests: readonly StatRequest[],
+  pass: string,
+  window?: number,
+) => Promise<(ObservedStatistics & Disposable) | null>;
+
+/**
+ * Statistics from the tables where these have all that a pass asks for, else from the data. A shard of the data is not
+ * enough for the passes after, so the run ends when its statistics are recorded. What is made throws `calibration/...`
+ * (exit code 5): for tables of another model or other data, for shards that are not merged, and, without data, for what
+ * the tables lack.
+ */
+export function statisticsSource(sources: StatisticsSources): CollectStatistics {
+  const { calibration, tables, recorder } = sources;
   let model: Promise<string> | null = null;
   /** Hash of the float model, which every table must be about. */
   const modelSha256 = (at: Model): Promise<string> => {
     model ??= checkedModel(sources, at);
     return model;
   };
-  const collect = async (
-    at: Model,
-    requests: readonly StatRequest[],
-    pass: string,
-    window?: number,
-  ): Promise<Statistics | null> => {
+  return async (at, requests, pass, window) => {
     if (requests.length === 0) return tabledStatistics([], "");
     const ready = await executableModel(at, sources.executable(), sources.threads);
     const hashed = tables.length > 0 || recorder !== null;
@@ -84,11 +98,6 @@ export function calibrationHooks(sources: StatisticsSources): Pick<PipelineHooks
     } finally {
       dataset.close();
     }
-  };
-  if (calibration === null) return { collect };
-  return {
-    collect,
-    divergence: (reference, sequences) => divergenceFrom({ ...sources, calibration }, reference, sequences),
   };
 }
 

@@ -2,8 +2,6 @@
 
 import { executableModel } from "./executable.js";
 import type { Model } from "./ir/graph.js";
-import type { StatRequest } from "./quant/calibration.js";
-import type { ObservedStatistics } from "./quant/observed-statistics.js";
 import { tokenInput } from "./rewrite/axes.js";
 import type { DivergenceFrom } from "./rewrite/pass.js";
 import type { Step } from "./rewrite/pipeline.js";
@@ -17,7 +15,7 @@ import {
 import { openItems } from "./run/dataset-items.js";
 import { logitsSample, meanKlBits } from "./run/divergence.js";
 import { isPlain } from "./run/plain-model.js";
-import { collectStatistics, usualBoundaries } from "./run/statistics.js";
+import { usualBoundaries } from "./run/statistics.js";
 import { tokenizerBeside } from "./run/tokenizer.js";
 import { EXIT, MambacError } from "./support/errors.js";
 
@@ -34,23 +32,6 @@ export interface CalibrationRuns {
   readonly onProgress?: (message: string) => void;
   /** Told of the data each time they are opened. */
   readonly onDataset?: (description: DatasetDescription) => void;
-}
-
-/** Statistics of a model between two passes. Dispose of them when done. */
-export async function statisticsOf(
-  runs: CalibrationRuns,
-  model: Model,
-  requests: readonly StatRequest[],
-): Promise<ObservedStatistics & Disposable> {
-  const dataset = await openCalibration(runs.calibration, model, runs.inputs);
-  try {
-    return await collectStatistics(await executableModel(model, runs.executable(), runs.threads), requests, dataset, {
-      threads: runs.threads,
-      ...(runs.onProgress === undefined ? {} : { onProgress: runs.onProgress }),
-    });
-  } finally {
-    dataset.close();
-  }
 }
 
 /** Measures models against a reference on the first sequences of the calibration data. */

@@ -5,6 +5,7 @@ import { type Candidate, compareCandidates } from "../compare.js";
 import { type CompileOptions, prepare, VERSION } from "../compile.js";
 import { readCalibration } from "../run/calibration-files.js";
 import type { LibraryChoice } from "../run/locate.js";
+import { requireTokens } from "../run/plain-model.js";
 import { loadTokenizer, type Tokenizer, tokenizerBeside } from "../run/tokenizer.js";
 import { EXIT, type ExitCode, MambacError } from "../support/errors.js";
 import { comparedCsv, comparedDocument, comparedTable } from "./compare-table.js";
@@ -42,6 +43,7 @@ export async function compareCommand(
     const onProgress = (message: string): void => progress.say(message);
     const tables = (options.tables ?? []).map((path) => ({ label: path, table: readCalibration(path) }));
     const prepared = await prepare({ inputs, threads, onProgress }, reference.passes);
+    requireTokens(prepared.main, "compare");
     const tokenizer = requestedTokenizer(options.tokenizer, inputs, prepared.vocabulary);
     const rows = await compareCandidates({
       prepared,

@@ -1,12 +1,14 @@
 /** `mambac eval`: how well a compiled model predicts a text, and how far it is from its source. */
 
 import { VERSION } from "../compile.js";
+import type { Model } from "../ir/graph.js";
 import { readModel } from "../onnx/read.js";
 import { type Evaluation, evaluate } from "../run/evaluate.js";
 import { FOOTPRINT_CLASSES, type Footprint, footprint } from "../run/footprint.js";
 import { type LastWordScore, lastWordScore, passageTexts, splitLastWord } from "../run/last-word.js";
 import type { LibraryChoice } from "../run/locate.js";
 import type { EvaluateMode } from "../run/logits-source.js";
+import { requireTokens } from "../run/plain-model.js";
 import { readSignature } from "../run/signature.js";
 import { statePrecision } from "../run/state-precision.js";
 import { type LoadedPackage, type LoadOptions, loadPackage, modelFile } from "../run/stateful.js";
@@ -64,8 +66,10 @@ export async function evalCommand(options: EvalCommandOptions, terminal: Termina
     const text = options.text === null ? null : readText("eval", options.text);
     const passages = options.lastWord === null ? null : readText("eval", options.lastWord);
     progress.say(`loading ${options.output}`);
+    const { model: graph } = readModel(modelFile(options.output));
+    requireTokens(graph, "eval");
     const settings: LoadOptions = {
-      batch: batchFor(options.output, options),
+      batch: batchFor(graph, options),
       library: options.library,
       threads: options.threads,
       onNotice: (message) => (options.quiet ? undefined : terminal.err(`${message}\n`)),
@@ -114,8 +118,8 @@ async function lastWordOf(
 }
 
 /** All windows at once where their logits fit. */
-export function batchFor(path: string, options: { readonly window: number; readonly windows: number }): number {
-  const { logits } = readSignature(readModel(modelFile(path)).model);
+function batchFor(model: Model, options: { readonly window: number; readonly windows: number }): number {
+  const { logits } = readSignature(model);
   const vocabulary = logits.shape.at(-1);
   const bytes = 4 * options.window * (typeof vocabulary === "number" ? vocabulary : UNKNOWN_VOCABULARY);
   return Math.max(1, Math.min(options.windows, Math.floor(LOGIT_BYTES / bytes)));

@@ -3,14 +3,16 @@
 import { basename } from "node:path";
 import { type Candidate, type ComparedRow, compareCandidates } from "../compare.js";
 import { type CompileOptions, type CompilerPasses, type Prepared, prepare, VERSION } from "../compile.js";
-import { type OutlierRow, outlierRows } from "../outliers.js";
+import { type OutlierRow, outlierReport } from "../outliers.js";
 import { parseWeightScheme } from "../quant/scheme.js";
 import { ROUNDED_PARAMETERS, type RoundedParameter, roundParameter } from "../rewrite/parameter-rounding.js";
 import type { Step } from "../rewrite/pipeline.js";
 import { semanticOps } from "../rewrite/semantic.js";
+import { readCalibration } from "../run/calibration-files.js";
 import type { LibraryChoice } from "../run/locate.js";
+import { requireTokens } from "../run/plain-model.js";
 import { EXIT, type ExitCode } from "../support/errors.js";
-import { requestedTokenizer } from "./compare.js";
+import { dataOf, requestedTokenizer } from "./compare.js";
 import { comparedDocument, formatLoss } from "./compare-table.js";
 import { readText } from "./read-text.js";
 import { Progress, type Terminal } from "./terminal.js";
@@ -24,8 +26,10 @@ export interface SensitivityCommandOptions {
   readonly tokenizer: string | null;
   /** Spelling of how scan and convolution parameters are rounded. */
   readonly parameterScheme: string;
-  /** Null leaves out the report of outliers. */
+  /** Without data and tables the report of outliers is left out. */
   readonly calibration: NonNullable<CompileOptions["calibration"]> | null;
+  /** Files of `mambac calibrate`. */
+  readonly tables: readonly string[];
   readonly library: LibraryChoice;
   readonly threads: number;
   readonly json: boolean;
@@ -54,7 +58,9 @@ export async function sensitivityCommand(
   const onProgress = (message: string): void => progress.say(message);
   try {
     const text = readText("sensitivity", options.text);
+    const tables = options.tables.map((path) => ({ label: path, table: readCalibration(path) }));
     const prepared = await prepare({ inputs, threads, onProgress }, plan.reference.passes);
+    requireTokens(prepared.main, "sensitivity");
     const tokenizer = requestedTokenizer(options.tokenizer, inputs, prepared.vocabulary);
     const measured = (candidates: readonly Candidate[]): Promise<ComparedRow[]> =>
       compareCandidates({
@@ -73,22 +79,32 @@ export async function sensitivityCommand(
     const parameters = ROUNDED_PARAMETERS.map((kind) =>
       parameterCandidate(plan.reference, kind, options.parameterScheme),
     );
-    const [float, ...types] = await measured([...plan.types, ...parameters]);
-    const [, ...layers] = await measured(layerLabels(prepared).map(plan.layer));
+    // First, as it may be refused.
+    const { calibration } = options;
     const outliers =
-      options.calibration === null
-        ? []
-        : await outlierRows({
+      calibration === null && tables.length === 0
+        ? { rows: [], leftOut: [] }
+        : await outlierReport({
             prepared,
             inputs,
             transforms: plan.transforms,
-            calibration: { ...options.calibration, tokenizer },
+            calibration: calibration === null ? null : { ...calibration, tokenizer },
+            tables,
             threads,
             onProgress,
           });
+    const kinds = [...plan.types, ...parameters];
+    const [float, ...rows] = await measured([...kinds, ...layerLabels(prepared).map(plan.layer)]);
+    const [types, layers] = [rows.slice(0, kinds.length), rows.slice(kinds.length)];
     // A kind the model does not have changes nothing at all.
     const present = types.filter(({ meanKlBits }) => meanKlBits > 0);
     progress.done();
+    if (outliers.leftOut.length > 0) {
+      const left = outliers.leftOut.join(", ");
+      terminal.err(
+        `activations after ${left} are left out: ${options.tables.join(", ")} cannot tell; give --calib too\n`,
+      );
+    }
     if (options.json) {
       const document = {
         command: "sensitivity",
@@ -101,12 +117,15 @@ export async function sensitivityCommand(
         float: comparedDocument(float === undefined ? [] : [float])[0] ?? null,
         types: comparedDocument(present),
         layers: comparedDocument(layers),
-        outliers,
+        calibration: dataOf(calibration ?? undefined),
+        tables: options.tables,
+        outliers: outliers.rows,
+        outliersLeftOut: outliers.leftOut,
       };
       terminal.out(`${JSON.stringify(document, null, 2)}\n`);
     } else {
       const tables = [lossTable("only", present), lossTable("only layer", layers)];
-      terminal.out([...tables, ...(outliers.length === 0 ? [] : [outlierTable(outliers)])].join("\n"));
+      terminal.out([...tables, ...(outliers.rows.length === 0 ? [] : [outlierTable(outliers.rows)])].join("\n"));
     }
   } finally {
     progress.done();

@@ -28,6 +28,15 @@ export function isPlain({ graph, metadata }: Model): boolean {
   return floats && (states === undefined || states === "[]");
 }
 
+/** Refuses a model without token ids where `command` works on them. Throws `COMMAND/next-token`, exit code 4. */
+export function requireTokens(model: Model, command: string): void {
+  if (!isPlain(model)) return;
+  const message =
+    `mambac ${command} is about the next token, and this model reads no tokens, but ` +
+    `${model.graph.inputs.map(({ name }) => name).join(", ")}; mambac verify compares such models`;
+  throw new MambacError(`${command}/next-token`, message, EXIT.unsupported);
+}
+
 /** Opens a model with the op library where one is found and the model has operators of it. Throws `session/...`, `ort/...`. */
 export async function openPlainModel(
   path: string,

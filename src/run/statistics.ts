@@ -99,9 +99,10 @@ export function missingIn(
  * Answers about a graph from tables made earlier; which graph each statistic is of is part of it. Throws
  * `calibration/missing` (exit code 5) for what none of them has.
  */
-export function tabledStatistics(tables: readonly NamedTable[], graph: string): ObservedStatistics {
+export function tabledStatistics(tables: readonly NamedTable[], graph: string): ObservedStatistics & Disposable {
   const label = tables.map((table) => table.label).join(", ");
-  return tableStatistics({ encoded: (request) => encodedIn(tables, graph, request) }, label);
+  const statistics = tableStatistics({ encoded: (request) => encodedIn(tables, graph, request) }, label);
+  return { ...statistics, [Symbol.dispose]: () => undefined };
 }
 
 function encodedIn(tables: readonly NamedTable[], graph: string, request: StatRequest): Uint8Array | null {

@@ -1,9 +1,23 @@
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { expect, test } from "vitest";
+import { afterAll, describe, expect, test } from "vitest";
 import type { OutlierRow } from "../../src/outliers.js";
 import { documentIn, mambac } from "../support/command.js";
 import { fixture } from "../support/fixture-models.js";
 import { DEMO } from "../support/state-quality.js";
+
+const root = mkdtempSync(join(tmpdir(), "mambac-sensitivity-"));
+afterAll(() => rmSync(root, { recursive: true }));
+
+/** What is made when it is first asked for. */
+function lazily<T>(make: () => Promise<T>): () => Promise<T> {
+  let made: Promise<T> | null = null;
+  return () => {
+    made ??= make();
+    return made;
+  };
+}
 
 interface Row {
   readonly name: string;
@@ -13,12 +27,18 @@ interface Row {
 
 const TEXT = ["--text", join(DEMO, "kjv.txt"), "--windows", "2", "--window", "64"];
 
-test("one kind and one layer at a time; outliers before and after transforms", async () => {
-  const calib = ["--calib", join(DEMO, "wordnet.txt"), "--num-samples", "4", "--seq-len", "64"];
-  const argv = ["sensitivity", join(DEMO, "prefill.onnx"), ...TEXT, ...calib, "-q"];
+const FEW = ["--num-samples", "4", "--seq-len", "64"];
+const DATA = join(DEMO, "wordnet.txt");
+
+const calibrated = lazily(async () => {
+  const argv = ["sensitivity", join(DEMO, "prefill.onnx"), ...TEXT, "--calib", DATA, ...FEW, "-q"];
   const result = await mambac(...argv, "--json");
   expect(result).toMatchObject({ code: 0, err: "" });
-  const document = documentIn(result);
+  return documentIn(result);
+});
+
+test("one kind and one layer at a time; outliers before and after transforms", async () => {
+  const document = await calibrated();
   const types = document["types"] as readonly Row[];
   // A Mamba-2 has neither x_proj nor dt_proj.
   expect(types.map(({ name }) => name.split(" ")[0])).toEqual([
@@ -78,4 +98,47 @@ test("refuses a missing text and a tokenizer it cannot know", async () => {
   const unknown = await mambac("sensitivity", fixture("hf/mamba2/prefill.onnx"), ...TEXT);
   expect(unknown).toMatchObject({ code: 2, out: "" });
   expect(unknown.err).toContain("--tokenizer");
+});
+
+describe("--calib-table", () => {
+  const source = join(DEMO, "prefill.onnx");
+  const short = ["--text", join(DEMO, "kjv.txt"), "--windows", "1", "--window", "16", "-q", "--json"];
+  const rowsIn = (document: Record<string, unknown>): readonly OutlierRow[] =>
+    document["outliers"] as readonly OutlierRow[];
+
+  test("gives the outliers of the float model that the data give, and tells what it cannot", async () => {
+    const table = join(root, "usual.json");
+    const made = await mambac("calibrate", source, "--data", DATA, ...FEW, "--second-moments", "-o", table, "-q");
+    expect(made.code, made.err).toBe(0);
+    const tabled = await mambac("sensitivity", source, ...short, "--calib-table", table);
+    expect(tabled.code, tabled.err).toBe(0);
+    expect(tabled.err).toMatch(/after smooth, rotate, rotate KLT, smooth \+ rotate are left out: .*give --calib too/);
+    const document = documentIn(tabled);
+    expect(document["outliersLeftOut"]).toEqual(["smooth", "rotate", "rotate KLT", "smooth + rotate"]);
+    const all = rowsIn(await calibrated());
+    expect(rowsIn(document)).toEqual(all.filter(({ transform }) => transform === "none"));
+  });
+
+  test("one that serves no transform, and one of another model, are refused", async () => {
+    const bare = join(root, "bare.json");
+    expect((await mambac("calibrate", source, "--data", DATA, ...FEW, "-o", bare, "-q")).code).toBe(0);
+    const lacking = await mambac("sensitivity", source, ...short, "--calib-table", bare);
+    expect(lacking.code).toBe(5);
+    expect(lacking.err).toMatch(/needs second-moment by channel of .*bare\.json lacks these/);
+    const other = fixture("hf/mamba2/prefill.onnx");
+    const stale = await mambac("sensitivity", other, ...short, "--calib-table", bare, "--tokenizer", "bytes");
+    expect(stale.code).toBe(5);
+    expect(stale.err).toMatch(/made for another model/);
+  });
+});
+
+test.each([
+  ["sensitivity", []],
+  ["compare", ["--recipe", "w8a8h8"]],
+  ["eval", []],
+])("%s refuses models of pictures for what they are", async (command, more) => {
+  const argv = [fixture("pictures/vim_chunks.onnx"), "--text", join(DEMO, "kjv.txt"), ...more, "-q"];
+  const result = await mambac(command, ...argv);
+  expect(result).toMatchObject({ code: 4, out: "" });
+  expect(result.err).toMatch(/this model reads no tokens, but pixels/);
 });
