@@ -85,7 +85,7 @@ async function main(): Promise<void> {
     await compileTo(at("source.onnx"), at("quantized.onnx"), recipe, at("calib.jsonl"));
     const census = await kernelCensus(at("quantized.onnx"));
     process.stdout.write(`${name}: ${census.quantized} of ${census.projections} projections on integer kernels\n`);
-    for (const output of census.float) process.stdout.write(`  float: ${output}\n`);
+    for (const { node } of census.float) process.stdout.write(`  float: ${node}\n`);
     const subjects: BenchSubject[] = [
       { kind: "package", name, path: at("quantized.onnx"), library },
       { kind: "package", name: "float", path: at("float.onnx"), library },

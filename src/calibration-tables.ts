@@ -14,6 +14,12 @@ import { invariant } from "./support/errors.js";
 /** The pass after which a graph has all its states and nothing has been quantized: tables are about that model. */
 export const COMPLETE = "complete-states";
 
+/** The pass after which, for the first time since, projections have one form and names, and nothing else has happened to them. */
+export const ALIGNED = "tidy";
+
+/** The pass after which a graph is made ready to be written: transforms and roundings are over before. */
+export const LOWERING = "divide-norm";
+
 /** Takes what is collected from data. */
 export interface StatisticsRecorder {
   /** A pass is about to get statistics from the data, of a model with this hash. */

@@ -5,7 +5,7 @@
 
 import { lstatSync, statSync } from "node:fs";
 import { type CalibrationData, vocabularyOf } from "./calibration.js";
-import { COMPLETE, calibrationHooks, type StatisticsRecorder } from "./calibration-tables.js";
+import { ALIGNED, COMPLETE, calibrationHooks, type StatisticsRecorder } from "./calibration-tables.js";
 import { executor, withStateNames } from "./executable.js";
 
 import type { Model, Node } from "./ir/graph.js";
@@ -104,6 +104,8 @@ export interface CompileReport {
   readonly state: StateChoice;
   /** The model as compiled, or as it stood after `stopAfter`. */
   readonly model: Model;
+  /** The model before anything was rounded: projections have layers and roles there. */
+  readonly aligned: Model;
   readonly written: Written | null;
   /** Bytes of all weights of the result. */
   readonly weightBytes: number;
@@ -232,7 +234,8 @@ export async function compilePrepared(
   const { main, decode } = prepared;
   if (options.output !== null) refuseReplacing(prepared.files, options.output);
   const remarks: Remark[] = [...prepared.remarks];
-  if (prepared.stopped) return report(options, prepared, main, semanticOps(main.graph.nodes), remarks, null, null);
+  if (prepared.stopped)
+    return report(options, prepared, main, main, semanticOps(main.graph.nodes), remarks, null, null);
   await using products = openOrtGemm({ threads: options.threads ?? 1 });
   let complete: Model | null = null;
   let calibration: DatasetDescription | null = null;
@@ -254,6 +257,7 @@ export async function compilePrepared(
     }),
   };
   let before: readonly SemanticOp[] = [];
+  let aligned: Model | null = null;
   const pair = decode === null ? null : { decode, measure: () => prepared.measure(hooks.report) };
   const finished = await runSteps(
     main,
@@ -264,6 +268,7 @@ export async function compilePrepared(
         const ops = semanticOps(model.graph.nodes);
         if (ops.length > 0) before = ops;
         if (name === COMPLETE) complete = model;
+        if (name === ALIGNED && complete !== null && ops.length > 0) aligned ??= model;
         options.afterPass?.(name, model, changed, milliseconds);
       },
     },
@@ -285,7 +290,16 @@ export async function compilePrepared(
     });
   }
   remarks.push(...calibrationRemarks(calibration, options.calibration));
-  return report({ ...options, state }, prepared, model, before, remarks, written, calibration);
+  return report(
+    { ...options, state },
+    prepared,
+    model,
+    aligned ?? complete ?? main,
+    before,
+    remarks,
+    written,
+    calibration,
+  );
 }
 
 function pipelineHooks(options: PrepareOptions, remarks: Remark[]): PipelineHooks {
@@ -387,6 +401,7 @@ function report(
   options: CompileOptions,
   { sources, warnings }: Prepared,
   model: Model,
+  aligned: Model,
   ops: readonly SemanticOp[],
   remarks: readonly Remark[],
   written: Written | null,
@@ -401,6 +416,7 @@ function report(
     warnings,
     state: options.state,
     model,
+    aligned,
     written,
     weightBytes: totalBytes(model),
     calibration,

@@ -1,15 +1,12 @@
 /** The float model that statistics are of: recognised, with all its states, before anything is quantized, and executable. */
 
-import { COMPLETE } from "./calibration-tables.js";
+import { ALIGNED, COMPLETE } from "./calibration-tables.js";
 import { type CompileOptions, type CompilerPasses, compile } from "./compile.js";
 import { executableModel } from "./executable.js";
 import type { Model } from "./ir/graph.js";
 import { graphDigest } from "./onnx/model-digest.js";
 import { FLOAT_STATE } from "./rewrite/semantic.js";
 import { invariant } from "./support/errors.js";
-
-/** The pass after which projections have one form, and nothing else has happened to them. */
-const ALIGNED = "tidy";
 
 export interface FloatModel {
   /** Executable; values keep the names that passes know them by. */

@@ -1,6 +1,6 @@
 /** How uneven the activations in front of projections are, as a model is and after transforms that keep its function. */
 
-import { COMPLETE, statisticsSource } from "./calibration-tables.js";
+import { COMPLETE, LOWERING, statisticsSource } from "./calibration-tables.js";
 import type { Candidate } from "./compare.js";
 import { type CompileOptions, compilePrepared, type Prepared } from "./compile.js";
 import type { Model } from "./ir/graph.js";
@@ -112,9 +112,6 @@ async function rowsOf(options: OutlierOptions, transform: Candidate): Promise<Ou
   invariant(statistics !== null, "outliers are of all the data");
   return [...sites].map(([value, site]) => rowOf(transform.name, value, site, statistics));
 }
-
-/** The pass after which a graph is made ready to be written: transforms are over before. */
-const LOWERING = "divide-norm";
 
 /** What messages call the reader of these statistics, in the place of a pass. */
 const OUTLIERS = "outliers";

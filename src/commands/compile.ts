@@ -12,6 +12,7 @@ import {
 } from "../compile.js";
 import type { Model } from "../ir/graph.js";
 import { formatModel } from "../ir/text.js";
+import { type KeptProjection, keptProjections } from "../kept-projections.js";
 import { requireWritable, type WriteOptions, writtenSizes } from "../onnx/write.js";
 import type { FloatType } from "../ops/names.js";
 import type { StateChoice } from "../rewrite/semantic.js";
@@ -20,6 +21,7 @@ import { type KernelCensus, kernelCensus } from "../run/kernel-census.js";
 import { defaultOutput, type SourceFile, sourceFiles } from "../sources.js";
 import { closestWord } from "../support/closest-word.js";
 import { EXIT, type ExitCode, InvariantError, MambacError } from "../support/errors.js";
+import { keptLines } from "./kept-table.js";
 import { formatLayers, formatRemarks, formatStateTotal, layerDocument, stateTotals } from "./layer-table.js";
 import { writeRepro } from "./repro.js";
 import { Progress, type Terminal } from "./terminal.js";
@@ -214,7 +216,7 @@ function documentOf(
     recipe: options.decided?.()?.recipe ?? options.recipe ?? null,
     ...(options.choice == null ? {} : { auto: options.choice.document }),
     calibration: report.calibration,
-    ...(census === null ? {} : { kernels: { ...census, kernels: Object.fromEntries(census.kernels) } }),
+    ...(census === null ? {} : { kernels: kernelsDocument(census, report) }),
     layers: report.rows.map(layerDocument),
     totals: { weightBytes: report.weightBytes, stateBytesBefore: before, stateBytesAfter: after },
     remarks: report.remarks,
@@ -250,13 +252,26 @@ function textOf(
       : `${(options.calibration?.paths ?? []).join(", ")} (sha256 ${sha256.slice(0, 12)})`;
     facts.push(["calibration", `${sequences} sequences${of}, ${tokens} tokens, seed ${seed}: ${files}`]);
   }
-  if (census !== null) facts.push(["projections", censusText(census)]);
+  if (census !== null) {
+    facts.push(["projections", censusText(census)]);
+    const kept = keptLines(keptOf(census, report));
+    facts.push(...kept.map((line, at): [string, string] => [at === 0 ? "in float" : "", line]));
+  }
   if (files !== null) {
     const list = [files.model, ...(files.data === null ? [] : [files.data]), ...files.companions].map(named).join(", ");
     facts.push([options.dryRun ? "would write" : "written", list]);
   }
   if (options.dryRun) facts.push(["peak memory", `about ${formatBytes(peakMemory(report.model))}`]);
   return `${options.choice == null ? "" : `${options.choice.text}\n`}${formatLayers(report.rows)}\n${formatFacts(facts)}${formatRemarks(report.remarks, report.warnings)}`;
+}
+
+/** Every projection that stays float, with the reason; the counts are of all. */
+function kernelsDocument(census: KernelCensus, report: CompileReport): object {
+  return { ...census, kernels: Object.fromEntries(census.kernels), float: keptOf(census, report) };
+}
+
+function keptOf(census: KernelCensus, { aligned, model: compiled, remarks }: CompileReport): KeptProjection[] {
+  return keptProjections(census, { aligned, compiled }, remarks);
 }
 
 /** What ONNX Runtime makes of the projections, read from its optimised graph. */

@@ -60,17 +60,22 @@ describe("exact transforms leave what comes out as it is", () => {
 });
 
 describe("projections of pictures run on integers", () => {
-  const sources: readonly (readonly [string, number])[] = [
-    ["vim_chunks", 8],
-    ["vmamba_chunks", 4],
-    ["mambavision_steps", 6],
+  const sources: readonly (readonly [string, number, number, number])[] = [
+    ["vim_chunks", 8, 0, 5],
+    ["vmamba_chunks", 4, 4, 1],
+    ["mambavision_steps", 6, 0, 3],
   ];
-  test.each(sources)("%s", async (name, projections) => {
+  test.each(sources)("%s", async (name, projections, einsums, gemms) => {
     const out = join(root, `${name}.onnx`);
     const flags = ["--recipe", "smoothquant-w8a8", "--calib", pictures("pictures.npy", 16)];
     const result = await mambac("compile", fixture(`pictures/${name}.onnx`), "-o", out, ...flags, "--json");
     expect(result.code).toBe(0);
-    expect(documentIn(result)["kernels"]).toMatchObject({ kernels: { MatMulIntegerToFloat: projections } });
+    const document = documentIn(result)["kernels"];
+    expect(document).toMatchObject({ quantized: projections, kernels: { MatMulIntegerToFloat: projections } });
+    const { float } = document as { readonly float: readonly { readonly node: string; readonly why: string }[] };
+    const because = (reason: RegExp): number => float.filter(({ why }) => reason.test(why)).length;
+    expect([because(/several weights at once/), because(/makes Gemm of it/)]).toEqual([einsums, gemms]);
+    expect(float).toHaveLength(einsums + gemms);
     const { rms } = await difference(out, fixture(`pictures/${name}.onnx`));
     expect(rms).toBeGreaterThan(1e-4);
     expect(rms).toBeLessThan(0.3);

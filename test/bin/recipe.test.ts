@@ -84,6 +84,37 @@ describe("compile --recipe FILE", () => {
     expect(both.length).toBe(rounded.length + 1);
   });
 
+  test("what stays float is named with the reason, in text and in the document", async () => {
+    const path = write("named.yaml", RECIPE);
+    const argv = ["compile", MODEL, "-o", join(root, "named.onnx"), "--recipe", path];
+    const { out } = await mambac(...argv);
+    expect(out).toMatch(/^projections +3 of 5 run as integer or low-bit kernels/m);
+    expect(out).toMatch(
+      /^in float +layers\.0 in_proj: the recipe leaves it float\n +lm_head: the recipe leaves it float$/m,
+    );
+    const { kernels } = documentIn(await mambac(...argv, "--json"));
+    expect(kernels).toMatchObject({ quantized: 3, projections: 5 });
+    const why = "the recipe leaves it float";
+    expect(kernels).toMatchObject({
+      float: [
+        { layer: "layers.0", role: "in_proj", node: "node_linear", why },
+        { layer: "", role: "lm_head", node: "node_linear_4", why },
+      ],
+    });
+  });
+
+  test("weights on a curve are unpacked, and a recipe that rounds nothing leaves all", async () => {
+    const kept = async (name: string): Promise<string> => {
+      const { out } = await mambac("compile", MODEL, "-o", join(root, "kept.onnx"), "--recipe", name);
+      return /^in float +([\s\S]*?)^written/m.exec(out)?.[1]?.replaceAll(/^ +/gm, "") ?? "";
+    };
+    const curve = "its weight is unpacked to floats in the graph\n";
+    expect(await kept("ptqssm-w8-inout-tanh")).toBe(
+      `layers.0..1 in_proj: ${curve}layers.0..1 out_proj: ${curve}lm_head: the recipe leaves it float\n`,
+    );
+    expect(await kept("float")).toMatch(/^layers\.0\.\.1 in_proj: the recipe leaves it float\n/);
+  });
+
   test("what lies beside a model compiles to the same bytes, --state included", async () => {
     const [one, two] = [join(root, "one.onnx"), join(root, "two.onnx")];
     const first = ["compile", MODEL, "-o", one, "-q", "--recipe", "ptqssm-w8-inout", "--state", "h4"];

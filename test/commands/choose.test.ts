@@ -32,7 +32,7 @@ function row(name: string, change: number, bytes: number, stateBytes: number = 0
       projections: 9,
       roundsActivations: 0,
       kernels: new Map([["MatMul", 1]]),
-      float: ["logits"],
+      float: [{ node: "node_linear_8", op: "MatMul" }],
     },
   };
 }
