@@ -56,6 +56,7 @@ import {
   tokenIds,
 } from "./flag-values.js";
 import { kebabFlags } from "./kebab-flags.js";
+import { addPackage } from "./package-command.js";
 import { addRecipe } from "./recipe-command.js";
 import { addSensitivity } from "./sensitivity-command.js";
 
@@ -108,6 +109,7 @@ function commandLine(terminal: Terminal, outcome: Outcome, argv: readonly string
   addRecipe(program, terminal, outcome);
   addCompare(program, terminal, outcome);
   addSensitivity(program, terminal, outcome);
+  addPackage(program, terminal, outcome);
   addBuildOps(program, terminal, outcome);
   withExamples(program);
   return program;

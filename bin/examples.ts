@@ -29,6 +29,11 @@ export const EXAMPLES: Readonly<Record<string, readonly string[]>> = {
     "mambac eval out.onnx --text text.txt --against prefill.onnx --windows 4 --mode call",
   ],
   bench: ["mambac bench out.onnx --against prefill.onnx", "mambac bench out.onnx --batch 1 --threads 1 --steps 32"],
+  package: [
+    "mambac package out.onnx --triton models",
+    "mambac compile prefill.onnx -o names.onnx --state-names genai",
+    "mambac package names.onnx --genai genai-model",
+  ],
   "build-ops": ["mambac build-ops"],
   recipe: [
     "mambac recipe list",

@@ -14,6 +14,7 @@ export { evalCommand } from "./commands/eval.js";
 export { reportFailure } from "./commands/failure.js";
 export { generateCommand } from "./commands/generate.js";
 export { inspectCommand } from "./commands/inspect.js";
+export { packageCommand } from "./commands/package.js";
 export {
   type RecipeLibrary,
   recipeListCommand,

@@ -19,6 +19,7 @@ const LAYERS: Readonly<Record<string, readonly string[]>> = {
   "src/ops": ["src/ir", "src/support"],
   "src/rewrite": ["src/ir", "src/linalg", "src/ops", "src/quant", "src/support"],
   "src/run": ["src/ir", "src/linalg", "src/onnx", "src/ops", "src/quant", "src/support"],
+  "src/package": ["src/ir", "src/onnx", "src/run", "src/support"],
   passes: ["src/document", "src/ir", "src/linalg", "src/ops", "src/quant", "src/rewrite", "src/support"],
   src: [
     "src/commands",
@@ -37,6 +38,7 @@ const LAYERS: Readonly<Record<string, readonly string[]>> = {
     "src/linalg",
     "src/onnx",
     "src/ops",
+    "src/package",
     "src/quant",
     "src/rewrite",
     "src/run",

@@ -7,7 +7,7 @@
  */
 
 import { randomBytes } from "node:crypto";
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
 
 const SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
@@ -53,9 +53,19 @@ export class TemporaryFiles {
     return path;
   }
 
+  /** A new folder beside `target`, with the rights that folders get here. */
+  folderBeside(target: string): string {
+    const path = this.beside(target);
+    mkdirSync(path);
+    this.#paths.delete(path);
+    this.#folders.add(path);
+    return path;
+  }
+
   /** No longer temporary: renamed to what it was written for. */
   keep(path: string): void {
     this.#paths.delete(path);
+    this.#folders.delete(path);
   }
 
   removeAll(): void {

@@ -6,17 +6,7 @@
  * weights are in files or computed on demand never has to fit in memory.
  */
 
-import {
-  accessSync,
-  closeSync,
-  constants,
-  existsSync,
-  lstatSync,
-  openSync,
-  renameSync,
-  rmSync,
-  statSync,
-} from "node:fs";
+import { accessSync, closeSync, constants, existsSync, lstatSync, openSync, statSync } from "node:fs";
 import { type FileHandle, open } from "node:fs/promises";
 import { basename, dirname } from "node:path";
 import { type Graph, type Model, subgraphs } from "../ir/graph.js";
@@ -24,6 +14,7 @@ import type { Tensor } from "../ir/tensor.js";
 import { invariant, MambacError } from "../support/errors.js";
 import { fileProblem } from "../support/file-problem.js";
 import { type ExternalPlace, modelMessage } from "./encode-model.js";
+import { type Move, moveIntoPlace } from "./move-into-place.js";
 import { type Encoded, encode } from "./proto.js";
 import { TemporaryFiles } from "./temporary-files.js";
 import { type DataPart, writeData } from "./write-data.js";
@@ -47,6 +38,8 @@ const WRITE_STEP = 1 << 24;
 export interface WriteOptions {
   /** `auto` (default): weights go to a side file when they exceed 1 MiB in all. */
   readonly externalData?: "auto" | "always" | "never";
+  /** What the name of the side file adds to that of the model; `.data` (default). */
+  readonly dataSuffix?: ".data" | "_data";
   /** Texts that appear together with the model, or not at all. */
   readonly companions?: readonly Companion[];
   /** Files that told something about an earlier model at this path: removed with it, unless written anew. */
@@ -108,11 +101,11 @@ export function requireWritable(path: string): void {
 }
 
 /**
- * Writes `path`, and `<path>.data` beside it when weights are external. Existing files of these names are replaced, and
- * where a model is replaced, so is its `<path>.data`. After a failure or a signal the folder is as it was. Throws `onnx/write` for file system errors.
+ * Writes `path`, and its side file beside it when weights are external. Existing files of these names are replaced, and
+ * where a model is replaced, so is its side file. After a failure or a signal the folder is as it was. Throws `onnx/write` for file system errors.
  */
 export async function writeModel(model: Model, path: string, options: WriteOptions = {}): Promise<Written> {
-  const dataPath = `${path}.data`;
+  const dataPath = `${path}${options.dataSuffix ?? ".data"}`;
   const companions = (options.companions ?? []).map((companion) => ({
     path: companion.path,
     content: new TextEncoder().encode(companion.text),
@@ -278,39 +271,6 @@ async function checkPieces(handle: FileHandle, encoded: Encoded): Promise<void> 
     }
     at += piece.byteLength;
   }
-}
-
-interface Move {
-  readonly from: string;
-  readonly to: string;
-}
-
-/**
- * Renames everything and removes what is outdated, or does nothing. Synchronous, so that signal handlers run before or
- * after it, never inside.
- */
-function moveIntoPlace(moves: readonly Move[], outdated: readonly string[], temporary: TemporaryFiles): void {
-  const undo: (() => void)[] = [];
-  const backups: string[] = [];
-  try {
-    for (const to of new Set([...moves.map((move) => move.to), ...outdated])) {
-      if (!existsSync(to)) continue;
-      const backup = temporary.beside(to);
-      temporary.keep(backup);
-      renameSync(to, backup);
-      backups.push(backup);
-      undo.push(() => renameSync(backup, to));
-    }
-    for (const { from, to } of moves) {
-      renameSync(from, to);
-      temporary.keep(from);
-      undo.push(() => rmSync(to, { force: true }));
-    }
-  } catch (cause) {
-    for (const step of undo.toReversed()) step();
-    throw cause;
-  }
-  for (const backup of backups) rmSync(backup, { force: true });
 }
 
 /** Makes the renames last; a file system that cannot do this for folders is left as it is. */

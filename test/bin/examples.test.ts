@@ -37,7 +37,7 @@ function argvOf(line: string): string[] {
   const [, ...words] = (line.match(/"[^"]*"|\S+/g) ?? []).map((word) => word.replaceAll('"', ""));
   const argv = words.flatMap((word) => {
     if (word === "decode.onnx") return [];
-    return /\.(onnx|txt|json|yaml)$|^absent$/.test(word) ? [join(root, word)] : [word];
+    return /\.(onnx|txt|json|yaml)$|^(absent|models|genai-model)$/.test(word) ? [join(root, word)] : [word];
   });
   const own = argv[1] === "merge" ? [] : (SHORTER[argv[0] ?? ""] ?? []);
   return [...argv, ...own];
