@@ -64,11 +64,12 @@ export async function packageCommand(options: PackageCommandOptions, terminal: T
     terminal.out(`${JSON.stringify(document, null, 2)}\n`);
     return EXIT.ok;
   }
-  for (const { kind, folder, files, notes } of packages) {
-    const list = files.map(({ path, bytes }) => `${path} (${formatBytes(bytes)})`).join(", ");
-    if (!options.quiet) terminal.out(formatFacts([[kind, `${folder}: ${list}`]]));
-    for (const note of notes) terminal.err(`note (${kind}): ${note}\n`);
-  }
+  const facts = packages.map(({ kind, folder, files }): [string, string] => [
+    kind,
+    `${folder}: ${files.map(({ path, bytes }) => `${path} (${formatBytes(bytes)})`).join(", ")}`,
+  ]);
+  if (!options.quiet) terminal.out(formatFacts(facts));
+  for (const { kind, notes } of packages) for (const note of notes) terminal.err(`note (${kind}): ${note}\n`);
   return EXIT.ok;
 }
 

@@ -73,7 +73,10 @@ function carriedNotes({ signature }: PackageSource, config: Config): string[] {
   if (odd !== undefined) throw refusal(`transformers.js needs the batch of ${odd.input} to be called ${BATCH}`);
   return states.some(({ input }) => input.startsWith("past_key_values"))
     ? []
-    : ["generate() of transformers.js 4.3 counts tokens by an attention cache, which this model has none of"];
+    : [
+        "generate() of transformers.js 4.3 counts tokens by an attention cache, which this model has none of: call the " +
+          "model itself, and hand its present states on as past_key_values",
+      ];
 }
 
 /** Names of the states transformers.js makes for such a configuration. */

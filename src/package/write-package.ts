@@ -1,8 +1,8 @@
 /**
  * Puts packages into their folders, whole or not at all.
  *
- * A package is written as a hidden folder beside its place, read back, and renamed. Where files of an earlier one are
- * replaced, all of the new ones take their names in one step, and files that are not of the package stay.
+ * A package is written into a hidden folder, read back, and gets its name in one step: a new folder is renamed, and in a
+ * folder that is there already all files take their names together. Files that are not of the package stay.
  */
 
 import {
@@ -19,7 +19,7 @@ import {
   statSync,
   writeFileSync,
 } from "node:fs";
-import { dirname, join } from "node:path";
+import { dirname, join, resolve } from "node:path";
 import { type Move, moveIntoPlace } from "../onnx/move-into-place.js";
 import { readModel } from "../onnx/read.js";
 import { TemporaryFiles } from "../onnx/temporary-files.js";
@@ -54,7 +54,7 @@ export function requireFree(folder: string, force: boolean): void {
 }
 
 /**
- * Writes all packages beside their places, checks them, and then moves one after the other there. Throws
+ * Writes all packages under temporary names, checks them, and then puts one after the other into its place. Throws
  * `package/exists`, `package/write` for errors of the file system and `package/check` for a model that does not read back.
  */
 export async function writePackages(
@@ -64,11 +64,14 @@ export async function writePackages(
 ): Promise<WrittenPackage[]> {
   for (const { folder } of packages) requireFree(folder, force);
   const temporary = new TemporaryFiles();
+  const made: string[] = [];
   try {
     const staged: string[] = [];
-    for (const planned of packages) staged.push(await stage(source, planned, temporary));
-    return packages.map(({ folder, plan }, at) => put(staged[at] ?? folder, folder, plan, temporary));
+    for (const planned of packages) staged.push(await stage(source, planned, temporary, made));
+    return packages.map(({ folder, plan }, at) => put(staged[at] ?? folder, folder, plan, temporary, made));
   } catch (cause) {
+    temporary.removeAll();
+    for (const folder of made.toReversed()) removeEmpty(folder);
     if (!(cause instanceof Error && "syscall" in cause)) throw cause;
     throw new MambacError("package/write", `cannot write the package: ${fileProblem(cause)}`, undefined, { cause });
   } finally {
@@ -76,14 +79,15 @@ export async function writePackages(
   }
 }
 
-/** Writes one package beside its place; gives the folder. */
+/** Writes one package under a temporary name on the disk of its place; gives that folder. */
 async function stage(
   source: PackageSource,
   { folder, plan }: PlannedPackage,
   temporary: TemporaryFiles,
+  made: string[],
 ): Promise<string> {
-  mkdirSync(dirname(folder), { recursive: true });
-  const root = temporary.folderBeside(folder);
+  makeFolders(dirname(resolve(folder)), made);
+  const root = temporary.folderBeside(existsSync(folder) ? join(folder, "package") : resolve(folder));
   const place = (path: string): string => {
     const full = join(root, path);
     mkdirSync(dirname(full), { recursive: true });
@@ -118,24 +122,43 @@ function flushed(path: string, write: (path: string) => void): void {
   }
 }
 
-/** Moves a package to its place. Synchronous, so that no signal comes between. */
-function put(staged: string, folder: string, plan: PackagePlan, temporary: TemporaryFiles): WrittenPackage {
+/** Puts a package into its place. Synchronous, so that no signal comes between. */
+function put(
+  staged: string,
+  folder: string,
+  plan: PackagePlan,
+  temporary: TemporaryFiles,
+  made: string[],
+): WrittenPackage {
   const files = filesUnder(staged).map((path) => ({ path, bytes: statSync(join(staged, path)).size }));
-  if (existsSync(folder) && readdirSync(folder).length > 0) {
-    for (const { path } of files) mkdirSync(dirname(join(folder, path)), { recursive: true });
-    const moves = files.map(({ path }): Move => ({ from: join(staged, path), to: join(folder, path) }));
-    const taken = moves.find(({ to }) => statSync(to, { throwIfNoEntry: false })?.isDirectory());
-    if (taken !== undefined)
-      throw new MambacError("package/exists", `${taken.to} is a folder, not a file of a package`);
-    const data = `${plan.model.path}${plan.model.dataSuffix}`;
-    const stale = files.some(({ path }) => path === data) ? [] : [join(folder, data)];
-    moveIntoPlace(moves, stale, temporary);
-  } else {
-    if (existsSync(folder)) rmdirSync(folder);
+  if (!existsSync(folder)) {
     renameSync(staged, folder);
     temporary.keep(staged);
+    return { folder, files };
   }
+  const moves = files.map(({ path }): Move => ({ from: join(staged, path), to: join(folder, path) }));
+  const taken = moves.find(({ to }) => statSync(to, { throwIfNoEntry: false })?.isDirectory());
+  if (taken !== undefined) throw new MambacError("package/exists", `${taken.to} is a folder, not a file of a package`);
+  for (const { to } of moves) makeFolders(dirname(to), made);
+  const data = `${plan.model.path}${plan.model.dataSuffix}`;
+  moveIntoPlace(moves, files.some(({ path }) => path === data) ? [] : [join(folder, data)], temporary);
   return { folder, files };
+}
+
+/** Makes a folder and those above it, and remembers which were not there. */
+function makeFolders(folder: string, made: string[]): void {
+  if (existsSync(folder)) return;
+  makeFolders(dirname(folder), made);
+  mkdirSync(folder);
+  made.push(folder);
+}
+
+function removeEmpty(folder: string): void {
+  try {
+    rmdirSync(folder);
+  } catch {
+    // Something else came to lie there; the error that led here is worth more.
+  }
 }
 
 /** Files of a folder and the folders in it: relative paths with forward slashes, sorted. */
