@@ -43,7 +43,7 @@ describe("the layout", () => {
     const folder = join(root, "granite");
     const notes = await done("package", HYBRID, "--hf", folder, "--tokenizer", sourceFolder("source", GRANITE), "-q");
     expect(notes).toBe("");
-    expect(readdirSync(folder, { recursive: true }).sort()).toEqual(
+    expect(readdirSync(folder, { recursive: true, encoding: "utf8" }).sort()).toEqual(
       ["config.json", "onnx", join("onnx", "model.onnx"), "tokenizer.json"].sort(),
     );
     // What said that weights lie beside the file was about another file.
