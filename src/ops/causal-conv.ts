@@ -12,14 +12,17 @@ export function causalConv(
   const { x, weight, bias, past } = inputs;
   const width = body.size("state_width");
   const stream = body.op("Concat", [past, x], { axis: 2 });
-  const unread = body.sub(body.add(width, body.ints(1)), body.size("kernel_size"));
+  const taps = body.size("kernel_size");
+  const unread = body.sub(body.add(width, body.ints(1)), taps);
   const read = body.slice(stream, 2, unread, END); // [B,E,K-1+L]
   const single = body.op("Equal", [body.shapeOf(x, 2, 3), body.ints(1)]);
   const [sum = ""] = body.branch(
     single,
     (then) => {
-      const taps = then.mul(read, then.op("Squeeze", [weight, then.ints(1)]));
-      return [then.add(then.op("ReduceSum", [taps, then.ints(-1)]), then.unsqueeze(bias, -1))];
+      // All of it; where the length is known not to be 1, shape inference looks at this branch nevertheless.
+      const window = then.slice(read, 2, then.ints(0), taps);
+      const products = then.mul(window, then.op("Squeeze", [weight, then.ints(1)]));
+      return [then.add(then.op("ReduceSum", [products, then.ints(-1)]), then.unsqueeze(bias, -1))];
     },
     (otherwise) => [otherwise.op("Conv", [read, weight, bias], { group: attr.ref("channels", "int") })],
   );

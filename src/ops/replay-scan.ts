@@ -184,10 +184,12 @@ function oneToken(body: Body, { codec, stored, fresh, parts, ring }: Work): Outc
   const slot = body.op("Range", [body.int(0), body.reshape(length), body.int(1)]); // [R]
   const here = body.reshape(body.op("Equal", [slot, body.unsqueeze(stored.count, 1)]), 0, 1, length, 1);
   const put = (bytes: string, ringBytes: string): string => body.op("Where", [here, bytes, ringBytes]);
+  // Sizes in full: where the length is known not to be 1, shape inference looks at this branch nevertheless.
+  const halves = (size: string): string => body.mul(size, body.ints(2));
   const filled = [
-    put(body.reshape(signedHalvesToBytes(body, fresh.u), 0, heads, 1, -1), stored.rings.u),
-    put(body.reshape(floatsToBytes(body, fresh.l), 0, heads, 1, -1), stored.rings.l),
-    put(body.reshape(signedHalvesToBytes(body, fresh.b), 0, groups, 1, -1), stored.rings.b),
+    put(body.reshape(signedHalvesToBytes(body, fresh.u), 0, heads, 1, halves(headDim)), stored.rings.u),
+    put(body.reshape(floatsToBytes(body, fresh.l), 0, heads, 1, 4), stored.rings.l),
+    put(body.reshape(signedHalvesToBytes(body, fresh.b), 0, groups, 1, halves(dState)), stored.rings.b),
   ];
   const full = body.op("Equal", [body.add(stored.count, body.ints(1)), length]); // [B]
   const some = body.op("ReduceMax", [body.cast(full, "i32")], { keepdims: 0 });

@@ -166,10 +166,11 @@ export function replayStates(spec: ScanSpec, sizes: ScanSizes, bytes: Uint8Array
   );
 }
 
-/** A model of one scan node, all of whose values are graph inputs and outputs. */
-export function scanModel(spec: ScanSpec, sizes: ScanSizes): Uint8Array {
+/** A model of one scan node, all of whose values are graph inputs and outputs. `fixed` declares its batch and length as numbers. */
+export function scanModel(spec: ScanSpec, sizes: ScanSizes, fixed: boolean = false): Uint8Array {
   const { heads, headDim, dState, groups, chunkSize, dtMin, dtMax } = sizes;
   const rows = heads * headDim;
+  const [batch, length] = fixed ? [sizes.batch, sizes.length] : ["batch", "length"];
   const inputs = [
     "x",
     "dt",
@@ -192,18 +193,18 @@ export function scanModel(spec: ScanSpec, sizes: ScanSizes): Uint8Array {
   const perRow = spec.family === "mamba2" ? [heads, headDim] : [rows];
   const steps = spec.family === "mamba2" ? heads : rows;
   const types = new Map([
-    ["x", tensorType("f32", ["batch", "length", ...perRow])],
-    ["dt", tensorType("f32", ["batch", "length", steps])],
+    ["x", tensorType("f32", [batch, length, ...perRow])],
+    ["dt", tensorType("f32", [batch, length, steps])],
     ["A", tensorType("f32", spec.family === "mamba2" ? [heads] : [rows, dState])],
-    ["B", tensorType("f32", ["batch", "length", groups, dState])],
-    ["C", tensorType("f32", ["batch", "length", groups, dState])],
+    ["B", tensorType("f32", [batch, length, groups, dState])],
+    ["C", tensorType("f32", [batch, length, groups, dState])],
     ["D", tensorType("f32", perRow)],
     ["dt_bias", tensorType("f32", [steps])],
-    ["past", tensorType(state.dtype, ["batch", ...state.shape])],
+    ["past", tensorType(state.dtype, [batch, ...state.shape])],
     ["row_step", tensorType("f32", [heads, headDim])],
     ["column_step", tensorType("f32", [groups, dState])],
-    ["y", tensorType("f32", ["batch", "length", ...perRow])],
-    ["present", tensorType(state.dtype, ["batch", ...state.shape])],
+    ["y", tensorType("f32", [batch, length, ...perRow])],
+    ["present", tensorType(state.dtype, [batch, ...state.shape])],
   ]);
   return oneNodeModel(node, inputs, ["y", "present"], types);
 }

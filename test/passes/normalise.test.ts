@@ -84,6 +84,30 @@ function negativeTranspose(): Model {
   return modelAround(b.graph("transpose", [typed("x", "f32", ["b", 3, 4])], [typed("y", "f32", [3, "b", 4])]));
 }
 
+/** What ONNX Runtime's optimiser makes of products, convolutions and SiLUs; what has no plain spelling stays. */
+function fused(): Model {
+  const b = new GraphBuilder("");
+  const microsoft = (op: string, inputs: readonly string[], attributes: Parameters<GraphBuilder["op"]>[2]): string =>
+    b.ops(op, inputs, 1, attributes, "com.microsoft")[0] ?? "";
+  const weight = normalWeight(b, "weight", [5, 4]);
+  const rows = microsoft("FusedMatMul", ["x", weight], { transB: 1, alpha: attr.float(0.25) });
+  const turned = microsoft("FusedMatMul", [rows, "x"], { transA: 1, transBatchA: 0 });
+  const silu = microsoft("QuickGelu", [turned], { alpha: attr.float(1) });
+  const gelu = microsoft("QuickGelu", [silu], {});
+  const taps = normalWeight(b, "taps", [5, 1, 3]);
+  const shifted = normalWeight(b, "shifted", [5]);
+  const conv = { group: 5, pads: [1, 1], activation: "Relu" } as const;
+  const relu = microsoft("FusedConv", [gelu, taps, shifted, silu], conv);
+  const leaky = microsoft("FusedConv", [relu, taps], {
+    group: 5,
+    activation: "LeakyRelu",
+    activation_params: attr.floats([0.1]),
+  });
+  b.op("Sub", [relu, b.op("ReduceMean", [leaky, b.ints([2])], { keepdims: 1 })], {}, "y");
+  const model = modelAround(b.graph("fused", [typed("x", "f32", ["b", 3, 4])], [typed("y", "f32", ["b", 5, 4])]));
+  return { ...model, opsets: new Map([...model.opsets, ["com.microsoft", 1]]) };
+}
+
 const inputs = (shape: readonly number[]): Map<string, ReturnType<typeof f32Tensor>> =>
   new Map([
     [
@@ -102,6 +126,7 @@ describe("normalise", () => {
       ["functions", "Functions are inlined, attributes of the call included.", nested],
       ["branches", "An If that is decided whatever the sizes goes; one that is not stays.", branching],
       ["negative-perm", "Negative axes of a Transpose are made positive.", negativeTranspose],
+      ["fused", "Operators that ONNX Runtime fused are spelled out, but for an activation with parameters.", fused],
     ];
     for (const [name, about, make] of cases) {
       test(name, async () => {
@@ -122,6 +147,9 @@ describe("normalise", () => {
         expect(difference(await outputsOf(model, feeds, batch), await outputsOf(before, feeds, batch))).toBe(0);
       }
     }
+    const plain = (await runPass(normalise, fused(), {})).model;
+    const feeds = inputs([2, 3, 4]);
+    expect(difference(await outputsOf(plain, feeds, 2), await outputsOf(fused(), feeds, 2))).toBeLessThan(1e-6);
     const repaired = (await runPass(normalise, negativeTranspose(), {})).model;
     const { y } = Object.fromEntries(await outputsOf(repaired, inputs([2, 3, 4]), 2));
     expect(y?.[4]).toBe(Math.fround(Math.sin(12)));
@@ -146,6 +174,7 @@ describe("normalise", () => {
       noisy(),
       nested(),
       branching(),
+      fused(),
       smallModel({ form: "scan", length: null, wrapped: true, noise: 0.3 }),
     ])
       await expectSettled(normalise, before, (await runPass(normalise, before, {})).model, {});
