@@ -39,7 +39,8 @@ export interface PackageCommandOptions {
 /** Runs the command. Throws `package/...`, `signature/...`, `ops/not-found` and what reading a model throws. */
 export async function packageCommand(options: PackageCommandOptions, terminal: Terminal): Promise<ExitCode> {
   const { triton, genai, hf, force } = options;
-  const name = basename(options.model).replace(/(\.mambac)?\.onnx$/i, "");
+  const stem = basename(options.model).replace(/(\.mambac)?\.onnx$/i, "");
+  const name = /^\.*$/.test(stem) ? "model" : stem;
   const places = [
     ...(triton === null ? [] : [{ kind: "triton", folder: join(triton, name), write: tritonPackage }]),
     ...(genai === null ? [] : [{ kind: "genai", folder: genai, write: genaiPackage }]),
