@@ -312,7 +312,11 @@ function addGenerate(program: Command, terminal: Terminal, outcome: Outcome): vo
     .option("--top-k <k>", "choose among the k best tokens", positiveInteger)
     .option("--top-p <p>", "choose among the best tokens that share this probability", number)
     .option("--seed <n>", "seed of the choices", integer, 0)
-    .option("--stop-tokens <ids>", "end before one of these token ids, with commas between", tokenIds)
+    .option(
+      "--stop-tokens <ids>",
+      "end before one of these token ids, with commas between, or none (default: what the configuration beside says)",
+      tokenIds,
+    )
     .option("--tokenizer <file>", "tokenizer.json or its folder, or 'bytes' (default for a vocabulary of 256)")
     .option("--json", "one JSON document on stdout, with the token ids")
     .option("-q, --quiet", "nothing but the text");

@@ -24,7 +24,9 @@ export function integerList(text: string): number[] {
   return text.split(",").map(positiveInteger);
 }
 
+/** `0,2`; `none` for no token at all. */
 export function tokenIds(text: string): number[] {
+  if (text === "none") return [];
   return text.split(",").map((word) => {
     const id = integer(word);
     if (id < 0) throw new InvalidArgumentError("Token ids are 0 or more.");

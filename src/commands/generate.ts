@@ -1,10 +1,13 @@
 /** `mambac generate`: continues a text, printing it as it comes, or all of it as a document. */
 
+import { dirname } from "node:path";
 import { VERSION } from "../compile.js";
+import { endTokens } from "../run/end-tokens.js";
 import { generate } from "../run/generate.js";
 import type { LibraryChoice } from "../run/locate.js";
 import type { SamplingOptions } from "../run/sampling.js";
-import { loadPackage } from "../run/stateful.js";
+import { type LoadedPackage, loadPackage } from "../run/stateful.js";
+import { tokenizerFolder } from "../run/tokenizer.js";
 import { EXIT, type ExitCode, MambacError } from "../support/errors.js";
 import { tokenizerFor } from "./model-tokenizer.js";
 import { Progress, type Terminal } from "./terminal.js";
@@ -14,7 +17,7 @@ export interface GenerateCommandOptions extends SamplingOptions {
   readonly prompt: string;
   readonly maxTokens: number;
   readonly seed: number;
-  /** Ids the text ends before, such as that of the end of a text. */
+  /** Ids the text ends before; those that the files beside tokenizer and model name, unless given. */
   readonly stopTokens?: readonly number[];
   /** Path of a tokenizer.json, or `bytes`; null for what fits the model. */
   readonly tokenizer: string | null;
@@ -37,6 +40,10 @@ export async function generateCommand(options: GenerateCommandOptions, terminal:
   const tokenizer = tokenizerFor(model, options.tokenizer);
   const prompt = tokenizer.encode(options.prompt);
   if (prompt.length === 0) throw new MambacError("generate/prompt", "the prompt is empty: give at least one token");
+  const notice = (message: string): void => (options.quiet ? undefined : terminal.err(`${message}\n`));
+  const ends = options.stopTokens === undefined ? endTokens(foldersOf(model, options), tokenizer, notice) : null;
+  if (ends !== null) notice(`ends before token ${ends.ids.join(" or ")} (${ends.path}; --stop-tokens overrides)`);
+  const stopTokens = options.stopTokens ?? ends?.ids ?? [];
   const stream = tokenizer.stream();
   const show = (text: string): void => (options.json ? undefined : terminal.out(text));
   const { temperature, topK, topP, maxTokens, seed } = options;
@@ -48,7 +55,7 @@ export async function generateCommand(options: GenerateCommandOptions, terminal:
     ...(temperature === undefined ? {} : { temperature }),
     ...(topK === undefined ? {} : { topK }),
     ...(topP === undefined ? {} : { topP }),
-    ...(options.stopTokens === undefined ? {} : { stopTokens: options.stopTokens }),
+    stopTokens,
     onToken: (token) => {
       // What cannot be generated from is told before anything is shown.
       if (first === null) {
@@ -72,6 +79,8 @@ export async function generateCommand(options: GenerateCommandOptions, terminal:
       promptTokens: prompt,
       tokens,
       end,
+      stopTokens,
+      stopTokensFrom: ends?.path ?? null,
       sampling: { temperature: temperature ?? 0, topK: topK ?? null, topP: topP ?? null, seed },
       backend: model.backend,
       library: model.library,
@@ -84,4 +93,9 @@ export async function generateCommand(options: GenerateCommandOptions, terminal:
     terminal.err(`${prompt.length} prompt tokens in ${prefillMs.toFixed(0)} ms${then}\n`);
   }
   return EXIT.ok;
+}
+
+/** Where files say what ends a text: beside the tokenizer, and beside the model. */
+function foldersOf({ modelPath }: LoadedPackage, { tokenizer }: GenerateCommandOptions): string[] {
+  return [...(tokenizer === null ? [] : tokenizerFolder(tokenizer)), dirname(modelPath)];
 }

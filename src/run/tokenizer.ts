@@ -46,7 +46,7 @@ function byteOf(token: number): number {
  */
 export function loadTokenizer(path: string): Tokenizer {
   if (path === "bytes") return byteTokenizer;
-  const file = existsSync(path) && statSync(path).isDirectory() ? join(path, "tokenizer.json") : path;
+  const file = isFolder(path) ? join(path, "tokenizer.json") : path;
   if (!existsSync(file)) {
     throw new MambacError("tokenizer/load", `${file} does not exist; give a tokenizer.json, its folder, or 'bytes'`);
   }
@@ -55,9 +55,19 @@ export function loadTokenizer(path: string): Tokenizer {
   return hubTokenizer(readJson(file), config, file);
 }
 
+/** The folder of a tokenizer that `loadTokenizer` loads; none for bytes. */
+export function tokenizerFolder(path: string): string[] {
+  if (path === "bytes") return [];
+  return [isFolder(path) ? path : dirname(path)];
+}
+
+function isFolder(path: string): boolean {
+  return statSync(path, { throwIfNoEntry: false })?.isDirectory() === true;
+}
+
 /** The tokenizer.json beside a model (or in a folder of models); null for bytes as tokens, or where there is none. */
 export function tokenizerBeside(path: string, vocabulary: number): Tokenizer | null {
-  const folder = statSync(path, { throwIfNoEntry: false })?.isDirectory() === true ? path : dirname(path);
+  const folder = isFolder(path) ? path : dirname(path);
   const beside = join(folder, "tokenizer.json");
   return vocabulary !== 256 && existsSync(beside) ? loadTokenizer(beside) : null;
 }

@@ -53,6 +53,31 @@ describe("generate", () => {
     expect((await mambac("generate", H4, "--prompt", "x", "--stop-tokens", "-1")).code).toBe(2);
   });
 
+  test("ends where the configuration beside the model says, unless told otherwise", async () => {
+    const folder = mkdtempSync(join(root, "configured-"));
+    const model = join(folder, "model.onnx");
+    expect((await mambac("compile", SOURCE, "-o", model, "-q", "--external-data", "never")).code).toBe(0);
+    const space = " ".charCodeAt(0);
+    const config = join(folder, "generation_config.json");
+    writeFileSync(config, JSON.stringify({ eos_token_id: [0, space] }));
+    const argv = ["generate", model, "--prompt", "And the L", "--max-tokens", "24"];
+    const told = await mambac(...argv);
+    expect(told.err).toContain(`ends before token 0 or ${space} (${config}; --stop-tokens overrides)\n`);
+    expect(told.out.slice("And the L".length)).not.toContain(" ");
+    const stopped = documentIn(await mambac(...argv, "-q", "--json"));
+    expect(stopped).toMatchObject({ end: "stop", stopTokens: [0, space], stopTokensFrom: config });
+    for (const [flag, stopTokens] of [
+      ["none", []],
+      ["3", [3]],
+    ] as const) {
+      const result = await mambac(...argv, "--stop-tokens", flag, "--json");
+      expect(documentIn(result)).toMatchObject({ end: "length", stopTokens, stopTokensFrom: null });
+      expect(result.err).not.toContain("ends before");
+    }
+    const other = documentIn(await mambac("generate", H4, ...argv.slice(2), "-q", "--json"));
+    expect(other).toMatchObject({ end: "length", stopTokens: [], stopTokensFrom: null });
+  });
+
   test("gives text and tokens as a document", async () => {
     const said = (await mambac("generate", H4, "--prompt", "And the LORD", ...quiet)).out;
     const document = documentIn(await mambac("generate", H4, "--prompt", "And the LORD", ...quiet, "--json"));
