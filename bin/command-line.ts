@@ -203,17 +203,20 @@ function addCompile(program: Command, terminal: Terminal, outcome: Outcome, argv
     .action(async (inputs: string[], flags: CompileFlags) => {
       requireAuto(flags);
       if (flags.output !== undefined && flags.dryRun !== true) requireWritable(flags.output);
-      const auto = flags.recipe === AUTO ? await autoChoice(inputs, flags, terminal) : null;
-      const spec = auto?.name ?? flags.recipe;
-      const named = spec === undefined ? null : recipeOf(spec);
-      const calibration = auto?.calibration ?? calibrationOf(flags);
-      const given = (flag: keyof StateFlags): boolean => command.getOptionValueSource(flag) === "cli";
-      const state = named === null || given("state") ? stateChoice(flags) : recipeState(named.state, flags, given);
       const { qdqProfile } = flags;
-      if (qdqProfile !== undefined && named === null) {
+      const given = (flag: keyof StateFlags): boolean => command.getOptionValueSource(flag) === "cli";
+      const asWritten = (named: QuantRecipe): QuantRecipe => {
+        const state = given("state") ? stateChoice(flags) : recipeState(named.state, flags, given);
+        return { ...named, state, ...(qdqProfile === undefined ? {} : { qdqProfile }) };
+      };
+      const auto = flags.recipe === AUTO ? await autoChoice(inputs, flags, asWritten, terminal) : null;
+      const spec = auto?.name ?? flags.recipe;
+      const calibration = auto?.calibration ?? calibrationOf(flags);
+      const recipe = spec === undefined ? null : asWritten(recipeOf(spec));
+      const state = recipe?.state ?? stateChoice(flags);
+      if (qdqProfile !== undefined && recipe === null) {
         throw new MambacError("usage/qdq-profile", "--qdq-profile goes with --recipe, which says what is quantized");
       }
-      const recipe = named === null ? null : { ...named, state, ...(qdqProfile === undefined ? {} : { qdqProfile }) };
       let decided: QuantRecipe | null = null;
       outcome.code = await compileCommand(
         {

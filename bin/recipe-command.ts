@@ -5,6 +5,7 @@ import { RECIPES } from "../api/recipes.js";
 import { passesFor, presetNamed, type QuantRecipe, type Trust } from "../passes/index.js";
 import {
   type Candidate,
+  type FloatType,
   recipeListCommand,
   recipeSchemaCommand,
   recipeShowCommand,
@@ -12,12 +13,13 @@ import {
 } from "../src/index.js";
 
 /** A recipe as something to compile and measure. */
-export function candidateOf(recipe: QuantRecipe, trust: Trust | null): Candidate {
+export function candidateOf(recipe: QuantRecipe, trust: Trust | null, float: FloatType = "f32"): Candidate {
   const { name, state } = recipe;
   return {
     name,
     state,
-    passes: passesFor({ state, quant: recipe, trust }),
+    float,
+    passes: passesFor({ state, quant: recipe, trust, float }),
   };
 }
 

@@ -111,6 +111,7 @@ export { calibratedStep, type Step, step } from "../src/rewrite/pipeline.js";
 export { QDQ_PROFILES, type QdqProfile } from "../src/rewrite/qdq-profile.js";
 export { type SemanticOp, semanticOps } from "../src/rewrite/semantic.js";
 export { type LinearRole, type LinearSite, type MambaBlock, type Sites, sitesOf } from "../src/rewrite/sites.js";
+export { quantizesActivations } from "./half-recipes.js";
 export { SCAN_TARGETS, type ScanTarget } from "./lower.js";
 export { TRUSTS, type Trust } from "./merge-pair.js";
 export { AUTO_CANDIDATES, PRESETS, presetNamed, type QuantRecipe } from "./quant-recipes.js";

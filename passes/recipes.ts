@@ -10,6 +10,7 @@ import { divideNorm } from "./divide-norm.js";
 import { freeLength } from "./free-length.js";
 import { fuseConv } from "./fuse-conv.js";
 import { fuseGate } from "./fuse-gate.js";
+import { requireHalves } from "./half-recipes.js";
 import { lower, type ScanTarget } from "./lower.js";
 import { mergePair, type Trust } from "./merge-pair.js";
 import { narrowFloats } from "./narrow-floats.js";
@@ -83,6 +84,7 @@ export interface RecipePasses {
   readonly raise: () => Step[];
   readonly finish: (pair: FinishOptions["pair"]) => Step[];
   readonly executable: () => Step[];
+  readonly measurable: () => Step[];
 }
 
 /** The passes of one compilation. Without further choices: float weights, names of the source, mambac's operators. */
@@ -99,9 +101,12 @@ export function passesFor(choices: PassChoices): RecipePasses {
   if (options.float === "f16" && options.target !== "mambac") {
     throw new MambacError("usage/float", "float16 is for mambac's own operators: leave out --scan linear-attention");
   }
+  if (options.float === "f16" && options.quant !== null) requireHalves(options.quant);
+  const narrow = options.float === "f16" ? [step(narrowFloats, {})] : [];
   return {
     raise: raiseRecipe,
     finish: (pair) => finishRecipe({ ...options, pair }),
     executable: executableRecipe,
+    measurable: () => [...executableRecipe(), ...narrow],
   };
 }

@@ -28,6 +28,8 @@ export interface CalibrationRuns {
   readonly inputs: readonly string[];
   /** Makes a model between two passes executable. */
   readonly executable: () => Step[];
+  /** The same in the precision that is written; `executable` unless given. */
+  readonly measurable?: () => Step[];
   readonly threads: number;
   readonly onProgress?: (message: string) => void;
   /** Told of the data each time they are opened. */
@@ -42,7 +44,7 @@ export async function divergenceFrom(
 ): Promise<DivergenceFrom> {
   if (isPlain(reference)) throw noNextToken();
   const sample = async (model: Model): ReturnType<typeof logitsSample> => {
-    const ready = await executableModel(model, runs.executable(), runs.threads);
+    const ready = await executableModel(model, (runs.measurable ?? runs.executable)(), runs.threads);
     const dataset = await openCalibration(runs.calibration, model, runs.inputs);
     runs.onDataset?.(dataset.description);
     try {

@@ -5,6 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type CompileOptions, type CompilerPasses, compilePrepared, type Prepared } from "./compile.js";
 import { TemporaryFiles } from "./onnx/temporary-files.js";
+import type { FloatType } from "./ops/names.js";
 import type { StateChoice } from "./rewrite/semantic.js";
 import { type EvaluateOptions, evaluate } from "./run/evaluate.js";
 import { type KernelCensus, kernelCensus } from "./run/kernel-census.js";
@@ -17,6 +18,8 @@ import type { Tokenizer } from "./run/tokenizer.js";
 export interface Candidate {
   readonly name: string;
   readonly state: StateChoice;
+  /** Element type of weights and activations; f32 unless given. */
+  readonly float?: FloatType;
   readonly passes: CompilerPasses;
 }
 
@@ -106,13 +109,14 @@ async function measure(
   referencePath: string,
 ): Promise<ComparedRow> {
   options.onProgress?.(`compiling ${candidate.name}`);
-  const { state, name } = candidate;
+  const { state, name, float = "f32" } = candidate;
   const report = await compilePrepared(
     options.prepared,
     {
       inputs: options.inputs,
       output: path,
       state,
+      float,
       threads: options.threads ?? 1,
       ...(options.calibration === undefined ? {} : { calibration: options.calibration }),
       ...(options.tables === undefined ? {} : { tables: options.tables }),

@@ -45,6 +45,8 @@ export interface CompilerPasses {
   readonly finish: (pair: RaisedPair | null) => Step[];
   /** Makes a model between two passes executable: calibration runs it. */
   readonly executable: () => Step[];
+  /** The same in the precision that is written, for measuring what that costs; `executable` unless given. */
+  readonly measurable?: () => Step[];
 }
 
 /** A recipe with nothing left to decide, as data and as YAML. */
@@ -249,6 +251,7 @@ export async function compilePrepared(
       complete: () => complete,
       inputs: options.inputs,
       executable: passes.executable,
+      ...(passes.measurable === undefined ? {} : { measurable: passes.measurable }),
       threads: options.threads ?? 1,
       ...(options.onProgress === undefined ? {} : { onProgress: options.onProgress }),
       onDataset: (description) => {

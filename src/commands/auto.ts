@@ -14,6 +14,10 @@ export interface AutoOptions {
   readonly inputs: readonly string[];
   readonly calibration: NonNullable<CompileOptions["calibration"]> | null;
   readonly budget: Budget;
+  /** Is the model without any recipe, as it would be written, the reference itself? Else it is one of the candidates. */
+  readonly referenceIsChoice: boolean;
+  /** What the candidates are measured in, where it is not what everybody expects. */
+  readonly note: string | null;
   readonly library: LibraryChoice;
   readonly threads: number;
   readonly quiet: boolean;
@@ -33,7 +37,7 @@ export interface AutoChoice {
 const SHORTEST = 16;
 
 /**
- * Chooses among `candidates`; the reference counts as one. The same inputs give the same choice. Throws `auto/data` (exit
+ * Chooses among `candidates`, and the reference where that is a choice. The same inputs give the same choice. Throws `auto/data` (exit
  * code 5) where there is nothing to judge by, and `auto/budget` (exit code 3) where no recipe keeps the budget.
  */
 export async function chooseRecipe(
@@ -70,11 +74,12 @@ export async function chooseRecipe(
       library,
       onProgress,
     });
-    const choice = choose(rows, options.budget);
+    const choices = options.referenceIsChoice ? rows : rows.slice(1);
+    const choice = choose(choices, options.budget);
     const table = comparedTable(rows);
-    if (choice === null) throw noneFits(rows, options.budget, table);
+    if (choice === null) throw noneFits(choices, options.budget, table);
     const length = (sequences[0]?.length ?? 0) - 1;
-    const text = `auto took ${choice.row.name}: ${choice.why}; budget: ${budgetText(options.budget)}; measured on ${sequences.length} passages of ${length} tokens held out of the calibration data`;
+    const text = `auto took ${choice.row.name}: ${choice.why}; budget: ${budgetText(options.budget)}; measured on ${sequences.length} passages of ${length} tokens held out of the calibration data${options.note === null ? "" : `; ${options.note}`}`;
     return {
       name: choice.row.name,
       text: `${text}\n${table}`,

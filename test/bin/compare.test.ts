@@ -138,6 +138,20 @@ describe("compile --recipe auto", () => {
     expect(document).toMatchObject({ recipe: { name: chosen } });
   });
 
+  test("what other flags change is measured as it will be written", async () => {
+    const flags = ["--state", "h4", "--max-loss", "50", "--candidates", "rtn-w4a16", "--json"];
+    const result = await auto("state.onnx", ...flags);
+    expect(result.code, result.err).toBe(0);
+    const document = documentIn(result);
+    const { rows } = document["auto"] as { rows: readonly (Row & { readonly state: { readonly format: string } })[] };
+    expect(rows.map(({ name, state }) => [name, state.format])).toEqual([
+      ["reference", "f32"],
+      ["float", "h4"],
+      ["rtn-w4a16", "h4"],
+    ]);
+    expect(document).toMatchObject({ state: { format: "h4" }, recipe: { name: "rtn-w4a16" } });
+  });
+
   test("a budget none keeps ends with exit code 3 and the table; nothing is written", async () => {
     const result = await auto("none.onnx", "--max-size", "10kB");
     expect(result).toMatchObject({ code: 3, out: "" });

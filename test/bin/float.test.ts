@@ -1,6 +1,6 @@
 /** `compile --float f16`: what is written, how it runs, and what it loses. */
 
-import { mkdtempSync, rmSync, statSync } from "node:fs";
+import { mkdtempSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
@@ -82,7 +82,54 @@ describe("compile --float f16", () => {
     expect(products.map(({ inputs }) => initializers.get(inputs[2] ?? "")?.dtype)).toEqual(products.map(() => "f16"));
     const refused = await compile("naive-w8a8");
     expect(refused.code).toBe(4);
-    expect(refused.err).toContain("quantizes activations, which float16 does not go with: leave out --float f16");
+    expect(refused.err).toContain("the recipe naive-w8a8 quantizes activations, which float16 does not go with");
+  });
+
+  test("auto measures in float16 what it then writes in float16", async () => {
+    const out = join(folder, "auto.onnx");
+    const data = ["--calib", CALIB, "--num-samples", "8", "--seq-len", "64"];
+    const argv = ["compile", SOURCE, "-o", out, "--recipe", "auto", "--float", "f16", "--max-loss", "50", ...data];
+    const result = await mambac(...argv, "--candidates", "rtn-w4a16", "--external-data", "never", "--json");
+    expect(result.code, result.err).toBe(0);
+    const document = documentIn(result);
+    const { chosen, rows } = document["auto"] as {
+      readonly chosen: string;
+      readonly rows: readonly { readonly name: string; readonly bytes: number; readonly meanKlBits: number }[];
+    };
+    expect(rows.map(({ name }) => name)).toEqual(["reference", "float", "rtn-w4a16"]);
+    expect(chosen).toBe("rtn-w4a16");
+    const [reference, float, taken] = rows;
+    expect(reference?.meanKlBits).toBe(0);
+    expect(float?.meanKlBits).toBeGreaterThan(0);
+    expect(float?.meanKlBits).toBeLessThan(1e-4);
+    expect(float?.bytes).toBeLessThan(0.55 * (reference?.bytes ?? 0));
+    // What was measured is what is written, but for what the package tells about the choice.
+    expect(Math.abs(statSync(out).size / (taken?.bytes ?? 0) - 1)).toBeLessThan(0.01);
+    const refused = await mambac(...argv, "--candidates", "w8a8h8");
+    expect(refused).toMatchObject({ code: 4, out: "" });
+    expect(refused.err).toContain("the recipe w8a8h8 quantizes activations");
+  });
+
+  test("a search measures in float16, too", async () => {
+    const recipe = join(folder, "search.yaml");
+    writeFileSync(
+      recipe,
+      "name: search\nsearch:\n  roles: [in_proj]\n  budget: {bits: 6}\n  sequences: 2\n  precisions:\n" +
+        '    - {name: w4, scheme: "i4:g16", timing: float}\n    - {name: w8, scheme: "i8:channel", timing: float}\n',
+    );
+    const found = async (...flags: string[]): Promise<number[]> => {
+      const data = ["--calib", "random", "--num-samples", "4", "--seq-len", "24"];
+      const argv = ["compile", fixture("hf/mamba2/prefill.onnx"), "-o", join(folder, "s.onnx"), "--recipe", recipe];
+      const result = await mambac(...argv, ...data, ...flags, "--json");
+      expect(result.code, result.err).toBe(0);
+      const { remarks } = documentIn(result) as { readonly remarks: readonly { code: string; message: string }[] };
+      const choices = remarks.filter(({ code }) => code === "search-precision/choice");
+      return choices.map(({ message }) => Number(/divergence (\S+) bits/.exec(message)?.[1]));
+    };
+    const [single, halves] = [await found(), await found("--float", "f16")];
+    expect(halves).toHaveLength(2);
+    expect(halves).not.toEqual(single);
+    for (const [at, value] of halves.entries()) expect(Math.abs(value / (single[at] ?? 0) - 1)).toBeLessThan(0.3);
   });
 
   test("it is for mambac's own operators", async () => {
