@@ -10,14 +10,16 @@
  * States keep their formats. Windows of convolutions and attention caches, which hold activations, become float16; token
  * inputs and logits keep their types, so logits are cast to float32 at the end.
  * Refuses: weights beyond 65504, by name; quantized activations (exit 4). What becomes zero or loses bits below 2^-14 is
- * told.
+ * told. Large
+ * weights are looked at when they are written, so that they are computed once.
  *
  *     before   x: f32 -> MatMul(W: f32) -> com.mambac.Mamba2ScanH8Max
  *     after    x: f32 -> Cast(f16) -> MatMul(W: f16) -> com.mambac.Mamba2ScanH8Max, and the float16 function of that name
  */
 
+import type { HalfLoss } from "../src/quant/halves.js";
 import { narrowed } from "../src/rewrite/narrow.js";
-import { definePass, type Pass } from "../src/rewrite/pass.js";
+import { definePass, type Pass, type Remark } from "../src/rewrite/pass.js";
 
 export const narrowFloats: Pass<Record<string, never>> = definePass({
   name: "narrow-floats",
@@ -27,16 +29,22 @@ export const narrowFloats: Pass<Record<string, never>> = definePass({
   establishes: [],
   invalidates: [],
   run(model, _options, context) {
-    const { model: result, nodes, loss } = narrowed(model);
-    const { values, zeroed, subnormal } = loss;
-    if (zeroed + subnormal > 0) {
-      context.report({
-        kind: "warning",
-        code: "narrow-floats/subnormal",
-        where: "model",
-        message: `of ${values} weights ${zeroed} are too small for float16 and become zero, ${subnormal} keep fewer than eleven bits`,
-      });
+    const { model: result, nodes, tally } = narrowed(model);
+    if (!tally.settled) {
+      return Promise.resolve({ model: result, changed: nodes, whenRead: () => lossRemark(tally.total) });
     }
+    const remark = lossRemark(tally.total);
+    if (remark !== null) context.report(remark);
     return Promise.resolve({ model: result, changed: nodes });
   },
 });
+
+function lossRemark({ values, zeroed, subnormal }: HalfLoss): Omit<Remark, "pass"> | null {
+  if (zeroed + subnormal === 0) return null;
+  return {
+    kind: "warning",
+    code: "narrow-floats/subnormal",
+    where: "model",
+    message: `of ${values} weights ${zeroed} are too small for float16 and become zero, ${subnormal} keep fewer than eleven bits`,
+  };
+}

@@ -17,6 +17,7 @@ import { DEFAULT_REPLAY_LENGTH, type FloatType, isStatic, OP_DOMAIN, parseOpName
 import { tokenInput, viewGraph } from "./rewrite/axes.js";
 
 import { splitBranches } from "./rewrite/branches.js";
+import { readHalves } from "./rewrite/half-weight.js";
 import { withPlainDims } from "./rewrite/interface-dims.js";
 import type { Fact, Remark } from "./rewrite/pass.js";
 import { nothingFound, type PipelineHooks, runSteps, type Step } from "./rewrite/pipeline.js";
@@ -261,12 +262,14 @@ export async function compilePrepared(
   };
   let before: readonly SemanticOp[] = [];
   let aligned: Model | null = null;
+  const known: (() => void)[] = [];
   const pair = decode === null ? null : { decode, measure: () => prepared.measure(hooks.report) };
   const finished = await runSteps(
     main,
     passes.finish(pair),
     {
       ...hooks,
+      whenRead: (tell) => known.push(tell),
       afterPass: (name, model, changed, milliseconds) => {
         const ops = semanticOps(model.graph.nodes);
         if (ops.length > 0) before = ops;
@@ -291,6 +294,11 @@ export async function compilePrepared(
       companions: text === null ? [] : [{ path: `${output}.recipe.yaml`, text }],
       outdated: [`${output}.recipe.yaml`],
     });
+  }
+  if (!finished.stopped) {
+    // What writing would refuse, a dry run refuses too.
+    if (written === null && known.length > 0) readHalves(model.graph);
+    for (const tell of known) tell();
   }
   remarks.push(...calibrationRemarks(calibration, options.calibration));
   return report(

@@ -6,11 +6,10 @@ import type { Tensor } from "../ir/tensor.js";
 import { type DType, dtypeNumber } from "../ir/types.js";
 import { opFunction } from "../ops/functions.js";
 import { OP_DOMAIN, parseOpName } from "../ops/names.js";
-import type { HalfLoss } from "../quant/halves.js";
 import { invariant } from "../support/errors.js";
 import { bindInputs, isAttentionCache, viewGraph } from "./axes.js";
 import { renameInputs } from "./edit.js";
-import { addLoss, fitsHalves, halfLoss, halfWeight } from "./half-weight.js";
+import { fitsHalves, HalfTally, halfWeight } from "./half-weight.js";
 import { type Float, type FloatInput, isMove, isProduct, type NodeFloats, nodeFloats } from "./narrow-rules.js";
 import { mainOpset } from "./trials.js";
 
@@ -18,8 +17,8 @@ export interface Narrowed {
   readonly model: Model;
   /** Nodes that work in float16. */
   readonly nodes: number;
-  /** What rounding took from the weights. */
-  readonly loss: HalfLoss;
+  /** What rounding takes from the weights, as far as they have been read. */
+  readonly tally: HalfTally;
 }
 
 /** Constants up to this size are looked at before a node is made float16; larger ones are weights. */
@@ -27,16 +26,16 @@ const SMALL = 64;
 
 /**
  * The model with float16 weights and activations. States keep their formats; windows of convolutions and attention caches
- * are activations and become float16. Other inputs and outputs keep their types. Throws `narrow-floats/...` for weights
- * beyond halves and for quantized activations.
+ * are activations and become float16. Other inputs and outputs keep their types. Throws `narrow-floats/...` for quantized
+ * activations; reading the weights does for those beyond halves.
  */
 export function narrowed(model: Model): Narrowed {
   const graph = withoutConstantNodes(model.graph);
-  const { graph: made, nodes, loss } = new Narrowing(graph, model).run();
+  const { graph: made, nodes, tally } = new Narrowing(graph, model).run();
   const functions = model.functions.map((def) =>
     def.domain === OP_DOMAIN && parseOpName(def.name) !== null ? opFunction(def.name, "f16") : def,
   );
-  return { model: { ...model, graph: made, functions }, nodes, loss };
+  return { model: { ...model, graph: made, functions }, nodes, tally };
 }
 
 /** Constant nodes as initialisers. */
@@ -86,7 +85,7 @@ class Narrowing {
     ]);
   }
 
-  run(): { readonly graph: Graph; readonly nodes: number; readonly loss: HalfLoss } {
+  run(): { readonly graph: Graph; readonly nodes: number; readonly tally: HalfTally } {
     const graph = this.#graph;
     for (const { name, type } of graph.inputs) {
       if (type?.kind !== "tensor" || type.dtype !== "f32" || graph.initializers.has(name)) continue;
@@ -186,19 +185,18 @@ class Narrowing {
     return free;
   }
 
-  #finished(): { readonly graph: Graph; readonly loss: HalfLoss } {
+  #finished(): { readonly graph: Graph; readonly tally: HalfTally } {
     const graph = this.#graph;
-    let loss: HalfLoss = { values: 0, zeroed: 0, subnormal: 0, beyond: null };
+    const tally = new HalfTally();
     const initializers = new Map<string, Tensor>();
     const back = new Map<string, string>();
     for (const [name, tensor] of graph.initializers) {
       const half = this.#halves.get(name);
       if (half === undefined || this.#whole.has(name) || this.#outputs.has(name)) initializers.set(name, tensor);
       if (half === undefined) continue;
-      loss = addLoss(loss, halfLoss(name, tensor));
       // A weight that nothing reads in float32 keeps its name.
       if (!initializers.has(name)) back.set(half, name);
-      initializers.set(back.get(half) ?? half, halfWeight(tensor));
+      initializers.set(back.get(half) ?? half, halfWeight(tensor, name, tally));
     }
     const rename = (name: string): string => back.get(name) ?? name;
     const retyped = (value: ValueInfo): ValueInfo =>
@@ -216,7 +214,7 @@ class Narrowing {
       initializers,
       valueInfo: new Map(valueInfo.map(([name, value]) => [name, retyped(value)])),
     };
-    return { graph: made, loss };
+    return { graph: made, tally };
   }
 }
 

@@ -61,6 +61,8 @@ export interface PassResult {
   readonly model: Model;
   /** Sites changed. Zero is not an error by itself: the recipe decides which passes must match. */
   readonly changed: number;
+  /** What can be told only once the weights of the result have been read; null where there is nothing to tell. */
+  readonly whenRead?: () => Omit<Remark, "pass"> | null;
 }
 
 export interface Pass<Options> {

@@ -6,7 +6,7 @@ import { type Gemm, loopGemm } from "../linalg/matrix.js";
 import type { StatRequest } from "../quant/calibration.js";
 import type { Statistics } from "../quant/statistics.js";
 import { EXIT, InvariantError, invariant, MambacError } from "../support/errors.js";
-import type { Execute, Fact, Pass, PassContext, Remark } from "./pass.js";
+import type { Execute, Fact, Pass, PassContext, PassResult, Remark } from "./pass.js";
 import { SEMANTIC_DOMAIN } from "./semantic.js";
 
 /** A pass with its options bound. */
@@ -24,7 +24,7 @@ export interface Step {
     tools: Omit<PassContext, "report">,
     report: (remark: Remark) => void,
     statistics: Statistics | null,
-  ): Promise<{ readonly model: Model; readonly changed: number }>;
+  ): Promise<PassResult>;
 }
 
 /** A way to run calibration data other than whole prefills of the model itself. */
@@ -87,6 +87,8 @@ export interface PipelineHooks {
   ) => Promise<Statistics | null>;
   /** Measures on calibration data; absent when no data were given. */
   readonly divergence?: PassContext["divergence"];
+  /** Takes what is to be called once the weights of the last model have been read: it reports what is known only then. */
+  readonly whenRead?: (tell: () => void) => void;
   /** Called after each pass with the model it made. */
   readonly afterPass?: (name: string, model: Model, changed: number, milliseconds: number) => void;
   /** Called with the model before the pass that failed. */
@@ -131,7 +133,7 @@ export async function runSteps(
   for (const next of steps) {
     const { name } = next;
     const start = hooks.now();
-    let result: { readonly model: Model; readonly changed: number };
+    let result: PassResult;
     try {
       const statistics = await gather(next, current, hooks);
       if (statistics === null && next.requests !== undefined) return { model: current, stopped: true };
@@ -154,6 +156,13 @@ export async function runSteps(
       });
     }
     current = result.model;
+    const { whenRead } = result;
+    if (whenRead !== undefined) {
+      hooks.whenRead?.(() => {
+        const remark = whenRead();
+        if (remark !== null) hooks.report({ ...remark, pass: name });
+      });
+    }
     hooks.afterPass?.(name, current, result.changed, hooks.now() - start);
     if (name === hooks.stopAfter) return { model: current, stopped: true };
   }

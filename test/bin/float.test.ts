@@ -1,10 +1,12 @@
 /** `compile --float f16`: what is written, how it runs, and what it loses. */
 
-import { mkdtempSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { f32Tensor, toNumbers } from "../../src/ir/tensor.js";
 import { readModel } from "../../src/onnx/read.js";
+import { writeModel } from "../../src/onnx/write.js";
 import { documentIn, mambac } from "../support/command.js";
 import { fixture } from "../support/fixture-models.js";
 
@@ -57,6 +59,23 @@ describe("compile --float f16", () => {
     const { passed, checks } = documentIn(result);
     expect(passed).toBe(true);
     expect(checks).toContainEqual(expect.objectContaining({ limit: { measure: "max", value: 2 ** -6 } }));
+  });
+
+  test("a weight beyond float16 is refused by a dry run, too, and nothing is written", async () => {
+    const { model } = readModel(SOURCE);
+    const [name, tensor] = [...model.graph.initializers].find(([, { shape }]) => shape.join() === "256,128") ?? [];
+    if (name === undefined || tensor === undefined) throw new Error("the demo has no embedding");
+    const values = Float32Array.from(toNumbers(tensor));
+    values[5000] = 70_000;
+    const initializers = new Map([...model.graph.initializers, [name, f32Tensor(tensor.shape, values)]]);
+    const source = join(folder, "beyond.onnx");
+    await writeModel({ ...model, graph: { ...model.graph, initializers } }, source);
+    for (const flags of [[], ["--dry-run"]]) {
+      const result = await mambac("compile", source, "-o", join(folder, "refused.onnx"), "--float", "f16", ...flags);
+      expect(result).toMatchObject({ code: 4, out: "" });
+      expect(result.err).toMatch(/weight \S+ \[256, 128\] has the value 70000, and float16 ends at 65504/);
+    }
+    expect(readdirSync(folder).filter((file) => file.startsWith("refused"))).toEqual([]);
   });
 
   test("hybrids and Mamba-1 pass, too", async () => {

@@ -5,13 +5,24 @@ import { lower } from "../../passes/lower.js";
 import { narrowFloats } from "../../passes/narrow-floats.js";
 import { quantizeState } from "../../passes/quantize-state.js";
 import { raiseRecipe } from "../../passes/recipes.js";
+import { executor } from "../../src/executable.js";
 import { GraphBuilder, typed } from "../../src/ir/builder.js";
 import type { Model } from "../../src/ir/graph.js";
-import { f32Tensor, i64Tensor, type Tensor, tensorFromBytes, toNumbers } from "../../src/ir/tensor.js";
-import { formatType } from "../../src/ir/types.js";
+import {
+  asBytes,
+  f32Tensor,
+  i64Tensor,
+  type Tensor,
+  tensorFromBytes,
+  tensorFromSource,
+  toNumbers,
+} from "../../src/ir/tensor.js";
+import { elementCount, formatType } from "../../src/ir/types.js";
+import { encodeModel } from "../../src/onnx/write.js";
 import { OP_DOMAIN } from "../../src/ops/names.js";
-import { halfWeight } from "../../src/rewrite/half-weight.js";
-import { step } from "../../src/rewrite/pipeline.js";
+import { HalfTally, halfWeight } from "../../src/rewrite/half-weight.js";
+import type { Remark } from "../../src/rewrite/pass.js";
+import { runSteps, step } from "../../src/rewrite/pipeline.js";
 import { FLOAT_STATE, type StateChoice } from "../../src/rewrite/semantic.js";
 import { cachedAttention } from "../support/attention-graphs.js";
 import { modelAround, normalWeight } from "../support/mamba-graphs/decoys.js";
@@ -52,7 +63,9 @@ async function excess(sample: Sample, model: Model): Promise<number> {
 /** Feeds in the types the model takes. */
 function typedFeeds({ graph }: Model, feeds: ReadonlyMap<string, Tensor>): Map<string, Tensor> {
   const halves = new Set(graph.inputs.flatMap(({ name, type }) => (formatType(type).startsWith("f16") ? [name] : [])));
-  return new Map([...feeds].map(([name, tensor]) => [name, halves.has(name) ? halfWeight(tensor) : tensor]));
+  return new Map(
+    [...feeds].map(([name, tensor]) => [name, halves.has(name) ? halfWeight(tensor, name, new HalfTally()) : tensor]),
+  );
 }
 
 describe("narrow-floats", () => {
@@ -160,6 +173,47 @@ describe("narrow-floats", () => {
     const [zeroed = 0, subnormal = 0] = await count(changed(1, 1, 1, 1, 1));
     // 65504 is a half; 2^-25 is as near to zero as to 2^-24, and goes to the even one.
     expect(await count(changed(65504, 2 ** -25, 1e-20, 2 ** -24, -1e-5))).toEqual([zeroed + 2, subnormal + 2]);
+  });
+
+  test("a weight that is computed when it is read is computed once, and what it loses is told then", async () => {
+    const before = await small({ family: "mamba2" });
+    const product = before.graph.nodes.find(({ op }) => op === "MatMul")?.inputs[1] ?? "";
+    const shape = before.graph.initializers.get(product)?.shape ?? [];
+    const values = new Float32Array(elementCount(shape)).fill(2 ** -20);
+    values[1] = 1e-20;
+    let computed = 0;
+    const lazy = (tensor: Tensor): Tensor => {
+      const compute = (): Uint8Array => {
+        computed += 1;
+        return asBytes(values);
+      };
+      const read = (offset: number, length: number): Uint8Array => compute().subarray(offset, offset + length);
+      return tensorFromSource("f32", tensor.shape, { read }, 0, "lazy");
+    };
+    const initializers = new Map(
+      [...before.graph.initializers].map(([name, tensor]) => [name, name === product ? lazy(tensor) : tensor]),
+    );
+    const told: Remark[] = [];
+    const open: (() => void)[] = [];
+    const source = { ...before, graph: { ...before.graph, initializers } };
+    const { model } = await runSteps(
+      source,
+      [step(narrowFloats, {})],
+      {
+        execute: executor(1),
+        report: (remark) => told.push(remark),
+        whenRead: (tell) => open.push(tell),
+        now: () => 0,
+      },
+      new Set(["lowered"]),
+    );
+    expect([computed, told.length, open.length]).toEqual([0, 0, 1]);
+    encodeModel(model);
+    expect(computed).toBe(1);
+    for (const tell of open) tell();
+    expect(told.map(({ pass, code }) => [pass, code])).toEqual([["narrow-floats", "narrow-floats/subnormal"]]);
+    const [, zeroed, subnormal] = /weights (\d+) are .*, (\d+) keep/.exec(told[0]?.message ?? "") ?? [];
+    expect([Number(zeroed) >= 1, Number(subnormal) >= values.length - 1]).toEqual([true, true]);
   });
 
   test("quantized activations are refused", async () => {

@@ -9,7 +9,7 @@ import {
   tensorFromSource,
 } from "../../src/ir/tensor.js";
 import { halvesOf } from "../../src/quant/halves.js";
-import { fitsHalves, halfLoss, halfWeight } from "../../src/rewrite/half-weight.js";
+import { fitsHalves, HalfTally, halfWeight } from "../../src/rewrite/half-weight.js";
 
 function halfBits(values: Float32Array): Uint16Array {
   const out = new Uint16Array(values.length);
@@ -54,7 +54,7 @@ describe("weights as halves", () => {
 
   test("any range of bytes of a large weight is that of the whole", () => {
     const values = Float32Array.from({ length: 10_000 }, (_, at) => Math.sin(at) * 2 ** ((at % 40) - 28));
-    const weight = halfWeight(stored(values));
+    const weight = halfWeight(stored(values), "w", new HalfTally());
     expect([weight.dtype, weight.shape, weight.residence]).toEqual(["f16", [10_000], "lazy"]);
     const whole = Buffer.from(asBytes(halfBits(values)));
     fc.assert(
@@ -66,10 +66,39 @@ describe("weights as halves", () => {
     );
   });
 
-  test("losses are counted and values beyond halves are told", () => {
+  test("losses are counted once, in whatever parts a weight is read", () => {
     const values = Float32Array.of(0, -0, 1, 65504, 2 ** -14, 2 ** -15, 2 ** -24, 2 ** -25, -(2 ** -30));
-    expect(halfLoss("w", stored(values))).toEqual({ values: 9, zeroed: 2, subnormal: 2, beyond: null });
-    expect(() => halfLoss("w", stored(Float32Array.of(1, -65505)))).toThrow("weight w [2] has the value -65505");
+    const all = { values: 9, zeroed: 2, subnormal: 2, beyond: null };
+    fc.assert(
+      fc.property(fc.array(fc.tuple(fc.nat(18), fc.nat(18)), { maxLength: 4 }), (ranges) => {
+        const tally = new HalfTally();
+        const weight = halfWeight(stored(values), "w", tally);
+        expect(tally.settled).toBe(false);
+        for (const [a, b] of ranges) weight.slice(Math.min(a, b), Math.max(a, b));
+        weight.bytes();
+        weight.bytes();
+        expect([tally.settled, tally.total]).toEqual([true, all]);
+      }),
+      { seed: 6, numRuns: 200 },
+    );
+    const tally = new HalfTally();
+    const weights = [f32Tensor([9], values), stored(values)].map((tensor) => halfWeight(tensor, "w", tally));
+    // What is small and in memory is converted at once.
+    expect([tally.settled, tally.total]).toEqual([false, all]);
+    for (const weight of weights) weight.bytes();
+    expect([tally.settled, tally.total]).toEqual([true, { ...all, values: 18, zeroed: 4, subnormal: 4 }]);
+  });
+
+  test("values beyond halves are told by name when they are read", () => {
+    const beyond = "weight w [2] has the value -65505";
+    expect(() => halfWeight(f32Tensor([2], [1, -65505]), "w", new HalfTally())).toThrow(beyond);
+    const weight = halfWeight(stored(Float32Array.of(1, -65505)), "w", new HalfTally());
+    expect(() => weight.bytes()).toThrow(beyond);
+    expect(() => weight.slice(2, 4)).toThrow(beyond);
+    expect(weight.slice(0, 2)).toEqual(Uint8Array.of(0, 0x3c));
+  });
+
+  test("what fits", () => {
     expect(fitsHalves(f32Tensor([3], [0, 2 ** -14, -65504]))).toBe(true);
     expect(fitsHalves(f32Tensor([], [1e-5]))).toBe(false);
     expect(fitsHalves(f32Tensor([], [Number.NEGATIVE_INFINITY]))).toBe(false);
