@@ -7,7 +7,8 @@
  * convolution weights, sizes) must agree.
  * Refuses: pairs whose layers differ, and pairs that compute different logits when run on the same tokens (exit 4). Where
  * only the dt clamp differs, which transformers 5.18 exports do, the message names layer and values, and `trust` decides;
- * a clamp that differs but changes no logit by more than 1e-4 is a warning, and the prefill graph counts.
+ * a clamp that differs but changes no logit by more than 1e-4 is a warning, and the prefill graph counts. So it does where
+ * fewer layers were recognised in the decode graph and running both shows that they agree.
  *
  *     before   prefill: SelectiveScan(..., '') -> (y, output.s)      decode: SelectiveScan(..., input.s) -> (y, output.s)
  *     after    prefill, knowing that output.s goes back in as input.s
@@ -58,7 +59,9 @@ export const mergePair: Pass<MergePairOptions> = definePass({
     const edit = new GraphEdit(prefill);
     const disagreements: string[] = [];
     let changed = 0;
-    for (const [ours, theirs] of pairUp(prefill, decode)) {
+    const { pairs, mismatch } = pairUp(prefill, decode);
+    if (mismatch !== null) await requireAgreement(mismatch, options, context);
+    for (const [ours, theirs] of pairs) {
       const clamp = compareOps(prefill, ours, decode, theirs);
       if (clamp === null || ours.kind !== "scan" || theirs.kind !== "scan") continue;
       disagreements.push(clamp);
@@ -118,6 +121,21 @@ async function checkByRunning(
   }
 }
 
+/**
+ * One graph may hold layers that were not recognised in the other: where both compute the same, what was recognised in the
+ * prefill graph counts.
+ */
+async function requireAgreement(mismatch: string, options: MergePairOptions, context: PassContext): Promise<void> {
+  const measured = await options.measure();
+  if (measured === null || measured > AGREEMENT) throw different(mismatch);
+  context.report({
+    kind: "warning",
+    code: "merge-pair/unrecognised",
+    where: "model",
+    message: `${mismatch}; run on the same tokens the logits agree to ${measured.toExponential(1)}, so the prefill graph counts`,
+  });
+}
+
 /** Output name -> input name of every state a graph carries, attention caches included. */
 function statePairs(graph: Graph): [present: string, past: string][] {
   const out: [string, string][] = [];
@@ -141,21 +159,32 @@ function statePairs(graph: Graph): [present: string, past: string][] {
   return out;
 }
 
-function pairUp(prefill: Graph, decode: Graph): [SemanticOp, SemanticOp][] {
+interface Pairing {
+  readonly pairs: readonly (readonly [SemanticOp, SemanticOp])[];
+  /** What one graph has more of, in words; pairs are then those of the same names alone. */
+  readonly mismatch: string | null;
+}
+
+function pairUp(prefill: Graph, decode: Graph): Pairing {
   const pairs: [SemanticOp, SemanticOp][] = [];
+  let mismatch: string | null = null;
   for (const kind of ["scan", "conv"] as const) {
     const ours = semanticOps(prefill.nodes).filter((op) => op.kind === kind);
     const theirs = semanticOps(decode.nodes).filter((op) => op.kind === kind);
-    if (ours.length !== theirs.length) {
-      throw different(`the prefill graph has ${ours.length} ${what(kind)} and the decode graph ${theirs.length}`);
+    const even = ours.length === theirs.length;
+    if (!even) {
+      const counts = `the prefill graph has ${ours.length} ${what(kind)} and the decode graph ${theirs.length}`;
+      // A layer that is known to have a state, and got none, would lose it.
+      if (ours.length < theirs.length) throw different(counts);
+      mismatch ??= counts;
     }
     const byName = new Map(theirs.map((op) => [op.node.outputs[1] ?? "", op]));
     ours.forEach((op, at) => {
-      const partner = byName.get(op.node.outputs[1] || "-") ?? theirs[at];
+      const partner = byName.get(op.node.outputs[1] || "-") ?? (even ? theirs[at] : undefined);
       if (partner !== undefined) pairs.push([op, partner]);
     });
   }
-  return pairs;
+  return { pairs, mismatch };
 }
 
 function what(kind: "scan" | "conv"): string {

@@ -184,7 +184,6 @@ describe("merge-pair", () => {
     });
     const cases: readonly (readonly [string, () => Promise<Pair>, RegExp])[] = [
       ["other weights", () => pairOf({}, {}, {}, { seed: 2 }), /layers\.0: (A|D|dt_bias)\[0\] is/],
-      ["other layers", () => pairOf({}, {}, {}, { decode: { layers: 1 } }), /2 selective scans and the decode graph 1/],
       ["other heads", () => pairOf({}, {}, {}, { decode: { heads: 4 } }), /heads is 6 in prefill and 4 in decode/],
       ["other states", () => pairOf({}, {}, {}, { decode: { dState: 8 } }), /dState is 4 in prefill and 8 in decode/],
       [
@@ -210,6 +209,21 @@ describe("merge-pair", () => {
       });
     }
 
+    test.each([null, 0.3, 2e-4])("more layers in the prefill graph, the logits %s apart", async (measured) => {
+      const pair = await pairOf({}, {}, {}, { decode: { layers: 1 } });
+      for (const trust of [null, "prefill", "decode"] as const)
+        await expect(runPass(mergePair, pair.prefill, options(pair, trust, measured))).rejects.toMatchObject(
+          refusal(/2 selective scans and the decode graph 1/),
+        );
+    });
+
+    test("more layers in the decode graph, whatever the logits", async () => {
+      const pair = await pairOf({}, {}, {}, { prefill: { layers: 1 } });
+      await expect(runPass(mergePair, pair.prefill, options(pair, null, 0))).rejects.toMatchObject(
+        refusal(/1 selective scans and the decode graph 2/),
+      );
+    });
+
     test("layers alike, logits not", async () => {
       const pair = await pairOf({});
       await expect(runPass(mergePair, pair.prefill, options(pair, null, 2e-4))).rejects.toMatchObject(
@@ -232,6 +246,23 @@ describe("merge-pair", () => {
         refusal(/layers\.0: A\[3\] is/),
       );
     });
+  });
+
+  test("a layer that was not recognised in the decode graph is no matter where running both shows that they agree", async () => {
+    const pair = await pairOf({});
+    // The second scan of the decode graph as recognition leaves what it does not know.
+    const scans = semanticOps(pair.decode.graph.nodes).filter(({ kind }) => kind === "scan");
+    const unknown = scans[1]?.node;
+    const nodes = pair.decode.graph.nodes.map((node) => (node === unknown ? { ...node, op: "Unknown" } : node));
+    const partly = { ...pair, decode: { ...pair.decode, graph: { ...pair.decode.graph, nodes } } };
+    const names = new Map<string, string>();
+    const { model, remarks } = await runPass(mergePair, pair.prefill, options(partly, null, 5e-5, names));
+    expect(model.graph).toBe(pair.prefill.graph);
+    expect(remarks.map(({ code }) => code)).toEqual(["merge-pair/unrecognised"]);
+    expect(remarks[0]?.message).toMatch(/2 selective scans and the decode graph 1; run on the same tokens .* 5\.0e-5/);
+    expect([...names.values()]).toEqual(
+      semanticOps(nodes).flatMap(({ kind, node }) => node.inputs[kind === "scan" ? 7 : 3] ?? []),
+    );
   });
 
   test("a second run changes nothing, and the same model gives the same bytes", async () => {
