@@ -21,8 +21,8 @@ import { readHalves } from "./rewrite/half-weight.js";
 import { withPlainDims } from "./rewrite/interface-dims.js";
 import type { Fact, Remark } from "./rewrite/pass.js";
 import { nothingFound, type PipelineHooks, runSteps, type Step } from "./rewrite/pipeline.js";
-import { FLOAT_STATE, type SemanticOp, type StateChoice, semanticOps } from "./rewrite/semantic.js";
-import { slotType, stateBytes, stateSlots } from "./rewrite/states.js";
+import { CONV_INPUT, FLOAT_STATE, type SemanticOp, type StateChoice, semanticOps } from "./rewrite/semantic.js";
+import { pastNameFor, slotType, stateBytes, stateSlots } from "./rewrite/states.js";
 import { mainOpset } from "./rewrite/trials.js";
 import type { DatasetDescription } from "./run/dataset.js";
 import { openOrtGemm } from "./run/ort-gemm.js";
@@ -349,13 +349,7 @@ async function measurePair(
     notice("the pair is too large to be run for comparison; only its parameters were compared");
     return null;
   }
-  const dims: Record<string, number> = {};
-  for (const op of semanticOps(decode.graph.nodes)) {
-    if (op.kind !== "conv") continue;
-    const past = decode.graph.inputs.find(({ name }) => name === op.node.inputs[3]);
-    const symbol = past?.type?.kind === "tensor" ? past.type.shape?.[2] : null;
-    if (typeof symbol === "string") dims[symbol] = op.stateWidth;
-  }
+  const dims = windowWidths(prefill, decode);
   const embedding = vocabularyOf(prefill);
   const { model: source } = readModel(first.path);
   return pairDisagreement(first.path, second.path, {
@@ -364,6 +358,27 @@ async function measurePair(
     dims,
     onNotice: notice,
   });
+}
+
+/**
+ * Lengths of the symbolic axes of the decode graph's convolution states. Of one that was not recognised there, the prefill
+ * graph tells, which names it as what goes in again.
+ */
+function windowWidths(prefill: Model, decode: Model): Record<string, number> {
+  const widths = new Map<string, number>();
+  for (const { graph } of [prefill, decode]) {
+    for (const op of semanticOps(graph.nodes)) {
+      if (op.kind !== "conv") continue;
+      const past = op.node.inputs[CONV_INPUT.past] || pastNameFor(op.node.outputs[1] ?? "");
+      if (past !== null) widths.set(past, op.stateWidth);
+    }
+  }
+  const dims: Record<string, number> = {};
+  for (const { name, type } of decode.graph.inputs) {
+    const [width, symbol] = [widths.get(name), type?.kind === "tensor" ? type.shape?.[2] : null];
+    if (width !== undefined && typeof symbol === "string") dims[symbol] = width;
+  }
+  return dims;
 }
 
 function totalBytes(model: Model): number {
