@@ -6,27 +6,26 @@
 import { lstatSync, statSync } from "node:fs";
 import { type CalibrationData, vocabularyOf } from "./calibration.js";
 import { ALIGNED, COMPLETE, calibrationHooks, type StatisticsRecorder } from "./calibration-tables.js";
+import { requireCarried } from "./carry.js";
 import { executor, withStateNames } from "./executable.js";
-
 import type { Model, Node } from "./ir/graph.js";
 import { type Dim, formatType } from "./ir/types.js";
 import { readModel } from "./onnx/read.js";
 import { requireWritable, type Written, writeModel } from "./onnx/write.js";
 import { DEFAULT_REPLAY_LENGTH, type FloatType, isStatic, OP_DOMAIN, parseOpName } from "./ops/names.js";
+import { measurePair, totalBytes } from "./pair.js";
 
-import { tokenInput, viewGraph } from "./rewrite/axes.js";
+import { tokenInput } from "./rewrite/axes.js";
 
 import { splitBranches } from "./rewrite/branches.js";
 import { readHalves } from "./rewrite/half-weight.js";
 import { withPlainDims } from "./rewrite/interface-dims.js";
 import type { Fact, Remark } from "./rewrite/pass.js";
 import { nothingFound, type PipelineHooks, runSteps, type Step } from "./rewrite/pipeline.js";
-import { CONV_INPUT, FLOAT_STATE, type SemanticOp, type StateChoice, semanticOps } from "./rewrite/semantic.js";
-import { pastNameFor, slotType, stateBytes, stateSlots } from "./rewrite/states.js";
-import { mainOpset } from "./rewrite/trials.js";
+import { FLOAT_STATE, type SemanticOp, type StateChoice, semanticOps } from "./rewrite/semantic.js";
+import { slotType, stateBytes, stateSlots } from "./rewrite/states.js";
 import type { DatasetDescription } from "./run/dataset.js";
 import { openOrtGemm } from "./run/ort-gemm.js";
-import { pairDisagreement } from "./run/pair-agreement.js";
 import type { NamedTable } from "./run/statistics.js";
 
 import { identifySource, type Source, sourceFiles } from "./sources.js";
@@ -266,7 +265,7 @@ export async function compilePrepared(
   const pair = decode === null ? null : { decode, measure: () => prepared.measure(hooks.report) };
   const finished = await runSteps(
     main,
-    passes.finish(pair),
+    carrying(passes.finish(pair), prepared.vocabulary, options, passes),
     {
       ...hooks,
       whenRead: (tell) => known.push(tell),
@@ -313,6 +312,24 @@ export async function compilePrepared(
   );
 }
 
+/** The steps, of which the one that completes the states refuses graphs whose results would depend on where calls end. */
+function carrying(
+  steps: readonly Step[],
+  vocabulary: number,
+  { threads = 1 }: CompileOptions,
+  { executable }: CompilerPasses,
+): Step[] {
+  return steps.map((step) => {
+    if (step.name !== COMPLETE) return step;
+    const run: Step["run"] = async (...given) => {
+      const result = await step.run(...given);
+      await requireCarried(result.model, { executable, vocabulary, threads });
+      return result;
+    };
+    return { ...step, run };
+  });
+}
+
 function pipelineHooks(options: PrepareOptions, remarks: Remark[]): PipelineHooks {
   return {
     execute: executor(options.threads ?? 1),
@@ -325,66 +342,6 @@ function pipelineHooks(options: PrepareOptions, remarks: Remark[]): PipelineHook
     ...(options.onFailure === undefined ? {} : { onFailure: options.onFailure }),
     ...(options.stopAfter === undefined ? {} : { stopAfter: options.stopAfter }),
   };
-}
-
-/** Pairs above this size are compared by their parameters only. */
-const MEASURED_BYTES = 2 ** 29;
-
-async function measurePair(
-  sources: readonly Source[],
-  prefill: Model,
-  decode: Model,
-  report: (remark: Remark) => void,
-): Promise<number | null> {
-  // One file that holds both takes one token as well as many.
-  const [whole] = sources.filter(({ role }) => role === "model");
-  const [first, second] = [
-    sources.find(({ role }) => role === "prefill") ?? whole,
-    sources.find(({ role }) => role === "decode") ?? whole,
-  ];
-  const notice = (message: string): void =>
-    report({ pass: "merge-pair", kind: "warning", code: "merge-pair/not-measured", where: "model", message });
-  if (first === undefined || second === undefined) return null;
-  if (totalBytes(prefill) > MEASURED_BYTES) {
-    notice("the pair is too large to be run for comparison; only its parameters were compared");
-    return null;
-  }
-  const dims = windowWidths(prefill, decode);
-  const embedding = vocabularyOf(prefill);
-  const { model: source } = readModel(first.path);
-  return pairDisagreement(first.path, second.path, {
-    vocabulary: embedding,
-    length: viewGraph(source.graph, mainOpset(source)).sizes.length,
-    dims,
-    onNotice: notice,
-  });
-}
-
-/**
- * Lengths of the symbolic axes of the decode graph's convolution states. Of one that was not recognised there, the prefill
- * graph tells, which names it as what goes in again.
- */
-function windowWidths(prefill: Model, decode: Model): Record<string, number> {
-  const widths = new Map<string, number>();
-  for (const { graph } of [prefill, decode]) {
-    for (const op of semanticOps(graph.nodes)) {
-      if (op.kind !== "conv") continue;
-      const past = op.node.inputs[CONV_INPUT.past] || pastNameFor(op.node.outputs[1] ?? "");
-      if (past !== null) widths.set(past, op.stateWidth);
-    }
-  }
-  const dims: Record<string, number> = {};
-  for (const { name, type } of decode.graph.inputs) {
-    const [width, symbol] = [widths.get(name), type?.kind === "tensor" ? type.shape?.[2] : null];
-    if (width !== undefined && typeof symbol === "string") dims[symbol] = width;
-  }
-  return dims;
-}
-
-function totalBytes(model: Model): number {
-  let bytes = 0;
-  for (const tensor of model.graph.initializers.values()) bytes += tensor.byteLength;
-  return bytes;
 }
 
 /** The model with what mambac says about itself in the metadata; no dates, hosts or paths. */

@@ -1,0 +1,110 @@
+/** Graphs that look past their states are refused, and those that only seem to are not. */
+
+import { mkdtempSync, readdirSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, beforeAll, expect, test } from "vitest";
+import { GraphBuilder } from "../src/ir/builder.js";
+import type { Model } from "../src/ir/graph.js";
+import { readModel } from "../src/onnx/read.js";
+import { writeModel } from "../src/onnx/write.js";
+import { FLOAT_STATE } from "../src/rewrite/semantic.js";
+import { fixture } from "./support/fixture-models.js";
+import { compileWith } from "./support/fixture-row.js";
+
+let folder = "";
+beforeAll(() => {
+  folder = mkdtempSync(join(tmpdir(), "mambac-carry-"));
+});
+afterAll(() => rmSync(folder, { recursive: true }));
+
+/** The prefill graph of a fixture. */
+function prefill(name: string): Model {
+  return readModel(fixture(`hf/${name}/prefill.onnx`)).model;
+}
+
+/** As exporters write a plain forward pass: nothing comes out but the logits. */
+function withoutCaches(model: Model): Model {
+  const outputs = model.graph.outputs.filter(({ name }) => name === "logits");
+  return { ...model, graph: { ...model.graph, outputs } };
+}
+
+/** The graph with something done to its embeddings [B, L, D]. */
+function afterEmbedding(model: Model, change: (builder: GraphBuilder, hidden: string, output: string) => void): Model {
+  const { graph } = model;
+  const at = graph.nodes.findIndex(({ op, inputs }) => op === "Gather" && inputs[1] === "input_ids");
+  const node = graph.nodes[at];
+  const hidden = node?.outputs[0];
+  if (node === undefined || hidden === undefined) throw new Error("the graph embeds no tokens");
+  const builder = new GraphBuilder("changed.");
+  change(builder, "embedded", hidden);
+  const nodes = graph.nodes.toSpliced(at, 1, { ...node, outputs: ["embedded"] }, ...builder.nodes);
+  return { ...model, graph: { ...graph, nodes } };
+}
+
+async function compiled(name: string, model: Model): Promise<string> {
+  const [input, output] = [join(folder, `${name}.onnx`), join(folder, `${name}.out.onnx`)];
+  await writeModel(model, input);
+  return compileWith([input], output, FLOAT_STATE).then(
+    () => "compiled",
+    (error: unknown) => {
+      expect(readdirSync(folder)).not.toContain(`${name}.out.onnx`);
+      return error instanceof Error ? error.message : String(error);
+    },
+  );
+}
+
+/** The one before each token, zero before the first, added to it. */
+function shifted(b: GraphBuilder, hidden: string, output: string): void {
+  const late = b.op("Slice", [
+    b.op("Pad", [hidden, b.ints([0, 1, 0, 0, 0, 0])]),
+    b.ints([0]),
+    b.ints([-1]),
+    b.ints([1]),
+  ]);
+  b.op("Add", [hidden, late], {}, output);
+}
+
+/** A tenth of the number of each token in its call, added to it. */
+function counted(b: GraphBuilder, hidden: string, output: string): void {
+  const length = b.op("Squeeze", [b.op("Shape", [hidden], { start: 1, end: 2 })]);
+  const positions = b.op("Cast", [b.op("Range", [b.int(0), length, b.int(1)])], { to: 1 });
+  b.op("Add", [hidden, b.op("Mul", [b.op("Unsqueeze", [positions, b.ints([1])]), b.float(0.1)])], {}, output);
+}
+
+/** A mean over the one token at its own place: looks like a sum over tokens, and is none. */
+function alone(b: GraphBuilder, hidden: string, output: string): void {
+  const columns = b.op("Unsqueeze", [hidden, b.ints([2])]);
+  const both = b.op("Concat", [columns, columns], { axis: 2 });
+  b.op("ReduceMean", [both, b.ints([2])], { keepdims: 0 }, output);
+}
+
+/** Two products of computed values that leave every token to itself. */
+function squared(b: GraphBuilder, hidden: string, output: string): void {
+  const row = b.op("Unsqueeze", [hidden, b.ints([2])]);
+  const length = b.op("MatMul", [row, b.op("Transpose", [row], { perm: [0, 1, 3, 2] })]);
+  b.op("Mul", [hidden, b.op("Sigmoid", [b.op("Squeeze", [length, b.ints([3])])])], {}, output);
+}
+
+test.each(["nemotron_h", "jamba"])("attention of %s without caches is refused by name", async (name) => {
+  expect(await compiled(name, withoutCaches(prefill(name)))).toMatch(
+    /its attention \(Softmax \w+\) has no cache.*use_cache=True/,
+  );
+});
+
+test.each([
+  ["tokens before each token", shifted],
+  ["places counted inside", counted],
+])("%s are refused", async (_what, change) => {
+  expect(await compiled(change.name, afterEmbedding(prefill("mamba2"), change))).toMatch(
+    /something besides scans and convolutions .* logits of 9 tokens move by \d\.\de[-+]\d of the largest/,
+  );
+});
+
+test.each([alone, squared])("what only looks so is compiled: %o", async (change) => {
+  expect(await compiled(change.name, afterEmbedding(prefill("mamba2"), change))).toBe("compiled");
+});
+
+test.each(["mamba2", "mamba"])("%s without caches gets them", async (name) => {
+  expect(await compiled(name, withoutCaches(prefill(name)))).toBe("compiled");
+});
