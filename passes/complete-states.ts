@@ -7,15 +7,18 @@
  * Names: those of the source where it has any (`names`, from a decode graph, or derived from its outputs), else
  * `past_conv.N`, `past_ssm.N` -> `present_conv.N`, `present_ssm.N`. States present already are left alone.
  * A graph with a scan that carries no state gets none at all: its convolutions start from zeros, too.
+ * A mask of padding, which the source wants of its one call, is cut to the tokens of the call: what a driver gives for
+ * everything seen so far is then right, too.
  * Refuses nothing: a name that is taken gets a suffix.
  *
  *     before   SelectiveScan(..., '') -> (y, '')
  *     after    SelectiveScan(..., past_ssm.0) -> (y, present_ssm.0)
  */
 
-import type { Graph, Model, Node, ValueInfo } from "../src/ir/graph.js";
-import type { Dim } from "../src/ir/types.js";
-import { tokenInput } from "../src/rewrite/axes.js";
+import { GraphBuilder } from "../src/ir/builder.js";
+import { type Graph, type Model, type Node, useIndex, type ValueInfo } from "../src/ir/graph.js";
+import { type Dim, tensorType } from "../src/ir/types.js";
+import { isAttentionCache, tokenInput } from "../src/rewrite/axes.js";
 import { GraphEdit } from "../src/rewrite/edit.js";
 import { definePass, type Pass } from "../src/rewrite/pass.js";
 import {
@@ -79,8 +82,10 @@ export const completeStates: Pass<CompleteStatesOptions> = definePass({
       }
       if (current !== node) edit.swapNode(node, current);
     }
-    if (changed === 0) return Promise.resolve({ model, changed });
-    return Promise.resolve({ model: { ...model, graph: retyped(edit.commit(), batch) }, changed });
+    const completed = changed === 0 ? graph : retyped(edit.commit(), batch);
+    const masked = cutMasks(completed);
+    if (masked === null) return Promise.resolve({ model: { ...model, graph: completed }, changed });
+    return Promise.resolve({ model: { ...model, graph: masked }, changed: changed + 1 });
   },
 });
 
@@ -124,6 +129,34 @@ function replaced(names: readonly string[], at: number, name: string): string[] 
   out[at] = name;
   return out;
 }
+
+/**
+ * The graph with masks of padding [B, L] cut to the tokens of the call, so that drivers may give them as they are used to: of
+ * everything seen so far. Null where there is none, where attention wants all of it, and where it is cut already.
+ */
+function cutMasks(graph: Graph): Graph | null {
+  const tokens = tokenInput(graph);
+  const caches = graph.inputs.some((input) => isAttentionCache(input));
+  const scans = semanticOps(graph.nodes).some(({ kind }) => kind === "scan");
+  const mask = graph.inputs.find(({ name }) => name === "attention_mask" && !graph.initializers.has(name));
+  if (tokens === null || caches || !scans || mask?.type?.kind !== "tensor" || mask.type.shape?.length !== 2)
+    return null;
+  const readers = useIndex(graph).users.get(mask.name) ?? [];
+  if (!readers.some(({ outputs }) => outputs[0] !== CUT_MASK)) return null;
+  const builder = new GraphBuilder("mambac.mask.");
+  const length = builder.op("Shape", [tokens.name], { start: 1, end: 2 });
+  const edit = new GraphEdit(graph);
+  edit.replaceValue(mask.name, CUT_MASK);
+  const end = builder.ints([Number.MAX_SAFE_INTEGER]);
+  builder.op("Slice", [mask.name, builder.op("Neg", [length]), end, builder.ints([1])], {}, CUT_MASK);
+  edit.addNodes(builder.nodes);
+  const { dtype, shape } = mask.type;
+  const type = tensorType(dtype, [shape[0] ?? null, "total_sequence_length"]);
+  const next = edit.commit();
+  return { ...next, inputs: next.inputs.map((input) => (input === mask ? { ...mask, type } : input)) };
+}
+
+const CUT_MASK = "mambac.mask.cut";
 
 /** State outputs of merged attention grow with the cache: their declared length is that of the cache. */
 function retyped(graph: Graph, batch: Dim): Graph {

@@ -4,11 +4,17 @@ import { mkdtempSync, readdirSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, expect, test } from "vitest";
-import { GraphBuilder } from "../src/ir/builder.js";
+import { executor } from "../src/executable.js";
+import { GraphBuilder, typed } from "../src/ir/builder.js";
 import type { Model } from "../src/ir/graph.js";
+import { f32Tensor, i64Tensor, type Tensor, toNumbers } from "../src/ir/tensor.js";
+import { elementCount } from "../src/ir/types.js";
 import { readModel } from "../src/onnx/read.js";
 import { writeModel } from "../src/onnx/write.js";
 import { FLOAT_STATE } from "../src/rewrite/semantic.js";
+import { readSignature } from "../src/run/signature.js";
+import { loadPackage } from "../src/run/stateful.js";
+import { relativeError } from "./ops/scan-case.js";
 import { fixture } from "./support/fixture-models.js";
 import { compileWith } from "./support/fixture-row.js";
 
@@ -84,6 +90,56 @@ function squared(b: GraphBuilder, hidden: string, output: string): void {
   const row = b.op("Unsqueeze", [hidden, b.ints([2])]);
   const length = b.op("MatMul", [row, b.op("Transpose", [row], { perm: [0, 1, 3, 2] })]);
   b.op("Mul", [hidden, b.op("Sigmoid", [b.op("Squeeze", [length, b.ints([3])])])], {}, output);
+}
+
+test("a mask of padding may be that of the call, or of everything seen so far", async () => {
+  const source = afterEmbedding(prefill("mamba2"), (b, hidden, output) => {
+    const factors = b.op("Cast", [b.op("Unsqueeze", ["attention_mask", b.ints([2])])], { to: 1 });
+    b.op("Mul", [hidden, factors], {}, output);
+  });
+  const inputs = [...source.graph.inputs, typed("attention_mask", "i64", ["s72", "s70"])];
+  const input = join(folder, "masked.onnx");
+  await writeModel({ ...source, graph: { ...source.graph, inputs } }, input);
+  const { model } = await compileWith([input], null, FLOAT_STATE);
+  const { states } = readSignature(model);
+  const run = (ids: readonly number[], mask: readonly number[], from: ReadonlyMap<string, Tensor>) =>
+    executor(1)(
+      model,
+      new Map([
+        ["input_ids", i64Tensor([1, ids.length], ids)],
+        ["attention_mask", i64Tensor([1, mask.length], mask)],
+        ...states.map(({ input: past, output, shape }): [string, Tensor] => {
+          const sizes = shape.map((dim) => (typeof dim === "number" ? dim : 1));
+          const zeros = f32Tensor(
+            sizes,
+            Array.from({ length: elementCount(sizes) }, () => 0),
+          );
+          return [past, from.get(output) ?? zeros];
+        }),
+      ]),
+    );
+  // Two tokens of padding before five of text.
+  const first = await run([0, 0, 7, 8, 9], [0, 0, 1, 1, 1], new Map());
+  const all = await run([0, 0, 7, 8, 9, 10, 11], [0, 0, 1, 1, 1, 1, 1], new Map());
+  const expected = toNumbers(all.get("logits")!).slice(5 * 96);
+  for (const mask of [
+    [1, 1],
+    [0, 0, 1, 1, 1, 1, 1],
+  ]) {
+    const second = await run([10, 11], mask, first);
+    expect(relativeError(toNumbers(second.get("logits")!), expected)).toBeLessThan(1e-5);
+  }
+  await using package_ = await loadPackage(await written(model), { library: "none" });
+  const whole = (await package_.prefill([7, 8, 9, 10, 11])).data.slice(3 * 96);
+  package_.reset();
+  await package_.prefill([7, 8, 9]);
+  expect(relativeError((await package_.prefill([10, 11])).data, whole)).toBeLessThan(1e-5);
+});
+
+async function written(model: Model): Promise<string> {
+  const path = join(folder, "written.onnx");
+  await writeModel(model, path);
+  return path;
 }
 
 test.each(["nemotron_h", "jamba"])("attention of %s without caches is refused by name", async (name) => {
