@@ -47,6 +47,7 @@ import { addEval } from "./eval-command.js";
 import { withExamples } from "./examples.js";
 import {
   byteCount,
+  floatType,
   integer,
   integerList,
   number,
@@ -167,6 +168,7 @@ function addCompile(program: Command, terminal: Terminal, outcome: Outcome, argv
     .addOption(
       new Option("--float <type>", "element type of weights and activations; f16 is for devices that compute in it")
         .choices(FLOAT_TYPES)
+        .argParser(floatType)
         .default("f32"),
     )
     .addOption(

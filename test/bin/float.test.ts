@@ -151,6 +151,17 @@ describe("compile --float f16", () => {
     for (const [at, value] of halves.entries()) expect(Math.abs(value / (single[at] ?? 0) - 1)).toBeLessThan(0.3);
   });
 
+  test("bfloat16 is refused with the reason, other words with the choices", async () => {
+    for (const word of ["bf16", "bfloat16"]) {
+      const result = await mambac("compile", SOURCE, "--float", word);
+      expect(result).toMatchObject({ code: 2, out: "" });
+      expect(result.err).toMatch(/has no bfloat16 kernels of MatMul, .* compile to f32 .* with f16/);
+    }
+    const slip = await mambac("compile", SOURCE, "--float", "fp16");
+    expect(slip).toMatchObject({ code: 2, out: "" });
+    expect(slip.err).toContain("Allowed choices are f32, f16.");
+  });
+
   test("it is for mambac's own operators", async () => {
     const result = await mambac("compile", SOURCE, "--float", "f16", "--scan", "linear-attention", "--state", "f32");
     expect(result.code).toBe(2);
