@@ -4,14 +4,16 @@ import { rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type CompileOptions, type CompilerPasses, compilePrepared, type Prepared } from "./compile.js";
+import type { Model } from "./ir/graph.js";
 import { TemporaryFiles } from "./onnx/temporary-files.js";
 import type { FloatType } from "./ops/names.js";
 import type { StateChoice } from "./rewrite/semantic.js";
 import { type EvaluateOptions, evaluate } from "./run/evaluate.js";
 import { type KernelCensus, kernelCensus } from "./run/kernel-census.js";
 import type { LibraryChoice } from "./run/locate.js";
+import { RecordedLogits } from "./run/recorded-logits.js";
 import { readSignature } from "./run/signature.js";
-import { type LoadOptions, loadPackage } from "./run/stateful.js";
+import { type LoadedPackage, type LoadOptions, loadPackage } from "./run/stateful.js";
 import type { Tokenizer } from "./run/tokenizer.js";
 
 /** A way to compile. The first one of a comparison should be the float model. */
@@ -81,6 +83,9 @@ export interface ComparedRow {
 /** Logits held at a time sets how many windows run together. */
 const LOGIT_BYTES = 2 ** 28;
 
+/** The reference's logits are kept where those of all texts fit. */
+const KEPT_BYTES = 2 ** 28;
+
 /**
  * Compiles and measures; nothing is left behind. The reference comes first in the result. Figures of a quantized state are
  * of a state rounded at every token. Throws what compiling and evaluating throw.
@@ -89,11 +94,11 @@ export async function compareCandidates(options: CompareOptions): Promise<Compar
   const temporary = new TemporaryFiles();
   const folder = temporary.folder(tmpdir(), "mambac-compare-");
   try {
-    const referencePath = join(folder, "reference.onnx");
-    const rows = [await measure(options, options.reference, referencePath, referencePath)];
+    const reference = { path: join(folder, "reference.onnx"), logits: new Map<ComparedText, RecordedLogits>() };
+    const rows = [await measure(options, options.reference, reference.path, reference)];
     for (const candidate of options.candidates) {
       const path = join(folder, "candidate.onnx");
-      rows.push(await measure(options, candidate, path, referencePath));
+      rows.push(await measure(options, candidate, path, reference));
       for (const part of [path, `${path}.data`]) rmSync(part, { force: true });
     }
     return rows;
@@ -102,11 +107,18 @@ export async function compareCandidates(options: CompareOptions): Promise<Compar
   }
 }
 
+/** What candidates are compared with. */
+interface Reference {
+  readonly path: string;
+  /** Its logits on the texts; the model runs again for those that are not here. */
+  readonly logits: Map<ComparedText, RecordedLogits>;
+}
+
 async function measure(
   options: CompareOptions,
   candidate: Candidate,
   path: string,
-  referencePath: string,
+  reference: Reference,
 ): Promise<ComparedRow> {
   options.onProgress?.(`compiling ${candidate.name}`);
   const { state, name, float = "f32" } = candidate;
@@ -126,13 +138,7 @@ async function measure(
   const kernels = await kernelCensus(path);
   options.onProgress?.(`measuring ${name}`);
   const mode = state.format === "f32" ? "call" : "token";
-  const settings: LoadOptions = {
-    batch: batchOf(report.model, options),
-    threads: options.threads ?? 1,
-    library: options.library ?? "auto",
-  };
-  const texts: TextFigures[] = [];
-  for (const text of options.texts) texts.push(await figures(options, text, path, referencePath, settings, mode));
+  const texts = await allFigures(options, report.model, path, reference, mode);
   const mean = (of: (entry: TextFigures) => number): number =>
     texts.reduce((sum, entry) => sum + of(entry), 0) / texts.length;
   return {
@@ -150,25 +156,53 @@ async function measure(
   };
 }
 
-async function figures(
+async function allFigures(
   options: CompareOptions,
-  { name, text }: ComparedText,
+  compiled: Model,
   path: string,
-  referencePath: string,
-  settings: LoadOptions,
+  reference: Reference,
   mode: "token" | "call",
-): Promise<TextFigures> {
+): Promise<TextFigures[]> {
+  const { texts, windows, window } = options;
+  const vocabulary = vocabularyOf(compiled);
+  const batch = Math.max(1, Math.min(windows, Math.floor(LOGIT_BYTES / RecordedLogits.bytes(1, window, vocabulary))));
+  const settings: LoadOptions = { batch, threads: options.threads ?? 1, library: options.library ?? "auto" };
+  const isReference = path === reference.path;
+  if (isReference && texts.length * RecordedLogits.bytes(windows, window, vocabulary) <= KEPT_BYTES) {
+    for (const text of texts) reference.logits.set(text, new RecordedLogits(windows, window));
+  }
   await using model = await loadPackage(path, settings);
-  await using reference = await loadPackage(referencePath, settings);
+  await using other = reference.logits.size > 0 ? null : await loadPackage(reference.path, settings);
+  const found: TextFigures[] = [];
+  for (const text of texts) {
+    const logits = reference.logits.get(text);
+    found.push(
+      await figures(options, text, { model, other: logits ?? other, mode, record: isReference ? logits : undefined }),
+    );
+  }
+  return found;
+}
+
+async function figures(
+  { window, windows, tokenizer }: CompareOptions,
+  { name, text }: ComparedText,
+  run: {
+    readonly model: LoadedPackage;
+    readonly other: LoadedPackage | RecordedLogits | null;
+    readonly mode: "token" | "call";
+    readonly record: RecordedLogits | undefined;
+  },
+): Promise<TextFigures> {
   const result = await evaluate({
-    model,
-    reference,
+    model: run.model,
+    ...(run.other === null ? {} : { reference: run.other }),
+    ...(run.record === undefined ? {} : { record: run.record }),
     text,
-    window: options.window,
-    windows: options.windows,
-    mode,
+    window,
+    windows,
+    mode: run.mode,
     referenceMode: "call",
-    ...(options.tokenizer === undefined ? {} : { tokenizer: options.tokenizer }),
+    ...(tokenizer === undefined ? {} : { tokenizer }),
   });
   const { comparison } = result;
   return {
@@ -183,8 +217,10 @@ async function figures(
   };
 }
 
-function batchOf(model: Parameters<typeof readSignature>[0], options: CompareOptions): number {
+/** Taken for a vocabulary that the graph does not tell. */
+const UNKNOWN_VOCABULARY: number = 2 ** 16;
+
+function vocabularyOf(model: Model): number {
   const vocabulary = readSignature(model).logits.shape.at(-1);
-  const bytes = 4 * options.window * (typeof vocabulary === "number" ? vocabulary : 2 ** 16);
-  return Math.max(1, Math.min(options.windows, Math.floor(LOGIT_BYTES / bytes)));
+  return typeof vocabulary === "number" ? vocabulary : UNKNOWN_VOCABULARY;
 }

@@ -10,6 +10,7 @@
 import { MambacError } from "../support/errors.js";
 import { klBits, summarise } from "./logits.js";
 import { type EvaluateMode, logitsSource, possibleMode } from "./logits-source.js";
+import { RecordedLogits } from "./recorded-logits.js";
 import type { LoadedPackage } from "./stateful-model.js";
 import { byteTokenizer, type Tokenizer } from "./tokenizer.js";
 
@@ -21,8 +22,10 @@ export interface Passages {
 export interface EvaluateOptions {
   /** Loaded with a batch of as many windows as are to run together: all of them is fastest. */
   readonly model: LoadedPackage;
-  /** A model to compare with, of the same batch and vocabulary; usually the float source. */
-  readonly reference?: LoadedPackage;
+  /** A model to compare with, of the same batch and vocabulary, or its logits on this text; usually the float source. */
+  readonly reference?: LoadedPackage | RecordedLogits;
+  /** Takes the model's own logits. As the reference, too, it compares the model with itself. */
+  readonly record?: RecordedLogits;
   /** The text: bytes or a string to be tokenized, or token ids; or passages, each a window and the token after it. */
   readonly text: Uint8Array | string | readonly number[] | Passages;
   /** Default: bytes as tokens. */
@@ -82,7 +85,9 @@ export interface Comparison {
 
 /** Evaluates a model; its state is used and left at zero. Throws `evaluate/...` for texts or models that do not fit. */
 export async function evaluate(options: EvaluateOptions): Promise<Evaluation> {
-  const { model, reference } = options;
+  const { model, record } = options;
+  const recorded = options.reference instanceof RecordedLogits ? options.reference : null;
+  const reference = options.reference instanceof RecordedLogits ? undefined : options.reference;
   const mode = options.mode ?? "token";
   if (reference !== undefined && reference.batch !== model.batch) {
     throw new MambacError("evaluate/batch", `the models have batches ${model.batch} and ${reference.batch}`);
@@ -108,14 +113,16 @@ export async function evaluate(options: EvaluateOptions): Promise<Evaluation> {
       const compared = other === null ? null : await other.at(t);
       for (let i = 0; i < count; i++) {
         const target = passages[first + i]?.[t + 1] ?? 0;
-        score.add(first + i, t, logits(i), target, compared === null ? null : compared(i));
+        const row = logits(i);
+        record?.add(first + i, t, row);
+        score.add(first + i, t, row, target, recorded?.row(first + i, t) ?? compared?.(i) ?? null);
       }
     }
     options.onProgress?.((first + count) / windows);
   }
   model.reset();
   reference?.reset();
-  return { mode, window, windows, ...score.result(bytes, reference !== undefined) };
+  return { mode, window, windows, ...score.result(bytes, options.reference !== undefined) };
 }
 
 /** Windows with the token after each, and the bytes of what is predicted; null where they are not known. */

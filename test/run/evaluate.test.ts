@@ -1,5 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { evaluate } from "../../src/run/evaluate.js";
+import { RecordedLogits } from "../../src/run/recorded-logits.js";
 import { loadPackage } from "../../src/run/stateful.js";
 import { hubTokenizer } from "../../src/run/tokenizer.js";
 import { Random } from "../../src/support/random.js";
@@ -55,6 +56,26 @@ describe("evaluate", () => {
       }
     },
   );
+
+  it("gives the same figures against logits that were recorded", async () => {
+    const ids = randomIds(5 * 9 + 1, 32, 4);
+    const options = { text: ids, window: 9, windows: 5, mode: "call" } as const;
+    await using model = await loadPackage(fixture("hf/mamba2/prefill.onnx"), { batch: 2 });
+    await using reference = await loadPackage(fixture("hf/bamba/prefill.onnx"), { batch: 2, dims: DIMS });
+    const recorded = new RecordedLogits(5, 9);
+    const itself = await evaluate({ model: reference, reference: recorded, record: recorded, ...options });
+    expect(itself.comparison).toMatchObject({ meanKlBits: 0, maxKlBits: 0, top1Agreement: 1 });
+    expect(itself.comparison?.referenceBitsPerToken).toBeCloseTo(itself.bitsPerToken, 12);
+    const run = await evaluate({ model, reference, ...options });
+    expect(run.comparison?.meanKlBits).toBeGreaterThan(1e-3);
+    expect(await evaluate({ model, reference: recorded, ...options })).toEqual(run);
+    // What is recorded does not depend on how many windows run together.
+    await using alone = await loadPackage(fixture("hf/mamba2/prefill.onnx"), { batch: 5 });
+    expect((await evaluate({ model: alone, reference: recorded, ...options })).comparison?.meanKlBits).toBeCloseTo(
+      run.comparison?.meanKlBits ?? 0,
+      6,
+    );
+  });
 
   it("tells the same figures by position, and takes passages for windows", async () => {
     const ids = randomIds(3 * 40 + 1, 8, 9);
