@@ -90,7 +90,7 @@ export function statisticsSource(sources: StatisticsSources): CollectStatistics 
       const statistics = await collectStatistics(ready, requests, dataset, {
         threads: sources.threads,
         ...(window === undefined ? {} : { window, decodeShare: 0 }),
-        ...(sources.onProgress === undefined ? {} : { onProgress: sources.onProgress }),
+        onProgress: (message) => sources.onProgress?.(`${message} for ${pass}`),
         ...(recorder === null
           ? {}
           : {

@@ -9,10 +9,12 @@ import { type CalibrationTable, requestOf } from "../quant/calibration.js";
 import { calibrateToFile, mergeToFile } from "../run/calibrate.js";
 import { readCalibration } from "../run/calibration-files.js";
 import { openDataset, RANDOM_DATA, type Shard } from "../run/dataset.js";
+import { openItems } from "../run/dataset-items.js";
 import { openOrtGemm } from "../run/ort-gemm.js";
+import { isPlain } from "../run/plain-model.js";
 import { readSignature } from "../run/signature.js";
 import { progressMessage, usualBoundaries } from "../run/statistics.js";
-import { loadTokenizer, tokenizerBeside } from "../run/tokenizer.js";
+import { loadTokenizer, type Tokenizer, tokenizerBeside } from "../run/tokenizer.js";
 import { usualRequests } from "../run/usual-requests.js";
 import { vocabularyOf } from "../run/vocabulary.js";
 import { EXIT, type ExitCode } from "../support/errors.js";
@@ -52,22 +54,13 @@ export async function calibrateCommand(
       { inputs, threads, onProgress: (message) => progress.say(message) },
       passes,
     );
-    const signature = readSignature(model);
-    const vocabulary = vocabularyOf(model, signature);
-    const tokenizer =
-      options.tokenizer === null
-        ? tokenizerBeside(options.inputs[0] ?? ".", vocabulary)
-        : loadTokenizer(options.tokenizer);
+    const signature = isPlain(model) ? null : readSignature(model);
     progress.say(`reading ${options.data.join(", ")}`);
-    const dataset = await openDataset({
-      paths: options.data,
-      vocabulary,
-      ...(tokenizer === null ? {} : { tokenizer }),
-      sequenceLength,
-      samples,
-      seed,
-      ...(shard === null ? {} : { shard }),
-    });
+    const drawn = { paths: options.data, samples, seed, ...(shard === null ? {} : { shard }) };
+    const dataset =
+      signature === null
+        ? await openItems(drawn, model.graph)
+        : await openDataset({ ...drawn, sequenceLength, ...tokensFor(options, vocabularyOf(model, signature)) });
     await using products = openOrtGemm({ threads });
     try {
       const start = performance.now();
@@ -77,7 +70,7 @@ export async function calibrateCommand(
         {
           model,
           dataset,
-          requests: usualRequests(model, signature, options).map(({ value, kind, perChannel }) =>
+          requests: usualRequests(model, signature?.states ?? [], options).map(({ value, kind, perChannel }) =>
             requestOf(value, kind, perChannel, own),
           ),
           boundaries: usualBoundaries(model),
@@ -104,6 +97,14 @@ export async function calibrateCommand(
     progress.done();
   }
   return EXIT.ok;
+}
+
+function tokensFor(
+  { inputs, tokenizer: choice }: CalibrateCommandOptions,
+  vocabulary: number,
+): { readonly vocabulary: number; readonly tokenizer?: Tokenizer } {
+  const tokenizer = choice === null ? tokenizerBeside(inputs[0] ?? ".", vocabulary) : loadTokenizer(choice);
+  return { vocabulary, ...(tokenizer === null ? {} : { tokenizer }) };
 }
 
 export interface CalibrateMergeCommandOptions {
@@ -154,7 +155,7 @@ export function tellTable(
     formatFacts([
       [
         "data",
-        `${header.sequences} sequences of up to ${header.sequenceLength} tokens, ${header.tokens} tokens, seed ${header.seed}` +
+        `${amountText(header)}, seed ${header.seed}` +
           `, ${header.random ? "made up" : `sha256 ${header.dataSha256.slice(0, 12)}`}`,
       ],
       ...(count === 1 ? [] : [["shards", `${done.join(", ")} of ${count}`] as const]),
@@ -163,4 +164,10 @@ export function tellTable(
       ["written", `${options.output} and ${options.output}.bin (${formatBytes(bytes)})`],
     ]),
   );
+}
+
+/** Data that are no tokens are items of length 1. */
+function amountText({ sequences, sequenceLength, tokens }: CalibrationTable["header"]): string {
+  if (sequenceLength === 1) return `${sequences} items`;
+  return `${sequences} sequences of up to ${sequenceLength} tokens, ${tokens} tokens`;
 }

@@ -12,7 +12,10 @@ export function formatLoss(change: number): string {
 
 /** One line a recipe. */
 export function comparedTable(rows: readonly ComparedRow[]): string {
-  const names = rows[0]?.texts.map(({ text }) => text) ?? [];
+  const names =
+    rows[0]?.texts.map(
+      ({ text, bitsPerByte }) => `${text}, ${bitsPerByte === null ? "bits per token" : "bits per byte"}`,
+    ) ?? [];
   const several = names.length > 1;
   return formatTable([
     ["recipe", ...names, "perplexity", "loss", "KL, bits", "same top", "file", "state", "integer or low-bit"],

@@ -250,7 +250,9 @@ function textOf(
     const files = random
       ? "made up"
       : `${(options.calibration?.paths ?? []).join(", ")} (sha256 ${sha256.slice(0, 12)})`;
-    facts.push(["calibration", `${sequences} sequences${of}, ${tokens} tokens, seed ${seed}: ${files}`]);
+    const { sequenceLength } = report.calibration;
+    const amount = sequenceLength === 1 ? `${sequences} items${of}` : `${sequences} sequences${of}, ${tokens} tokens`;
+    facts.push(["calibration", `${amount}, seed ${seed}: ${files}`]);
   }
   if (census !== null) {
     facts.push(["projections", censusText(census)]);

@@ -7,7 +7,7 @@ import { type Evaluation, evaluate } from "../run/evaluate.js";
 import { FOOTPRINT_CLASSES, type Footprint, footprint } from "../run/footprint.js";
 import { type LastWordScore, lastWordScore, passageTexts, splitLastWord } from "../run/last-word.js";
 import type { LibraryChoice } from "../run/locate.js";
-import type { EvaluateMode } from "../run/logits-source.js";
+import { type EvaluateMode, possibleMode } from "../run/logits-source.js";
 import { requireTokens } from "../run/plain-model.js";
 import { readSignature } from "../run/signature.js";
 import { statePrecision } from "../run/state-precision.js";
@@ -15,6 +15,7 @@ import { type LoadedPackage, type LoadOptions, loadPackage, modelFile } from "..
 import type { Tokenizer } from "../run/tokenizer.js";
 import { sourceFiles } from "../sources.js";
 import { EXIT, type ExitCode, MambacError } from "../support/errors.js";
+import { formatLoss } from "./compare-table.js";
 import { tokenizerFor } from "./model-tokenizer.js";
 import { readText } from "./read-text.js";
 import { sessionRecord } from "./session-record.js";
@@ -77,6 +78,8 @@ export async function evalCommand(options: EvalCommandOptions, terminal: Termina
     await using model = await loadPackage(options.output, settings);
     await using reference = text === null ? null : await openReference(options.against, settings);
     const tokenizer = tokenizerFor(model, options.tokenizer);
+    // Without a state it makes no difference how tokens are fed.
+    const mode = possibleMode(model, options.mode);
     progress.say("evaluating");
     const onProgress = (share: number): void =>
       share < 1 ? progress.say(`evaluated ${Math.round(100 * share)} %`) : undefined;
@@ -90,14 +93,19 @@ export async function evalCommand(options: EvalCommandOptions, terminal: Termina
             tokenizer,
             window: options.window,
             windows: options.windows,
-            mode: options.mode,
+            mode,
             onProgress,
           });
     const lastWord =
       passages === null
         ? null
-        : await lastWordOf(new TextDecoder().decode(passages), model, tokenizer, options, onProgress);
-    tell(options, model, { text: evaluation, lastWord, footprint: footprint(model.model, model.signature) }, terminal);
+        : await lastWordOf(new TextDecoder().decode(passages), model, tokenizer, { ...options, mode }, onProgress);
+    tell(
+      { ...options, mode },
+      model,
+      { text: evaluation, lastWord, footprint: footprint(model.model, model.signature) },
+      terminal,
+    );
   } finally {
     progress.done();
   }
@@ -193,10 +201,7 @@ function textFacts(options: EvalCommandOptions, model: LoadedPackage, result: Ev
   return [
     ...facts,
     ["against", options.against ?? ""],
-    [
-      "  its bits per token",
-      `${digits(comparison.referenceBitsPerToken)} (${change < 0 ? "" : "+"}${percent(change)} here)`,
-    ],
+    ["  its bits per token", `${digits(comparison.referenceBitsPerToken)} (${formatLoss(change)} here)`],
     [
       "  KL divergence",
       `mean ${comparison.meanKlBits.toExponential(2)} bits, 99th percentile ${comparison.p99KlBits.toExponential(2)}, largest ${comparison.maxKlBits.toExponential(2)}`,

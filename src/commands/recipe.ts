@@ -27,7 +27,9 @@ export function resolveRecipe<Recipe extends { readonly name: string; readonly s
     const found = library.presets.find(({ name }) => name === spec);
     if (found !== undefined) return found;
     const names = library.presets.map(({ name }) => name);
-    const meant = closestWord(spec, names);
+    const near = closestWord(spec, names);
+    const holding = names.filter((name) => spec !== "" && name.includes(spec.toLowerCase()));
+    const meant = near !== null ? near : holding.length > 0 ? holding.join(" or ") : null;
     throw new MambacError(
       "recipe/unknown",
       `there is no recipe ${spec}; ${meant === null ? "" : `did you mean ${meant}? `}recipes: ${names.join(", ")}, or a file: FILE.yaml`,

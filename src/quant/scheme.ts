@@ -51,6 +51,7 @@ export function parseWeightScheme(text: string): WeightScheme {
   const refuse = (why: string): never => {
     throw new MambacError("scheme/spelling", `weight scheme '${text}': ${why}; write for example ${FORM}`);
   };
+  if (/^(float|none|(f|fp|float)(16|32))$/.test(text)) refuse("null, without quotes, leaves a projection float");
   const [format = "", grain = "", ...rest] = text.split(":");
   const options = new Set(rest);
   if (options.size !== rest.length) refuse("an option is given twice");

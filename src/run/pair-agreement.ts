@@ -32,15 +32,17 @@ export async function pairDisagreement(
     await using prefill = await load(prefillPath);
     await using decode = await load(decodePath);
     const whole = await prefill.prefill(tokens);
-    if (whole.length !== options.length) return null;
+    // A decode graph that reads no state takes whole sequences, too.
+    const other = decode.stateful ? null : await decode.prefill(tokens);
+    if (whole.length !== options.length || (other ?? whole).length !== options.length) return null;
     let difference = 0;
     let scale = 0;
     for (let t = 0; t < options.length; t++) {
-      const one = await decode.step(tokens.map((row) => row[t] ?? 0));
+      const one = other ?? (await decode.step(tokens.map((row) => row[t] ?? 0)));
       for (let b = 0; b < BATCH; b++) {
         for (let v = 0; v < whole.vocabulary; v++) {
           const expected = whole.data[(b * options.length + t) * whole.vocabulary + v] ?? 0;
-          const actual = one.data[b * whole.vocabulary + v] ?? Number.NaN;
+          const actual = one.data[(other === null ? b : b * options.length + t) * whole.vocabulary + v] ?? Number.NaN;
           difference = Math.max(difference, Math.abs(actual - expected));
           scale = Math.max(scale, Math.abs(expected));
         }

@@ -15,9 +15,9 @@ export interface UsualRequestOptions {
  * results of scans: largest magnitude by channel, the histogram; of convolutions: those of the whole tensor. States,
  * weights and gains are left out.
  */
-export function usualRequests(model: Model, signature: Signature, options: UsualRequestOptions): StatRequest[] {
+export function usualRequests(model: Model, pairs: Signature["states"], options: UsualRequestOptions): StatRequest[] {
   const { graph } = model;
-  const states = new Set(signature.states.flatMap(({ input, output }) => [input, output]));
+  const states = new Set(pairs.flatMap(({ input, output }) => [input, output]));
   const made = new Set(graph.nodes.flatMap((node) => node.outputs));
   const isActivation = (name: string): boolean => name !== "" && made.has(name) && !states.has(name);
   const requests: StatRequest[] = [];

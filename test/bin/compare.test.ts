@@ -80,7 +80,7 @@ describe("compare", () => {
   test("as a table and as CSV", async () => {
     const argv = ["compare", SOURCE, "--recipe", "ptqssm-w8-inout-pc", ...TEXT, "-q"];
     const people = await mambac(...argv);
-    expect(people.out).toMatch(/^recipe +kjv\.txt +perplexity +loss +KL, bits/);
+    expect(people.out).toMatch(/^recipe +kjv\.txt, bits per byte +perplexity +loss +KL, bits/);
     expect(people.out).toMatch(/\nptqssm-w8-inout-pc +\d\.\d{4} .* \d of 9\n$/);
     const csv = await mambac(...argv, "--csv");
     expect(csv.out.split("\n")[0]).toMatch(/^recipe,text,state,mode,bits_per_byte,/);
@@ -114,7 +114,7 @@ describe("compile --recipe auto", () => {
       /^auto took qmamba-w8a8h4: the smallest whose loss is small enough \(3 of 3 keep the budget\)/,
     );
     expect(first.out).toMatch(
-      /measured on 2 passages of 127 tokens held out of the calibration data\nrecipe +held out/,
+      /measured on 2 passages of 127 tokens held out of the calibration data\nrecipe +held out, bits per token/,
     );
     const recipe = readRecipe(readFileSync(join(root, "one.onnx.recipe.yaml"), "utf8"), "one");
     expect(recipe.name).toBe("qmamba-w8a8h4");

@@ -1,4 +1,4 @@
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, test } from "vitest";
@@ -93,6 +93,25 @@ describe("projections of pictures run on integers", () => {
     expect(await bytes(pictures("twelve.npy", 12))).toBe(first);
     expect(await bytes(pictures("three.npy", 3))).not.toBe(first);
   });
+});
+
+test("a table of pictures gives the bytes that the pictures give", async () => {
+  const source = fixture("pictures/vim_chunks.onnx");
+  const [data, table] = [pictures("table.npy", 8), join(root, "table.json")];
+  const made = await mambac("calibrate", source, "--data", data, "--second-moments", "-o", table);
+  expect(made.code, made.err).toBe(0);
+  expect(made.out).toMatch(/^data +8 items, seed 0/m);
+  const bytes = async (name: string, ...flags: string[]): Promise<Buffer> => {
+    const out = join(root, name);
+    const result = await mambac("compile", source, "-o", out, "--recipe", "gptq-w4a16", "-q", ...flags);
+    expect(result.code, result.err).toBe(0);
+    return readFileSync(out);
+  };
+  const [tabled, given] = [
+    await bytes("tabled.onnx", "--calib-table", table),
+    await bytes("given.onnx", "--calib", data),
+  ];
+  expect(tabled.equals(given)).toBe(true);
 });
 
 describe("data that are no pictures of the model", () => {

@@ -41,6 +41,7 @@ describe("recipe", () => {
     const result = await mambac("recipe", "show", "quamba-w8a9");
     expect(result).toMatchObject({ code: 2, out: "" });
     expect(result.err).toContain("did you mean quamba-w8a8?");
+    expect((await mambac("recipe", "show", "gptq")).err).toContain("did you mean gptq-w4a16?");
     expect((await mambac("compile", MODEL, "--recipe", "no-such-thing")).err).toMatch(/recipes: float, .*, or a file/);
   });
 
@@ -135,6 +136,13 @@ describe("compile --recipe FILE", () => {
     expect(result.err).toContain(`${path}:4:13: weight scheme 'i9:channel'`);
     expect(result.err).toContain(`${path}:5:1: there is no key 'sate' here; did you mean 'state'?`);
     expect(readdirSync(folder)).toEqual([]);
+  });
+
+  test("a word for float where null is meant", async () => {
+    const path = write("float.yaml", "name: f\nweights:\n  - {roles: [in_proj], scheme: float}\n");
+    const result = await mambac("compile", MODEL, "--recipe", path);
+    expect(result).toMatchObject({ code: 2, out: "" });
+    expect(result.err).toMatch(/:3:32: weight scheme 'float': null, without quotes, leaves a projection float/);
   });
 
   test("a missing file and an empty one", async () => {

@@ -142,6 +142,17 @@ describe("eval", () => {
     expect(Math.abs(call - token)).toBeLessThan(0.05);
   });
 
+  test("a graph without a state is fed whole windows, however it was asked", async () => {
+    const flags = ["--text", TEXT, "--windows", "2", "--window", "32", "--library", "none", "-q"];
+    const result = await mambac("eval", SOURCE, ...flags, "--against", SOURCE);
+    expect(result.code, result.err).toBe(0);
+    expect(result.out).toContain("one window a call");
+    expect(result.out).toMatch(/its bits per token +\d\.\d+ \(\+0\.00 % here\)/);
+    const [token, call] = ["token", "call"].map((mode) => mambac("eval", SOURCE, ...flags, "--mode", mode, "--json"));
+    expect((await token)?.out).toBe((await call)?.out);
+    expect(documentIn((await token) ?? result)).toMatchObject({ mode: "call" });
+  });
+
   test("a text that is too short is told with what is needed", async () => {
     const short = join(root, "short.txt");
     writeFileSync(short, "too short");

@@ -51,7 +51,7 @@ describe("observe", () => {
     const model = await compiledFixture("mamba2");
     const dataset = await randomData(3, 20);
     const signature = readSignature(model);
-    const requests = usualRequests(model, signature, { secondMoments: true });
+    const requests = usualRequests(model, signature.states, { secondMoments: true });
     const seen: string[] = [];
     const blocks: number[] = [];
     let block = 0;
@@ -82,7 +82,7 @@ describe("observe", () => {
 
   it("gives the same numbers in shards as in one", async () => {
     const model = await compiledFixture("mamba2");
-    const values = usualRequests(model, readSignature(model), { secondMoments: false })
+    const values = usualRequests(model, readSignature(model).states, { secondMoments: false })
       .filter(({ perChannel }) => perChannel)
       .map(({ value }) => value);
     const rowsOf = async (dataset: Dataset): Promise<Map<string, string[]>> => {
@@ -115,7 +115,7 @@ describe("observe", () => {
     const model = await compiledFixture("mamba2");
     const signature = readSignature(model);
     const dataset = await randomData(4, 25);
-    const linears = usualRequests(model, signature, { secondMoments: false })
+    const linears = usualRequests(model, signature.states, { secondMoments: false })
       .filter(({ kind }) => kind === "meanabs")
       .map(({ value }) => value);
     expect(linears.length).toBeGreaterThan(3);

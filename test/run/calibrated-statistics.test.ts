@@ -30,7 +30,7 @@ let requests: StatRequest[];
 beforeAll(async () => {
   products = openOrtGemm();
   model = await compiledFixture("mamba2");
-  requests = usualRequests(model, readSignature(model), { secondMoments: true });
+  requests = usualRequests(model, readSignature(model).states, { secondMoments: true });
 });
 afterAll(async () => {
   await products[Symbol.asyncDispose]();
