@@ -12,6 +12,7 @@ import { runBench, type SubjectResult } from "../run/bench.js";
 import { type BenchSettings, type BenchSubject, rateOf, ratioOf, type Spread, spreadOf } from "../run/bench-plan.js";
 import { countCustomOps } from "../run/executed-ops.js";
 import { findOpsLibrary, type LibraryChoice } from "../run/locate.js";
+import { requireTokens } from "../run/plain-model.js";
 import { modelFile } from "../run/stateful.js";
 import { type SourceFile, sourceFiles } from "../sources.js";
 import { EXIT, type ExitCode, MambacError } from "../support/errors.js";
@@ -102,7 +103,9 @@ async function lineUp(
   const path = modelFile(options.output);
   const subjects: BenchSubject[] = [];
   const left: { name: string; reason: string }[] = [];
-  const hasOps = countCustomOps(readModel(path).model).size > 0;
+  const { model } = readModel(path);
+  requireTokens(model, "bench");
+  const hasOps = countCustomOps(model).size > 0;
   const library = findOpsLibrary(options.library);
   if (!hasOps) left.push({ name: "op library", reason: "the file holds no operator of mambac" });
   else if (library.kind === "absent") left.push({ name: "op library", reason: library.reason });

@@ -2,11 +2,13 @@
 
 import { dirname } from "node:path";
 import { VERSION } from "../compile.js";
+import { readModel } from "../onnx/read.js";
 import { endTokens } from "../run/end-tokens.js";
 import { generate } from "../run/generate.js";
 import type { LibraryChoice } from "../run/locate.js";
+import { requireTokens } from "../run/plain-model.js";
 import type { SamplingOptions } from "../run/sampling.js";
-import { type LoadedPackage, loadPackage } from "../run/stateful.js";
+import { type LoadedPackage, loadPackage, modelFile } from "../run/stateful.js";
 import { tokenizerFolder } from "../run/tokenizer.js";
 import { EXIT, type ExitCode, MambacError } from "../support/errors.js";
 import { tokenizerFor } from "./model-tokenizer.js";
@@ -31,6 +33,7 @@ export interface GenerateCommandOptions extends SamplingOptions {
 export async function generateCommand(options: GenerateCommandOptions, terminal: Terminal): Promise<ExitCode> {
   const progress = new Progress(options.quiet ? null : terminal);
   progress.say(`loading ${options.output}`);
+  requireTokens(readModel(modelFile(options.output)).model, "generate");
   await using model = await loadPackage(options.output, {
     library: options.library,
     threads: options.threads,

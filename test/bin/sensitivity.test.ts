@@ -133,11 +133,13 @@ describe("--calib-table", () => {
 });
 
 test.each([
-  ["sensitivity", []],
-  ["compare", ["--recipe", "w8a8h8"]],
-  ["eval", []],
+  ["sensitivity", TEXT],
+  ["compare", ["--recipe", "w8a8h8", ...TEXT]],
+  ["eval", TEXT],
+  ["generate", ["--prompt", "x"]],
+  ["bench", []],
 ])("%s refuses models of pictures for what they are", async (command, more) => {
-  const argv = [fixture("pictures/vim_chunks.onnx"), "--text", join(DEMO, "kjv.txt"), ...more, "-q"];
+  const argv = [fixture("pictures/vim_chunks.onnx"), ...more, "-q"];
   const result = await mambac(command, ...argv);
   expect(result).toMatchObject({ code: 4, out: "" });
   expect(result.err).toMatch(/this model reads no tokens, but pixels/);
