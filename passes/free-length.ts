@@ -56,11 +56,11 @@ export const freeLength: Pass<Record<string, never>> = definePass({
     const view = viewGraph(model.graph, opset);
     const token = tokenInput(model.graph);
     if (token === null) return Promise.resolve({ model, changed: 0 });
-    const named = withFreeInputs(model.graph, token.name);
+    const named = withFreeInputs(model.graph, token.name, view.sizes.length);
     const trouble = contradiction(named, opset);
     if (trouble === null) return Promise.resolve({ model: { ...model, graph: named }, changed: 0 });
     const rewritten = rewriteShapes(view, token.name);
-    const graph = withFreeInputs(rewritten.graph, token.name);
+    const graph = withFreeInputs(rewritten.graph, token.name, view.sizes.length);
     const remaining = contradiction(graph, opset);
     if (remaining !== null) {
       context.report({
@@ -82,8 +82,11 @@ export const freeLength: Pass<Record<string, never>> = definePass({
   },
 });
 
-/** Public inputs and outputs with free batch and length. State inputs keep their fixed sizes. */
-function withFreeInputs(graph: Graph, token: string): Graph {
+/**
+ * Public inputs and outputs with free batch and length. State inputs keep their fixed sizes, and so do outputs of one token, such
+ * as logits of the last, in a graph that was seen to take more (`seen`).
+ */
+function withFreeInputs(graph: Graph, token: string, seen: number): Graph {
   const names = dimNames(graph, token);
   const free = (value: ValueInfo, isOutput: boolean): ValueInfo => {
     if (value.type?.kind !== "tensor" || value.type.shape === null) return value;
@@ -98,7 +101,7 @@ function withFreeInputs(graph: Graph, token: string): Graph {
       return dimNumber(dim) ?? dim;
     });
     if (isOutput && !isState(graph, value.name))
-      return { ...value, type: { ...value.type, shape: outputDims(dims, names.length) } };
+      return { ...value, type: { ...value.type, shape: outputDims(dims, names.length, seen) } };
     return { ...value, type: { ...value.type, shape: dims } };
   };
   return {
@@ -108,8 +111,9 @@ function withFreeInputs(graph: Graph, token: string): Graph {
   };
 }
 
-function outputDims(dims: readonly Dim[], length: string): Dim[] {
-  return dims.map((dim, axis) => (axis === 1 && dims.length === 3 ? length : dim));
+function outputDims(dims: readonly Dim[], length: string, seen: number): Dim[] {
+  const ofOne = (dim: Dim): boolean => seen > 1 && dimNumber(dim) === 1;
+  return dims.map((dim, axis) => (axis === 1 && dims.length === 3 && !ofOne(dim) ? length : dim));
 }
 
 function isState(graph: Graph, name: string): boolean {
@@ -145,7 +149,7 @@ function contradiction(graph: Graph, opset: number): { where: string; reason: st
         axis === 0
           ? sizes.batch
           : axis === 1 && declared.length === 3 && !isState(graph, output.name)
-            ? sizes.length
+            ? (dimNumber(dim) ?? sizes.length)
             : dimNumber(dim),
       );
       const wrong = wanted.some((size, axis) => size !== null && size !== shape[axis]);

@@ -5,6 +5,7 @@
  * - model-local functions are inlined (operators known by name keep theirs);
  * - an If whose condition is the same for any number of tokens becomes the branch it takes;
  * - Constant nodes become initialisers; Identity nodes and Casts to the type a value already has disappear;
+ * - weights that are listed among the inputs, as files of old do, are no inputs;
  * - numeric dimension names ("32") become numbers; recorded shapes of intermediate values are dropped, they may be stale;
  * - operators that ONNX Runtime's optimiser fused (FusedMatMul, FusedConv, FusedGemm, QuickGelu) are spelled out again;
  * - negative entries of Transpose.perm, which TorchScript writes and ONNX Runtime refuses to load, are made positive;
@@ -43,7 +44,7 @@ export const normalise: Pass<Record<string, never>> = definePass({
     const repaired = repairTransposes(lifted.graph, context);
     let graph: Graph = {
       ...repaired.graph,
-      inputs: numericDims(repaired.graph.inputs),
+      inputs: numericDims(repaired.graph.inputs.filter(({ name }) => !repaired.graph.initializers.has(name))),
       outputs: numericDims(repaired.graph.outputs),
       valueInfo: new Map(),
     };

@@ -10,7 +10,7 @@ import { MEASURED_BYTES, totalBytes } from "./pair.js";
 import { declaredBatch, declaredLength, hasTokenIds } from "./rewrite/axes.js";
 import type { Step } from "./rewrite/pipeline.js";
 import { semanticOps } from "./rewrite/semantic.js";
-import { attentionWithoutCache, mayMixTokens } from "./rewrite/token-mixing.js";
+import { attentionWithoutCache, mayMixTokens, mixesTokens } from "./rewrite/token-mixing.js";
 import { proofTrials } from "./rewrite/trials.js";
 import { splitByKernel } from "./run/executed-ops.js";
 import { compareLogits, feedInParts } from "./run/parity.js";
@@ -38,7 +38,8 @@ export interface CarryOptions {
 
 /**
  * Refuses (`carry/forgets`, exit code 4) a model whose results depend on where calls end, though it has all its states: of its
- * attention without a cache, or of whatever else is not carried. Where it cannot be run, attention without a cache alone is refused.
+ * attention without a cache, or of whatever else is not carried. Where it cannot be run, attention without a cache and
+ * convolutions that were not recognised are.
  * Graphs that carry nothing, and those of one token, are left alone.
  */
 export async function requireCarried(model: Model, options: CarryOptions): Promise<void> {
@@ -47,30 +48,51 @@ export async function requireCarried(model: Model, options: CarryOptions): Promi
   const length = declaredLength(model.graph);
   if (!carries || !hasTokenIds(model.graph) || length === 1) return;
   const { tracer } = proofTrials(model);
-  const [suspect] = mayMixTokens(tracer);
+  const suspects = mayMixTokens(tracer);
+  // What only cuts and joins is named where there is nothing else.
+  const suspect =
+    suspects.find(mixesTokens) ?? suspects.find(({ op }) => !/^(Slice|Concat|Pad|Gather)$/.test(op)) ?? suspects[0];
   if (suspect === undefined) return;
   const attention = attentionWithoutCache(tracer);
   const apart = totalBytes(model) <= MEASURED_BYTES && length === null ? await difference(model, options) : null;
-  if (apart === null ? attention === null : apart <= AGREEMENT) return;
+  if (apart === null ? attention === null && !mixesTokens(suspect) : apart <= AGREEMENT) return;
   throw forgets(attention, suspect, apart);
 }
 
 function forgets(attention: Node | null, suspect: Node, apart: number | null): MambacError {
-  const label = (node: Node): string => `${node.op} ${node.name || (node.outputs[0] ?? "")}`;
-  const cause =
-    attention === null
-      ? `something besides scans and convolutions looks at other tokens or counts them, and is not carried from call to call (the first that may: ${label(suspect)})`
-      : `its attention (${label(attention)}) has no cache that was recognised, so it forgets the tokens of earlier calls`;
+  const [cause, advice] = causeOf(attention, suspect);
   const seen =
     apart === null
       ? ""
       : `; cut into calls, the logits of ${LENGTH} tokens move by ${apart.toExponential(1)} of the largest`;
   return new MambacError(
     "carry/forgets",
-    `the graph would not give the same results when its tokens come in several calls: ${cause}${seen}. ` +
-      "Export it with caches as outputs (use_cache=True) and positions as inputs, as a prefill graph or a pair",
+    `the graph would not give the same results when its tokens come in several calls: ${cause}${seen}. ${advice}`,
     EXIT.unsupported,
   );
+}
+
+/** What is not carried, and what helps. */
+function causeOf(attention: Node | null, suspect: Node): [cause: string, advice: string] {
+  const label = (node: Node): string => `${node.op} ${node.name || (node.outputs[0] ?? "")}`;
+  const caches =
+    "Export it with caches as outputs (use_cache=True) and positions as inputs, as a prefill graph or a pair";
+  if (attention !== null)
+    return [
+      `its attention (${label(attention)}) has no cache that was recognised, so it forgets the tokens of earlier calls`,
+      caches,
+    ];
+  if (mixesTokens(suspect)) {
+    const quantized = suspect.op === "ConvInteger" || suspect.op === "QLinearConv";
+    return [
+      `its ${label(suspect)} was not recognised as a causal convolution, so it forgets the tokens of earlier calls`,
+      quantized ? "Compile the float model that it was made of, with a recipe" : caches,
+    ];
+  }
+  return [
+    `something besides scans and convolutions looks at other tokens or counts them, and is not carried from call to call (the first that may: ${label(suspect)})`,
+    caches,
+  ];
 }
 
 /** How far one call is from several; null where the model cannot be run, or gives no numbers to compare. */

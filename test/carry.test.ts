@@ -38,6 +38,7 @@ function withoutCaches(model: Model): Model {
 /** The graph with something done to its embeddings [B, L, D]. */
 function afterEmbedding(model: Model, change: (builder: GraphBuilder, hidden: string, output: string) => void): Model {
   const { graph } = model;
+  const initializers = new Map(graph.initializers);
   const at = graph.nodes.findIndex(({ op, inputs }) => op === "Gather" && inputs[1] === "input_ids");
   const node = graph.nodes[at];
   const hidden = node?.outputs[0];
@@ -45,7 +46,8 @@ function afterEmbedding(model: Model, change: (builder: GraphBuilder, hidden: st
   const builder = new GraphBuilder("changed.");
   change(builder, "embedded", hidden);
   const nodes = graph.nodes.toSpliced(at, 1, { ...node, outputs: ["embedded"] }, ...builder.nodes);
-  return { ...model, graph: { ...graph, nodes } };
+  for (const [name, tensor] of builder.initializers) initializers.set(name, tensor);
+  return { ...model, graph: { ...graph, nodes, initializers } };
 }
 
 async function compiled(name: string, model: Model): Promise<string> {
@@ -146,6 +148,46 @@ test.each(["nemotron_h", "jamba"])("attention of %s without caches is refused by
   expect(await compiled(name, withoutCaches(prefill(name)))).toMatch(
     /its attention \(Softmax \w+\) has no cache.*use_cache=True/,
   );
+});
+
+/** A convolution over tokens that mixes channels, too: nothing here keeps a window for it. */
+function mixed(b: GraphBuilder, hidden: string, output: string): void {
+  const weight = b.initializer(
+    f32Tensor(
+      [32, 32, 2],
+      Array.from({ length: 2048 }, (_, i) => Math.sin(i) / 8),
+    ),
+  );
+  const columns = b.op("Transpose", [hidden], { perm: [0, 2, 1] });
+  b.op("Transpose", [b.op("Conv", [columns, weight], { pads: [1, 0] })], { perm: [0, 2, 1] }, output);
+}
+
+test.each(["mamba2", "mamba"])("a convolution of %s that has no window is refused by name", async (name) => {
+  expect(await compiled(`mixed-${name}`, afterEmbedding(prefill(name), mixed))).toMatch(
+    /its Conv \S+ was not recognised as a causal convolution/,
+  );
+});
+
+test.each(["mamba2", "mamba"])("logits of the last token alone leave the length of %s free", async (name) => {
+  const { graph, ...model } = prefill(name);
+  const b = new GraphBuilder("last.");
+  b.op("Slice", ["all", b.ints([-1]), b.ints([2 ** 31]), b.ints([1])], {}, "logits");
+  const nodes = graph.nodes.map((node) => ({
+    ...node,
+    outputs: node.outputs.map((output) => (output === "logits" ? "all" : output)),
+  }));
+  const outputs = [typed("logits", "f32", ["s72", 1, 96])];
+  const input = join(folder, `last-${name}.onnx`);
+  await writeModel({ ...model, graph: { ...graph, nodes: [...nodes, ...b.nodes], outputs } }, input);
+  const path = await written((await compileWith([input], null, FLOAT_STATE)).model);
+  await using last = await loadPackage(path, { library: "none" });
+  const whole = await last.prefill([7, 8, 9, 10, 11, 12, 13]);
+  expect(whole.length).toBe(1);
+  const expected = whole.data.slice();
+  last.reset();
+  await last.prefill([7, 8, 9, 10]);
+  await last.step(11);
+  expect(relativeError((await last.prefill([12, 13])).data, expected)).toBeLessThan(1e-5);
 });
 
 test.each([

@@ -19,10 +19,18 @@ const TOKENWISE = new Set(
 /** Standard operators that may mix what lies along the axis named, or along any of them. */
 const ALONG_AXIS = new Set("Softmax LogSoftmax Hardmax CumSum ArgMax ArgMin TopK Concat Slice Pad Gather".split(" "));
 const ALONG_ANY = new Set(
-  "Conv ConvTranspose Attention RNN GRU LSTM MaxPool AveragePool InstanceNormalization LpNormalization If Loop Scan Trilu ReverseSequence Einsum Compress NonZero".split(
+  "ConvTranspose Attention RNN GRU LSTM MaxPool AveragePool InstanceNormalization LpNormalization If Loop Scan Trilu ReverseSequence Einsum Compress NonZero".split(
     " ",
   ),
 );
+
+/** Windows and recurrences: what mixes tokens wherever it is found along them. */
+const ALWAYS = new Set("Conv ConvInteger QLinearConv RNN GRU LSTM Attention".split(" "));
+
+/** Does a node that may mix tokens do so for certain? */
+export function mixesTokens({ op, domain }: Node): boolean {
+  return domain === "" && ALWAYS.has(op);
+}
 
 /** The nodes that may mix tokens, in graph order. None means that every token's result is its own and the states'. */
 export function mayMixTokens(tracer: Tracer): Node[] {
@@ -56,6 +64,7 @@ function mayMix(tracer: Tracer, node: Node): boolean {
   if (!data.some((name) => hasLength(tracer, name))) return false;
   if (node.domain !== "") return !TOKENWISE.has(node.op);
   if (node.op === "MatMul") return data.length > 1;
+  if (/^(QLinear)?Conv(Integer)?$/.test(node.op)) return !isPointwise(tracer, node);
   if (ALONG_ANY.has(node.op)) return true;
   if (node.op.startsWith("Reduce")) {
     const axes = attrInts(node, "axes") ?? contentOf(tracer, node.inputs[1]);
@@ -66,6 +75,12 @@ function mayMix(tracer: Tracer, node: Node): boolean {
     node.op === "CumSum" ? node.inputs[1] : node.op === "Slice" || node.op === "Pad" ? node.inputs[3] : null;
   const axes = given === null ? [attrInt(node, "axis", node.op === "Gather" ? 0 : -1)] : contentOf(tracer, given);
   return axes === null || axes.some((axis) => data.some((name) => isLength(tracer, name, axis)));
+}
+
+/** A convolution of one tap a channel pair, which looks at nothing around it. */
+function isPointwise({ view }: Tracer, node: Node): boolean {
+  const weight = view.first.values.get(node.inputs[node.op === "QLinearConv" ? 3 : 1] ?? "")?.shape;
+  return weight?.slice(2).every((taps) => taps === 1) ?? false;
 }
 
 function hasLength(tracer: Tracer, name: string): boolean {

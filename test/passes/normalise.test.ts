@@ -180,6 +180,18 @@ describe("normalise", () => {
       await expectSettled(normalise, before, (await runPass(normalise, before, {})).model, {});
   });
 
+  test("weights that are inputs too are no inputs", async () => {
+    const before = noisy();
+    const { graph } = before;
+    const weights = [...graph.initializers].map(([name, { dtype, shape }]) => typed(name, dtype, shape));
+    const listed = { ...before, graph: { ...graph, inputs: [...weights, ...graph.inputs] } };
+    const { model } = await runPass(normalise, listed, {});
+    expect(model.graph.inputs.map(({ name }) => name)).toEqual(["x"]);
+    expect([...model.graph.initializers.keys()]).toEqual([
+      ...(await runPass(normalise, before, {})).model.graph.initializers.keys(),
+    ]);
+  });
+
   test("leaves the opset alone where an operator changed its meaning, and says so", async () => {
     const b = new GraphBuilder("");
     b.op("AveragePool", ["x"], { kernel_shape: [2] }, "y");
