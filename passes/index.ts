@@ -10,6 +10,7 @@ import { emitNbits } from "./emit-nbits.js";
 import { freeLength } from "./free-length.js";
 import { fuseConv } from "./fuse-conv.js";
 import { fuseGate } from "./fuse-gate.js";
+import { fuseQuantize } from "./fuse-quantize.js";
 import { insertQdq } from "./insert-qdq.js";
 import { lower } from "./lower.js";
 import { mergePair } from "./merge-pair.js";
@@ -46,6 +47,7 @@ export const PASSES: Readonly<Record<string, Pass<never>>> = Object.freeze({
   "free-length": freeLength,
   "fuse-conv": fuseConv,
   "fuse-gate": fuseGate,
+  "fuse-quantize": fuseQuantize,
   "insert-qdq": insertQdq,
   lower,
   "merge-pair": mergePair,
@@ -127,6 +129,7 @@ export {
   emitNbits,
   freeLength,
   fuseGate,
+  fuseQuantize,
   insertQdq,
   lower,
   mergePair,

@@ -10,6 +10,7 @@ import { divideNorm } from "./divide-norm.js";
 import { freeLength } from "./free-length.js";
 import { fuseConv } from "./fuse-conv.js";
 import { fuseGate } from "./fuse-gate.js";
+import { fuseQuantize } from "./fuse-quantize.js";
 import { requireHalves } from "./half-recipes.js";
 import { lower, type ScanTarget } from "./lower.js";
 import { mergePair, type Trust } from "./merge-pair.js";
@@ -64,9 +65,15 @@ function finishRecipe(options: FinishOptions): Step[] {
     ...(options.stateNames === null ? [] : [step(renameStates, { style: options.stateNames })]),
     ...(options.target === "mambac" ? [step(fuseGate, {}), step(fuseConv, {})] : []),
     step(lower, { target: options.target }),
+    ...(givesCodes(options) ? [step(fuseQuantize, {})] : []),
     ...(options.float === "f16" ? [step(narrowFloats, {})] : []),
     step(tidy, {}),
   ];
+}
+
+/** May operators of mambac round what they give? Other profiles than ONNX Runtime's want the pairs as they are. */
+function givesCodes({ target, quant }: FinishOptions): boolean {
+  return target === "mambac" && quant !== null && (quant.qdqProfile ?? "ort-cpu") === "ort-cpu";
 }
 
 /** A model between two passes as something that runs: float states, operators with their functions, names kept. */

@@ -85,6 +85,7 @@ static inline float fma_clamped(float a, float b, float c) {
   return v > 0.0f ? fminf(v, 1.0f) : 0.0f;
 }
 static inline float product(float a, float b) { return a * b; }
+static inline float quotient(float a, float b) { return a / b; }
 // As rough as the device's approximations may be: off by up to 2^-22, differently for different arguments, and flushing.
 float rough(double exact);
 static inline float flush(float f) { return fabsf(f) < 0x1p-126f ? 0.0f : f; }

@@ -289,7 +289,7 @@ static void registration() {
   static const host::Api api = host::make_api();
   static const host::ApiBase base = {[](uint32_t) -> const host::Api* { return &api; }, [] { return "1.30.0"; }};
   CHECK(RegisterCustomOps(nullptr, &base) == nullptr, "%s", host::g_status.c_str());
-  CHECK(host::g_ops.size() == 4 * (size_t)(mambac::kScanOps + mambac::kConvOps + mambac::kRowOps), "%zu operators", host::g_ops.size());
+  CHECK(host::g_ops.size() == 4 * (size_t)(mambac::kScanOps + mambac::kConvOps + mambac::kRowOps + mambac::kRowKinds), "%zu operators", host::g_ops.size());
   int stream;
   for (int i = 0; i < mambac::kScanOps; i++) {
     const Op op = parse(mambac::scan_ops()[i].name);
@@ -364,7 +364,9 @@ static void registration() {
   for (size_t i = 0; i < y.size(); i++) CHECK(fabs(half_value(half_y[i]) - want[i]) < 2e-3 * (1 + fabs(want[i])), "y[%zu]", i);
   for (const host::CustomOp* op : host::g_ops) {
     const bool half = op->GetInputType(op, 0) == host::kFloat16;
-    CHECK(op->GetOutputType(op, 0) == op->GetInputType(op, 0), "%s: type of the result", op->GetName(op));
+    const host::ElementType result = op->GetOutputType(op, 0), zero = op->GetInputType(op, op->GetInputTypeCount(op) - 1);
+    const bool codes = strstr(op->GetName(op), "Q8") != nullptr;
+    CHECK(codes ? result == zero && (result == host::kInt8 || result == host::kUint8) : result == op->GetInputType(op, 0), "%s: type of the result", op->GetName(op));
     if (strncmp(op->GetName(op), "Mamba", 5) != 0) continue;
     for (size_t i : {1u, 3u, 4u}) CHECK((op->GetInputType(op, i) == host::kFloat16) == half, "%s: input %zu", op->GetName(op), i);
     for (size_t i : {2u, 5u, 6u}) CHECK(op->GetInputType(op, i) == host::kFloat, "%s: input %zu", op->GetName(op), i);

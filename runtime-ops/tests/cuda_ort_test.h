@@ -98,12 +98,12 @@ inline Api make_api() {
   return api;
 }
 
-// With activations of this type.
-inline const CustomOp* find_op(const char* name, bool cuda, ElementType type = kFloat) {
+// With activations of this type, and results of that one where it says so.
+inline const CustomOp* find_op(const char* name, bool cuda, ElementType type = kFloat, ElementType result = kUndefined) {
   const CustomOp* found = nullptr;
   for (const CustomOp* op : g_ops) {
     const char* provider = op->GetExecutionProviderType(op);
-    if (strcmp(op->GetName(op), name) == 0 && (provider != nullptr) == cuda && op->GetInputType(op, 0) == type) {
+    if (strcmp(op->GetName(op), name) == 0 && (provider != nullptr) == cuda && op->GetInputType(op, 0) == type && (result == kUndefined || op->GetOutputType(op, 0) == result)) {
       CHECK(found == nullptr, "%s is registered twice", name);
       CHECK(!cuda || strcmp(provider, "CUDAExecutionProvider") == 0, "%s", provider);
       found = op;

@@ -3,6 +3,7 @@
 #include "cuda_ort_test.h"
 #include "mambac/cuda.h"
 #include "../src/cuda/launch.h"
+#include "codes_checks.h"
 #include "row_checks.h"
 
 namespace row_test {
@@ -43,6 +44,20 @@ inline int gate(const char* isa, const mambac_gate* c, char* error, size_t room)
                             c->out == c->y ? y.data : c->out == c->z ? z.data : out.data, c->slope == nullptr ? nullptr : slope.data};
   const int status = mambac_cuda_gate_launch(&call, nullptr, error, room);
   if (count > 0) memcpy(c->out, call.out, count * 4);
+  emulation.order = 0;
+  return status;
+}
+
+// With codes, and all operands where they are.
+inline int rotate_codes_here(const char*, const mambac_rotate* c, char* error, size_t room) {
+  emulation.order = g_calls++ % 3;
+  const int status = mambac_cuda_rotate_launch(c, nullptr, error, room);
+  emulation.order = 0;
+  return status;
+}
+inline int gate_codes_here(const char*, const mambac_gate* c, char* error, size_t room) {
+  emulation.order = g_calls++ % 3;
+  const int status = mambac_cuda_gate_launch(c, nullptr, error, room);
   emulation.order = 0;
   return status;
 }
@@ -96,9 +111,18 @@ inline void all(bool quick) {
     emulation.device.shared_bytes = 20000;
     hadamard_case(both, 2, 1, order, 16384 >> (order == 12), 10, 1);
   }
-  emulation.device.multiprocessors = processors;
+  char error[320] = "";
+  const float scale = 1, one = 1;
+  uint8_t code = 0;
+  const mambac_rotate large = {1, 16384, 1, 16384, &one, &one, nullptr, 0, {&code, &scale, &code, 0}};
+  CHECK(mambac_cuda_rotate_launch(&large, nullptr, error, sizeof error) == 1 && strstr(error, "HadamardRotateQ8") && strstr(error, "shared memory"), "%s", error);
   emulation.device.shared_bytes = shared;
   g_shift = 0;
+  for (int many : {1, 132}) {
+    emulation.device.multiprocessors = many;
+    codes_cases({rotate_codes_here, gate_codes_here}, "cuda");
+  }
+  emulation.device.multiprocessors = processors;
 }
 
 // Operators on rows through the registration: the bits of the C interface, on the node's stream.
@@ -108,13 +132,17 @@ inline void registration_of_rows() {
   Random r(6);
   std::vector<float> x = r.normals((size_t)rows * channels, 1), z = r.normals(x.size(), 1), factor = r.normals(144, 1), weight = r.normals(channels, 1);
   char error[320] = "";
-  for (int i = 0; i < mambac::kRowOps; i++) {
-    const mambac::RowOp& op = mambac::row_ops()[i];
-    g_where = std::string("registration of ") + op.name;
+  const float scale = 0.02f;
+  const uint8_t zero = 128;
+  for (int i = 0; i < mambac::kRowOps + mambac::kRowKinds; i++) {
+    const mambac::RowOp& op = mambac::row_ops()[i < mambac::kRowOps ? i : i - mambac::kRowKinds];
+    const bool is_signed = i >= mambac::kRowOps;
+    g_where = std::string("registration of ") + op.name + (is_signed ? ", int8" : "");
     std::vector<float> want(x.size(), NAN), got(x.size(), NAN);
     const bool turns = op.kind == mambac::RowKind::kHadamard, norm = op.kind == mambac::RowKind::kGatedNorm, sloped = op.kind == mambac::RowKind::kSlopedGate;
-    const mambac_rotate rotate = {rows, channels, 12, 4, x.data(), factor.data(), want.data()};
-    const mambac_gate gate = {rows, channels, norm ? 24 : 0, 1, 1e-5f, x.data(), z.data(), weight.data(), want.data(), sloped ? weight.data() : nullptr};
+    const mambac_codes codes = {op.codes ? want.data() : nullptr, &scale, &zero, is_signed};
+    const mambac_rotate rotate = {rows, channels, 12, 4, x.data(), factor.data(), want.data(), 0, codes};
+    const mambac_gate gate = {rows, channels, norm ? 24 : 0, 1, 1e-5f, x.data(), z.data(), weight.data(), want.data(), sloped ? weight.data() : nullptr, 0, codes};
     CHECK((turns ? mambac_cuda_rotate_launch(&rotate, nullptr, error, sizeof error) : mambac_cuda_gate_launch(&gate, nullptr, error, sizeof error)) == 0, "%s", error);
     int stream;
     host::Context c;
@@ -125,16 +153,28 @@ inline void registration_of_rows() {
     else
       c.inputs.push_back({1, {1, rows, channels}, z.data()});
     if (norm || sloped) c.inputs.push_back({1, {channels}, weight.data()});
-    c.outputs = {{1, {}, got.data()}};
+    const mambac::ort::ElementType type = !op.codes ? mambac::ort::kFloat : is_signed ? mambac::ort::kInt8 : mambac::ort::kUint8;
+    if (op.codes) {
+      c.inputs.push_back({1, {}, (void*)&scale});
+      c.inputs.push_back({type, {}, (void*)&zero});
+    }
+    c.outputs = {{type, {}, got.data()}};
     const host::Node node = {{{"size", channels}, {"order", 12}, {"power", 4}, {"channels", channels}, {"group_size", 24}, {"norm_before_gate", 1}}, {{"epsilon", 1e-5f}}};
-    const std::string failure = host::compute(api, host::find_op(op.name, true), node, c);
+    const mambac::ort::CustomOp* registered = host::find_op(op.name, true, mambac::ort::kFloat, type);
+    const std::string failure = host::compute(api, registered, node, c);
     CHECK(failure.empty() && same_bits(want.data(), got.data(), got.size()), "%s", failure.c_str());
     CHECK(emulation.stream == &stream, "not on the node's stream");
     CHECK(c.outputs[0].dims == c.inputs[(size_t)op.like].dims, "shape");
-    host::find_op(op.name, false);
+    host::find_op(op.name, false, mambac::ort::kFloat, type);
+    host::find_op(op.name, true, mambac::ort::kFloat16, op.codes ? type : mambac::ort::kFloat16);
     c.inputs[0].dims = {rows, channels + 1};
-    const std::string refusal = host::compute(api, host::find_op(op.name, true), node, c);
+    std::string refusal = host::compute(api, registered, node, c);
     CHECK(refusal.find(op.name) == 0, "message: %s", refusal.c_str());
+    if (!op.codes) continue;
+    c.inputs[0].dims = {rows, channels};
+    c.inputs.back().type = is_signed ? mambac::ort::kUint8 : mambac::ort::kInt8;
+    refusal = host::compute(api, registered, node, c);
+    CHECK(refusal.find(op.name) == 0 && refusal.find("element type") != std::string::npos, "message: %s", refusal.c_str());
   }
 }
 

@@ -5,6 +5,7 @@
 #include "mambac/capi.h"
 #include "mambac/plan.h"
 #include "replay_checks.h"
+#include "codes_checks.h"
 #include "row_checks.h"
 
 static std::vector<const char*> g_isas;
@@ -319,6 +320,11 @@ int main(int argc, char** argv) {
   refusals(quick ? 20000 : 200000);
   row_cases(g_isas, quick);
   conversions(g_isas);
+  codes_refusals();
+  for (const char* isa : g_isas) {
+    encode_cases(isa);
+    codes_cases({mambac_rotate_run, mambac_gate_run}, isa);
+  }
   for (const char* isa : g_isas) half_calls({mambac_scan_run, mambac_conv_run, mambac_rotate_run, mambac_gate_run}, isa);
   const int ps[] = {1, 5, 16, 17, 64, 80}, ns[] = {1, 2, 15, 16, 20, 64, 100, 128, 130, 256};
   const int lengths[] = {1, 2, 5, 33, 70};

@@ -53,6 +53,11 @@ const sameAs =
     return [tensorFact(dtype, shape)];
   };
 
+/** One output of codes: shaped as an input, of the type of the zero point, which comes last. */
+const codesOf =
+  (input: number): Rule =>
+  (call) => [tensorFact(tensorInput(call, call.node.inputs.length - 1).dtype, tensorInput(call, input).shape)];
+
 export const SEMANTIC_RULES: ReadonlyMap<string, Rule> = new Map<string, Rule>([
   ["mambac.ir.SelectiveScan", selectiveScan],
   ["mambac.ir.CausalConv", causalConv],
@@ -63,4 +68,8 @@ export const SEMANTIC_RULES: ReadonlyMap<string, Rule> = new Map<string, Rule>([
   ["com.mambac.SiluGate", sameAs(1)],
   ["com.mambac.SlopedSiluGate", sameAs(1)],
   ["com.mambac.GatedRMSNorm", sameAs(1)],
+  ["com.mambac.HadamardRotateQ8", codesOf(0)],
+  ["com.mambac.SiluGateQ8", codesOf(1)],
+  ["com.mambac.SlopedSiluGateQ8", codesOf(1)],
+  ["com.mambac.GatedRMSNormQ8", codesOf(1)],
 ]);

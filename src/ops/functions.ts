@@ -34,6 +34,8 @@ const GATE_INPUTS: Readonly<Record<GateKind, readonly [string, string, ...string
   sloped: ["y", "z", "slope"],
   norm: ["y", "z", "weight"],
 };
+/** What operators that give codes add: the grid, one step and the code of zero. */
+const GRID_INPUTS = ["scale", "zero_point"] as const;
 /** Outputs of scans and convolutions, in order. */
 const OP_OUTPUTS = ["y", "present"] as const;
 /** What a convolution that hands out its channels in three parts adds. */
@@ -112,17 +114,19 @@ export function opFunction(name: string, float: FloatType = "f32"): FunctionDef 
     }
     case "rotation": {
       const [x, factor] = floats(ROTATION_INPUTS);
-      const signature = { inputs: ROTATION_INPUTS, outputs: ["y"], attributes };
-      return body.function(name, signature, [narrow(hadamardRotate(body, x, factor))], "Rows times a Hadamard matrix");
+      const inputs = spec.codes ? [...ROTATION_INPUTS, ...GRID_INPUTS] : ROTATION_INPUTS;
+      const value = hadamardRotate(body, x, factor);
+      const result = spec.codes ? quantized(body, value) : narrow(value);
+      const doc = `Rows times a Hadamard matrix${whenCodes(spec.codes)}`;
+      return body.function(name, { inputs, outputs: ["y"], attributes }, [result], doc);
     }
     case "gate": {
-      const signature = { inputs: GATE_INPUTS[spec.gate], outputs: ["out"], attributes };
-      return body.function(
-        name,
-        signature,
-        [narrow(gateBody(body, spec.gate, floats(GATE_INPUTS[spec.gate])))],
-        describeGate(spec.gate),
-      );
+      const own = GATE_INPUTS[spec.gate];
+      const inputs = spec.codes ? [...own, ...GRID_INPUTS] : own;
+      const value = gateBody(body, spec.gate, floats(own));
+      const result = spec.codes ? quantized(body, value) : narrow(value);
+      const doc = `${describeGate(spec.gate)}${whenCodes(spec.codes)}`;
+      return body.function(name, { inputs, outputs: ["out"], attributes }, [result], doc);
     }
     default: {
       const [x, dt, A, B, C, D, bias, past] = floats(SCAN_INPUTS);
@@ -140,6 +144,15 @@ export function opFunction(name: string, float: FloatType = "f32"): FunctionDef 
 function widened<Names extends readonly string[]>(body: Body, inputs: Names, activations: readonly number[]): Names;
 function widened(body: Body, inputs: readonly string[], activations: readonly number[]): readonly string[] {
   return inputs.map((name, at) => (activations.includes(at) ? body.cast(name, "f32") : name));
+}
+
+/** The codes of a float32 value on the grid of the operator's last two inputs. */
+function quantized(body: Body, value: string): string {
+  return body.op("QuantizeLinear", [value, ...GRID_INPUTS]);
+}
+
+function whenCodes(codes: boolean): string {
+  return codes ? ", as 8-bit codes" : "";
 }
 
 function specOf(name: string): OpSpec {

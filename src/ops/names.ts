@@ -41,8 +41,8 @@ export interface ScanSpec {
 export type OpSpec =
   | ({ readonly kind: "scan" } & ScanSpec)
   | { readonly kind: "conv"; readonly activation: "none" | "silu"; readonly layout: ConvLayout }
-  | { readonly kind: "rotation" }
-  | { readonly kind: "gate"; readonly gate: GateKind };
+  | { readonly kind: "rotation"; readonly codes: boolean }
+  | { readonly kind: "gate"; readonly gate: GateKind; readonly codes: boolean };
 
 /** Channels before tokens, tokens before channels, or the latter with the channels handed out in three parts. */
 export type ConvLayout = "channels" | "rows" | "split";
@@ -108,6 +108,8 @@ export function convName(activation: "none" | "silu", layout: ConvLayout = "chan
 
 /** Name of the online Hadamard rotation. */
 export const ROTATION_OP = "HadamardRotate";
+/** What the names of operators end in that give 8-bit codes of their result, as a QuantizeLinear behind them would. */
+const CODES_SUFFIX = "Q8";
 /** Largest order of a rotation's dense factor that the operator takes. */
 export const MAX_ROTATION_ORDER = 256;
 
@@ -123,6 +125,13 @@ export function gateName(gate: GateKind): string {
     default:
       return assertNever(gate);
   }
+}
+
+/** The operator that gives the result of a rotation or a gate as codes, or null where no such operator is. */
+export function codesOp(name: string): string | null {
+  const spec = parseOpName(name);
+  const has = spec !== null && (spec.kind === "rotation" || spec.kind === "gate") && !spec.codes;
+  return has ? `${name}${CODES_SUFFIX}` : null;
 }
 
 const SPECS: ReadonlyMap<string, OpSpec> = new Map(allSpecs());
@@ -142,8 +151,12 @@ function* allSpecs(): Generator<[string, OpSpec]> {
     for (const activation of ["none", "silu"] as const)
       yield [convName(activation, layout), { kind: "conv", activation, layout }];
   }
-  yield [ROTATION_OP, { kind: "rotation" }];
-  for (const gate of ["plain", "norm", "sloped"] as const) yield [gateName(gate), { kind: "gate", gate }];
+  for (const codes of [false, true]) {
+    const named = (name: string): string => (codes ? `${name}${CODES_SUFFIX}` : name);
+    yield [named(ROTATION_OP), { kind: "rotation", codes }];
+    for (const gate of ["plain", "norm", "sloped"] as const)
+      yield [named(gateName(gate)), { kind: "gate", gate, codes }];
+  }
 }
 
 function scalesOf(family: Family, format: StateFormat): readonly StateScale[] {

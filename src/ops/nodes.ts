@@ -4,6 +4,7 @@ import { type Attribute, attr, makeNode, type Node } from "../ir/graph.js";
 import { invariant } from "../support/errors.js";
 import {
   checkedReplayLength,
+  codesOp,
   convName,
   DEFAULT_REPLAY_LENGTH,
   type GateKind,
@@ -158,4 +159,16 @@ export function gateNode(
     attributes.set("epsilon", attr.float(norm.epsilon));
   }
   return makeNode(gateName(kind), inputs, [output], attributes, { domain: OP_DOMAIN, name });
+}
+
+/** A rotation or gate that gives codes on the grid of two scalars instead of floats: the code of zero is `zeroPoint`. */
+export function codesNode(
+  node: Node,
+  grid: { readonly scale: string; readonly zeroPoint: string },
+  output: string,
+): Node {
+  const op = codesOp(node.op);
+  invariant(op !== null && node.domain === OP_DOMAIN, `codesNode: ${node.op} gives no codes`);
+  const inputs = [...node.inputs, grid.scale, grid.zeroPoint];
+  return makeNode(op, inputs, [output], node.attributes, { domain: OP_DOMAIN, name: node.name });
 }

@@ -76,6 +76,7 @@ export function nodeFloats(
   if (QUANTIZED_ACTIVATIONS.test(name)) throw quantized(node);
   const spec = node.domain === OP_DOMAIN ? parseOpName(node.op) : null;
   if (spec !== null) {
+    if ((spec.kind === "rotation" || spec.kind === "gate") && spec.codes) throw quantized(node);
     const activations = new Set(activationInputs(spec));
     const state = spec.kind === "scan" ? 1 : -1;
     return {

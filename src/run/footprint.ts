@@ -63,7 +63,11 @@ function usesOf(graph: Graph, name: string, head: Node | null): FootprintClass[]
 
 function useIn(graph: Graph, node: Node, at: number, name: string, head: Node | null): FootprintClass {
   if (node.domain === OP_DOMAIN) {
-    const kind = parseOpName(node.op)?.kind;
+    const spec = parseOpName(node.op);
+    const kind = spec?.kind;
+    // The grid of the codes comes last.
+    const codes = (spec?.kind === "rotation" || spec?.kind === "gate") && spec.codes;
+    if (codes && at >= node.inputs.length - 2) return "scales";
     return kind === "rotation" ? "rotations" : kind === "gate" ? "norms" : kind === "conv" ? "conv" : "scan";
   }
   if (node.op === "CausalConvWithState") return "conv";

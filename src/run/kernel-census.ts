@@ -24,7 +24,7 @@ const INTEGER_KERNELS = new Set([
 const FLOAT_KERNELS = new Set(["MatMul", "Gemm", "FusedMatMul"]);
 
 /** Names of the factors of an online rotation: those mambac gives, and those ONNX Runtime gives inside an inlined function. */
-const ROTATION_FACTOR = /\.(walsh|hadamard)\d+_|_inlfunc_HadamardRotate_/;
+const ROTATION_FACTOR = /\.(walsh|hadamard)\d+_|_inlfunc_HadamardRotate(Q8)?_/;
 
 export interface KernelCensus {
   /** Projections that run on integers or unpack low-bit weights. */

@@ -2,6 +2,7 @@ import { describe, expect, test } from "vitest";
 import { dependencies } from "../../src/ir/graph.js";
 import { opAttributes, opFunction } from "../../src/ops/functions.js";
 import {
+  codesOp,
   convName,
   gateName,
   type OpSpec,
@@ -22,22 +23,27 @@ function nameOf(spec: OpSpec): string {
     case "conv":
       return convName(spec.activation, spec.layout);
     case "rotation":
-      return ROTATION_OP;
+      return spec.codes ? (codesOp(ROTATION_OP) ?? "") : ROTATION_OP;
     default:
-      return gateName(spec.gate);
+      return spec.codes ? (codesOp(gateName(spec.gate)) ?? "") : gateName(spec.gate);
   }
 }
 
 describe("operator names", () => {
-  test("are the 30 scans, 6 convolutions, the rotation and the 3 gates of the contract", () => {
+  test("are the 30 scans, 6 convolutions, the rotation and the 3 gates of the contract, and the codes of the last four", () => {
     const formats = ["F32", "F16", "F16Token", "H8", "H8Token", "H8Max", "H8MaxToken"];
     formats.push("H4", "H4Token", "H4Max", "H4MaxToken");
     const replays = ["H8", "H8Max", "H4", "H4Max"].map((format) => `Mamba2Scan${format}Replay`);
     const scans = ["Mamba1", "Mamba2"].flatMap((family) => formats.map((format) => `${family}Scan${format}`));
     const statics = ["H8Static", "H4Static"].flatMap((format) => [`Mamba2Scan${format}`, `Mamba2Scan${format}Token`]);
     const convs = ["", "Silu"].flatMap((silu) => ["", "Rows", "Split"].map((end) => `CausalConv${silu}${end}`));
-    const others = [...convs, "HadamardRotate", "SiluGate", "SlopedSiluGate", "GatedRMSNorm"];
+    const rows = ["HadamardRotate", "SiluGate", "SlopedSiluGate", "GatedRMSNorm"];
+    const others = [...convs, ...rows, ...rows.map((name) => `${name}Q8`)];
     expect(opNames().toSorted()).toEqual([...scans, ...replays, ...statics, ...others].toSorted());
+    expect(rows.map(codesOp)).toEqual(rows.map((name) => `${name}Q8`));
+    expect([...scans, ...convs, "HadamardRotateQ8", "Softmax"].map(codesOp)).toEqual(
+      Array.from({ length: scans.length + convs.length + 2 }, () => null),
+    );
   });
 
   test("round-trip through their specification", () => {

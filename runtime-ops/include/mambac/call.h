@@ -12,7 +12,10 @@ bool rotate_args(const mambac_rotate* call, HadamardArgs* args, Message* message
 bool gate_args(const mambac_gate* call, GateArgs* args, Message* message);
 // The operator a call of a gate is of.
 inline const RowOp& gate_op(const mambac_gate& call) {
-  return row_ops()[(int)(call.group_size != 0 ? RowKind::kGatedNorm : call.slope != nullptr ? RowKind::kSlopedGate : RowKind::kSiluGate)];
+  const RowKind kind = call.group_size != 0 ? RowKind::kGatedNorm : call.slope != nullptr ? RowKind::kSlopedGate : RowKind::kSiluGate;
+  return row_op(kind, call.codes.to != nullptr);
 }
+// The operator a call of a rotation is of.
+inline const RowOp& rotate_op(const mambac_rotate& call) { return row_op(RowKind::kHadamard, call.codes.to != nullptr); }
 
 }  // namespace mambac

@@ -36,15 +36,26 @@ typedef struct {
   float *y2, *y3;
 } mambac_conv;
 
-/* HadamardRotate: rows of blocks of order * power channels. y may be x. */
+/* Where operators on rows give 8-bit codes instead of floats, their ...Q8 forms: round_half_even(value / scale) + zero_point,
+   saturated. All zeros otherwise. */
+typedef struct {
+  void* to;               /* as many codes as there are values */
+  const float* scale;     /* one */
+  const void* zero_point; /* one, of the type of the codes */
+  int is_signed;          /* 1: int8, 0: uint8 */
+} mambac_codes;
+
+/* HadamardRotate: rows of blocks of order * power channels. y may be x; unused where there are codes. */
 typedef struct {
   int64_t rows, size, order, power;
   const float *x, *factor; /* factor [order, order] */
   float* y;
   int half; /* 1: x and y are IEEE halves */
+  mambac_codes codes;
 } mambac_rotate;
 
-/* SiluGate (group_size 0), SlopedSiluGate (a slope besides) and GatedRMSNorm. out may be y or z. */
+/* SiluGate (group_size 0), SlopedSiluGate (a slope besides) and GatedRMSNorm. out may be y or z; unused where there are
+   codes. */
 typedef struct {
   int64_t rows, channels, group_size, norm_before_gate;
   float epsilon;
@@ -52,6 +63,7 @@ typedef struct {
   float* out;
   const float* slope; /* [channels], or null; unused beside a norm */
   int half; /* 1: y, z and out are IEEE halves */
+  mambac_codes codes;
 } mambac_gate;
 
 /* Runs one operator on the calling thread. `isa` is "portable", "avx2" or "avx512", or null for the best one.

@@ -28,12 +28,16 @@ struct RowOp {
   const char* name;
   RowKind kind;
   int inputs, like;
+  bool codes;  // the result is 8-bit codes; two more inputs say of which grid
 };
-constexpr int kRowOps = 4;
-const RowOp* row_ops();  // in the order of RowKind
+constexpr int kRowKinds = 4, kRowOps = 2 * kRowKinds;
+const RowOp* row_ops();  // in the order of RowKind, then those that give codes
+inline const RowOp& row_op(RowKind kind, bool codes) { return row_ops()[(int)kind + (codes ? kRowKinds : 0)]; }
 
 constexpr int kPastInput = 7, kRowStepInput = 8, kColumnStepInput = 9;  // of scans; only Static operators have the last two
-constexpr int kMostScanInputs = 10, kConvInputs = 4, kHadamardInputs = 2, kGateInputs = 3;
+constexpr int kMostScanInputs = 10, kConvInputs = 4, kMostRowInputs = 5, kGridInputs = 2;
+// Inputs of an operator on rows before the grid.
+inline int value_inputs(const RowOp& op) { return op.inputs - (op.codes ? kGridInputs : 0); }
 inline int scan_inputs(const ScanOp& op) { return op.frozen ? 10 : 8; }
 constexpr size_t kMaxRank = 8;
 
@@ -80,9 +84,9 @@ bool plan_scan(const ScanOp& op, const ScanAttributes& attributes, const Shape* 
                Message* message);
 bool plan_conv(const ConvOp& op, const ConvAttributes& attributes, const Shape inputs[kConvInputs], ConvArgs* args,
                Message* message);
-bool plan_hadamard(const RowOp& op, const RowAttributes& attributes, const Shape inputs[kHadamardInputs], HadamardArgs* args,
+bool plan_hadamard(const RowOp& op, const RowAttributes& attributes, const Shape inputs[kMostRowInputs], HadamardArgs* args,
                    Message* message);
 // The third input is the weight of a norm or the slope of a sloped gate.
-bool plan_gate(const RowOp& op, const RowAttributes& attributes, const Shape inputs[kGateInputs], GateArgs* args, Message* message);
+bool plan_gate(const RowOp& op, const RowAttributes& attributes, const Shape inputs[kMostRowInputs], GateArgs* args, Message* message);
 
 }  // namespace mambac

@@ -68,13 +68,23 @@ struct ConvArgs {
 
 constexpr int64_t kMostOrder = 256;
 
+// Where an operator on rows gives 8-bit codes instead of floats: round_half_even(value / scale) + zero point, saturated, as
+// QuantizeLinear has it.
+struct CodesOut {
+  void* to;           // as many as there are values; null: the result is floats
+  const float* scale; // one
+  const void* zero;   // one, of the type of the codes
+  bool is_signed;     // int8, otherwise uint8
+};
+
 // Rows times an orthonormal Hadamard matrix: blocks of order * power channels, each times (factor x Walsh) / sqrt(order * power).
 struct HadamardArgs {
   bool half;                         // x and y are IEEE halves; only run_hadamard takes them
   int64_t rows, size, order, power;  // order * power divides size; power is a power of two, order at most kMostOrder
   const float* x;                    // [rows, size]
   const float* factor;               // [order, order]
-  float* y;                          // [rows, size]; may be the same buffer as x
+  float* y;                          // [rows, size]; may be the same buffer as x; unused where there are codes
+  CodesOut codes;                    // only run_hadamard takes them
 };
 
 // Rows of y times silu(z), with an RMS norm behind the gate, or before it, or with a factor inside the sigmoid.
@@ -88,7 +98,8 @@ struct GateArgs {
   const float* z;       // [rows, channels]
   const float* weight;  // [channels], with a norm
   const float* slope;   // [channels], never beside a norm: z * sigmoid(slope * z) instead of silu(z); null: 1
-  float* out;           // [rows, channels]; may be the same buffer as y or z
+  float* out;           // [rows, channels]; may be the same buffer as y or z; unused where there are codes
+  CodesOut codes;       // only run_gate takes them
 };
 
 // Bytes of one head of recurrent state: P x N values, for the packed formats followed by P + N half scales.
@@ -163,6 +174,8 @@ struct Kernels {
   // IEEE halves to floats and back, to the nearest even.
   void (*widen)(const uint16_t* from, float* to, int64_t count);
   void (*narrow)(const float* from, uint16_t* to, int64_t count);
+  // Numbers of a result from `first` on as codes; a NaN is the lowest.
+  void (*encode)(const float* from, const CodesOut& codes, int64_t first, int64_t count);
 };
 
 constexpr int64_t kConvBlock = 64;

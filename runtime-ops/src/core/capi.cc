@@ -88,24 +88,33 @@ bool conv_args(const char* name, const mambac_conv* c, ConvArgs* a, Message* m) 
   return true;
 }
 
+// False, with a message, where there are codes to be written and no grid.
+static bool codes_args(const RowOp& op, const mambac_codes& c, CodesOut* codes, Message* m) {
+  if (op.codes && (c.scale == nullptr || c.zero_point == nullptr)) return refuse(m, op.name, ": there is no scale or no zero point");
+  *codes = {c.to, c.scale, c.zero_point, c.is_signed != 0};
+  return true;
+}
+
 bool rotate_args(const mambac_rotate* c, HadamardArgs* a, Message* m) {
-  const RowOp& op = row_ops()[(int)RowKind::kHadamard];
-  if (c == nullptr) return refuse(m, op.name, ": null argument");
+  if (c == nullptr) return refuse(m, row_op(RowKind::kHadamard, false).name, ": null argument");
+  const RowOp& op = rotate_op(*c);
   const RowAttributes attributes = {c->size, c->order, c->power, 0, 0, 0, 0};
-  const Shape shapes[kHadamardInputs] = {{{c->rows, c->size}, 2}, {{c->order, c->order}, 2}};
+  const Shape shapes[kMostRowInputs] = {{{c->rows, c->size}, 2}, {{c->order, c->order}, 2}};
   if (!check_row_attributes(op, attributes, m) || !plan_hadamard(op, attributes, shapes, a, m)) return false;
   a->x = c->x;
   a->factor = c->factor;
   a->y = c->y;
   a->half = c->half != 0;
-  return true;
+  return codes_args(op, c->codes, &a->codes, m);
 }
 
 bool gate_args(const mambac_gate* c, GateArgs* a, Message* m) {
   if (c == nullptr) return refuse(m, "gate: null argument", "");
   const RowOp& op = gate_op(*c);
   const RowAttributes attributes = {0, 0, 0, c->channels, c->group_size, c->norm_before_gate, c->epsilon};
-  const Shape rows = {{c->rows, c->channels}, 2}, shapes[kGateInputs] = {rows, rows, {{c->channels}, 1}};
+  const Shape rows = {{c->rows, c->channels}, 2};
+  Shape shapes[kMostRowInputs] = {rows, rows};
+  if (value_inputs(op) == 3) shapes[2] = {{c->channels}, 1};
   if (!check_row_attributes(op, attributes, m) || !plan_gate(op, attributes, shapes, a, m)) return false;
   a->y = c->y;
   a->z = c->z;
@@ -113,7 +122,7 @@ bool gate_args(const mambac_gate* c, GateArgs* a, Message* m) {
   a->slope = op.kind == RowKind::kSlopedGate ? c->slope : nullptr;
   a->out = c->out;
   a->half = c->half != 0;
-  return true;
+  return codes_args(op, c->codes, &a->codes, m);
 }
 
 }  // namespace mambac
@@ -164,7 +173,7 @@ extern "C" int mambac_rotate_run(const char* isa, const mambac_rotate* c, char* 
   const Kernels* k = pick(isa);
   if (k == nullptr) return fail(error, room, "this machine cannot run instruction set: ", isa);
   const Spread spread = {nullptr, in_turn};
-  return run_hadamard(*k, a, row_ops()[(int)RowKind::kHadamard].name, spread, m.text, sizeof m.text) ? 0 : fail(error, room, m.text, "");
+  return run_hadamard(*k, a, rotate_op(*c).name, spread, m.text, sizeof m.text) ? 0 : fail(error, room, m.text, "");
 }
 
 extern "C" int mambac_gate_run(const char* isa, const mambac_gate* c, char* error, size_t room) {

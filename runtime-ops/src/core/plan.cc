@@ -94,6 +94,13 @@ bool rows_of(const char* op, const char* input, const Shape& got, int64_t width,
   return true;
 }
 
+// The grid of an operator that gives codes: two scalars behind its other inputs.
+bool on_grid(const RowOp& op, const Shape* in, Message* m) {
+  if (!op.codes) return true;
+  const int at = value_inputs(op);
+  return shaped(op.name, "scale", in[at], 0, nullptr, "a scalar", m) && shaped(op.name, "zero_point", in[at + 1], 0, nullptr, "a scalar", m);
+}
+
 const char* const kScanInputNames[kMostScanInputs] = {"x", "dt", "A", "B", "C", "D", "dt_bias", "past", "row_step", "column_step"};
 
 }  // namespace
@@ -115,10 +122,14 @@ const ConvOp* conv_ops() {
 }
 
 const RowOp* row_ops() {
-  static constexpr RowOp ops[kRowOps] = {{"HadamardRotate", RowKind::kHadamard, kHadamardInputs, 0},
-                                         {"SiluGate", RowKind::kSiluGate, kGateInputs - 1, 1},
-                                         {"GatedRMSNorm", RowKind::kGatedNorm, kGateInputs, 1},
-                                         {"SlopedSiluGate", RowKind::kSlopedGate, kGateInputs, 1}};
+  static constexpr RowOp ops[kRowOps] = {{"HadamardRotate", RowKind::kHadamard, 2, 0, false},
+                                         {"SiluGate", RowKind::kSiluGate, 2, 1, false},
+                                         {"GatedRMSNorm", RowKind::kGatedNorm, 3, 1, false},
+                                         {"SlopedSiluGate", RowKind::kSlopedGate, 3, 1, false},
+                                         {"HadamardRotateQ8", RowKind::kHadamard, 4, 0, true},
+                                         {"SiluGateQ8", RowKind::kSiluGate, 4, 1, true},
+                                         {"GatedRMSNormQ8", RowKind::kGatedNorm, 5, 1, true},
+                                         {"SlopedSiluGateQ8", RowKind::kSlopedGate, 5, 1, true}};
   return ops;
 }
 
@@ -282,18 +293,19 @@ bool plan_conv(const ConvOp& op, const ConvAttributes& a, const Shape in[kConvIn
   return true;
 }
 
-bool plan_hadamard(const RowOp& op, const RowAttributes& a, const Shape in[kHadamardInputs], HadamardArgs* args, Message* m) {
+bool plan_hadamard(const RowOp& op, const RowAttributes& a, const Shape in[kMostRowInputs], HadamardArgs* args, Message* m) {
   if (!rows_of(op.name, "x", in[0], a.size, "[..., size]", &args->rows, m)) return false;
   const int64_t factor[] = {a.order, a.order};
-  if (!shaped(op.name, "factor", in[1], 2, factor, "[order, order]", m)) return false;
+  if (!shaped(op.name, "factor", in[1], 2, factor, "[order, order]", m) || !on_grid(op, in, m)) return false;
   args->half = false;
+  args->codes = {nullptr, nullptr, nullptr, false};
   args->size = a.size;
   args->order = a.order;
   args->power = a.power;
   return true;
 }
 
-bool plan_gate(const RowOp& op, const RowAttributes& a, const Shape in[kGateInputs], GateArgs* args, Message* m) {
+bool plan_gate(const RowOp& op, const RowAttributes& a, const Shape in[kMostRowInputs], GateArgs* args, Message* m) {
   if (!rows_of(op.name, "z", in[1], a.channels, "[..., channels]", &args->rows, m)) return false;
   // y may have its channels in several axes: as many elements as z is what matters.
   bool same = in[0].rank <= kMaxRank;
@@ -313,8 +325,10 @@ bool plan_gate(const RowOp& op, const RowAttributes& a, const Shape in[kGateInpu
   }
   const int64_t weight[] = {a.channels};
   const bool norm = op.kind == RowKind::kGatedNorm;
-  if (op.inputs == kGateInputs && !shaped(op.name, norm ? "weight" : "slope", in[2], 1, weight, "[channels]", m)) return false;
+  if (value_inputs(op) == 3 && !shaped(op.name, norm ? "weight" : "slope", in[2], 1, weight, "[channels]", m)) return false;
+  if (!on_grid(op, in, m)) return false;
   args->half = false;
+  args->codes = {nullptr, nullptr, nullptr, false};
   args->channels = a.channels;
   args->group = norm ? a.group_size : 0;
   args->before = norm && a.norm_before_gate != 0;

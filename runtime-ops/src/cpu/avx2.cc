@@ -15,7 +15,7 @@ namespace {
 #include "words_avx2.h"
 #include "kernel_bodies.h"
 }  // namespace
-extern const Kernels kAvx2Kernels = {"avx2", mamba2_prepare, mamba2_task<ExactRow>, mamba1_task, conv_task, replay_prepare, replay_task<NibbleDot>, replay_finish, hadamard_task, gate_task, static_prepare<FixedRow>, static_token<FixedRow>, static_prefill, widen_halves, narrow_halves};
+extern const Kernels kAvx2Kernels = {"avx2", mamba2_prepare, mamba2_task<ExactRow>, mamba1_task, conv_task, replay_prepare, replay_task<NibbleDot>, replay_finish, hadamard_task, gate_task, static_prepare<FixedRow>, static_token<FixedRow>, static_prefill, widen_halves, narrow_halves, encode_codes};
 }  // namespace mambac
 
 #if defined(__clang__)

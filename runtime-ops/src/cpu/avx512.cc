@@ -15,8 +15,8 @@ namespace {
 #include "words_avx512.h"
 #include "kernel_bodies.h"
 }  // namespace
-extern const Kernels kAvx512Kernels = {"avx512", mamba2_prepare, mamba2_task<ExactRowOf<false>>, mamba1_task, conv_task, replay_prepare, replay_task<NibbleDot>, replay_finish, hadamard_task, gate_task, static_prepare<FixedRow>, static_token<FixedRow>, static_prefill, widen_halves, narrow_halves};
-extern const Kernels kAvx512VnniKernels = {"avx512", mamba2_prepare, mamba2_task<ExactRowOf<true>>, mamba1_task, conv_task, replay_prepare, replay_task<NibbleDotOf<true>>, replay_finish, hadamard_task, gate_task, static_prepare<FixedRowOf<true>>, static_token<FixedRowOf<true>>, static_prefill, widen_halves, narrow_halves};
+extern const Kernels kAvx512Kernels = {"avx512", mamba2_prepare, mamba2_task<ExactRowOf<false>>, mamba1_task, conv_task, replay_prepare, replay_task<NibbleDot>, replay_finish, hadamard_task, gate_task, static_prepare<FixedRow>, static_token<FixedRow>, static_prefill, widen_halves, narrow_halves, encode_codes};
+extern const Kernels kAvx512VnniKernels = {"avx512", mamba2_prepare, mamba2_task<ExactRowOf<true>>, mamba1_task, conv_task, replay_prepare, replay_task<NibbleDotOf<true>>, replay_finish, hadamard_task, gate_task, static_prepare<FixedRowOf<true>>, static_token<FixedRowOf<true>>, static_prefill, widen_halves, narrow_halves, encode_codes};
 }  // namespace mambac
 
 #if defined(__clang__)

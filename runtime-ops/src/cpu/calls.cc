@@ -3,6 +3,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include <atomic>
+
 #include "calls.h"
 
 namespace mambac {
@@ -92,13 +94,63 @@ void conv_piece(void* user, size_t task) {
   const Run<ConvArgs>& run = *(Run<ConvArgs>*)user;
   run.kernels->conv(run.args, (int64_t)task);
 }
+
+constexpr int64_t kStackRow = 8192;  // floats
+
+template <class Args>
+struct RowRun {
+  const Kernels* kernels;
+  Args args;
+  std::atomic<bool> failed;
+};
+// A row at a time to floats and on to codes: a row stays in the nearest cache between the two.
+template <class Args>
+void encode_rows(RowRun<Args>& run, int64_t task, int64_t width, void (*row_of)(const Kernels&, const Args&, int64_t, float*)) {
+  alignas(kScratchAlign) float local[kStackRow];
+  float* floats = local;
+  void* block = nullptr;
+  if (width > kStackRow) {
+    block = malloc(sizeof(float) * (size_t)width + kScratchAlign);
+    if (block == nullptr) return run.failed.store(true, std::memory_order_relaxed);
+    floats = (float*)(((uintptr_t)block + kScratchAlign - 1) & ~(uintptr_t)(kScratchAlign - 1));
+  }
+  const int64_t first = task * kRowBlock, last = first + kRowBlock < run.args.rows ? first + kRowBlock : run.args.rows;
+  for (int64_t row = first; row < last; row++) {
+    row_of(*run.kernels, run.args, row, floats);
+    run.kernels->encode(floats, run.args.codes, row * width, width);
+  }
+  free(block);
+}
+
+void hadamard_row(const Kernels& k, const HadamardArgs& a, int64_t row, float* to) {
+  HadamardArgs one = a;
+  one.rows = 1;
+  one.x = a.x + row * a.size;
+  one.y = to;
+  k.hadamard(one, 0);
+}
+void gate_row(const Kernels& k, const GateArgs& a, int64_t row, float* to) {
+  GateArgs one = a;
+  one.rows = 1;
+  one.y = a.y + row * a.channels;
+  one.z = a.z + row * a.channels;
+  one.out = to;
+  k.gate(one, 0);
+}
+
 void hadamard_piece(void* user, size_t task) {
-  const Run<HadamardArgs>& run = *(Run<HadamardArgs>*)user;
-  run.kernels->hadamard(run.args, (int64_t)task);
+  RowRun<HadamardArgs>& run = *(RowRun<HadamardArgs>*)user;
+  if (run.args.codes.to == nullptr)
+    run.kernels->hadamard(run.args, (int64_t)task);
+  else
+    encode_rows(run, (int64_t)task, run.args.size, hadamard_row);
 }
 void gate_piece(void* user, size_t task) {
-  const Run<GateArgs>& run = *(Run<GateArgs>*)user;
-  run.kernels->gate(run.args, (int64_t)task);
+  RowRun<GateArgs>& run = *(RowRun<GateArgs>*)user;
+  if (run.args.codes.to == nullptr)
+    run.kernels->gate(run.args, (int64_t)task);
+  else
+    encode_rows(run, (int64_t)task, run.args.channels, gate_row);
 }
 
 }  // namespace
@@ -150,38 +202,40 @@ bool run_conv(const Kernels& k, const ConvArgs& a, const char* name, const Sprea
 
 bool run_hadamard(const Kernels& k, const HadamardArgs& a, const char* name, const Spread& spread, char* error, size_t room) {
   if (room > 0) error[0] = 0;
-  Run<HadamardArgs> run = {&k, a};
+  RowRun<HadamardArgs> run = {&k, a, {false}};
   HadamardArgs& floats = run.args;
   Halves h(k);
   if (a.half) {
     h.in(a.x, a.rows * a.size);
-    h.out(a.y, a.rows * a.size);
+    if (a.codes.to == nullptr) h.out(a.y, a.rows * a.size);
     if (!h.allocate()) return no_memory(error, room, name);
     floats.half = false;
     floats.x = h.floats_in(0);
-    floats.y = h.floats_out(0);
+    if (a.codes.to == nullptr) floats.y = h.floats_out(0);
   }
   const double work = (double)a.rows * (double)a.size * (double)(a.order + 8);
-  return convert(h.from, spread) && spread.run(spread.host, hadamard_piece, row_tasks(a.rows), work, &run) && convert(h.to, spread);
+  if (!convert(h.from, spread) || !spread.run(spread.host, hadamard_piece, row_tasks(a.rows), work, &run)) return false;
+  return run.failed.load(std::memory_order_relaxed) ? no_memory(error, room, name) : convert(h.to, spread);
 }
 
 bool run_gate(const Kernels& k, const GateArgs& a, const char* name, const Spread& spread, char* error, size_t room) {
   if (room > 0) error[0] = 0;
-  Run<GateArgs> run = {&k, a};
+  RowRun<GateArgs> run = {&k, a, {false}};
   GateArgs& floats = run.args;
   Halves h(k);
   if (a.half) {
     h.in(a.y, a.rows * a.channels);
     h.in(a.z, a.rows * a.channels);
-    h.out(a.out, a.rows * a.channels);
+    if (a.codes.to == nullptr) h.out(a.out, a.rows * a.channels);
     if (!h.allocate()) return no_memory(error, room, name);
     floats.half = false;
     floats.y = h.floats_in(0);
     floats.z = h.floats_in(1);
-    floats.out = h.floats_out(0);
+    if (a.codes.to == nullptr) floats.out = h.floats_out(0);
   }
   const double work = (double)a.rows * (double)a.channels * kGateWork;
-  return convert(h.from, spread) && spread.run(spread.host, gate_piece, row_tasks(a.rows), work, &run) && convert(h.to, spread);
+  if (!convert(h.from, spread) || !spread.run(spread.host, gate_piece, row_tasks(a.rows), work, &run)) return false;
+  return run.failed.load(std::memory_order_relaxed) ? no_memory(error, room, name) : convert(h.to, spread);
 }
 
 }  // namespace mambac

@@ -15,3 +15,4 @@
 #include "conv.h"
 #include "hadamard.h"
 #include "gate.h"
+#include "encode.h"

@@ -7,5 +7,5 @@ namespace {
 #include "words_portable.h"
 #include "kernel_bodies.h"
 }  // namespace
-extern const Kernels kPortableKernels = {"portable", mamba2_prepare, mamba2_task<ExactRow>, mamba1_task, conv_task, replay_prepare, replay_task<NibbleDot>, replay_finish, hadamard_task, gate_task, static_prepare<FixedRow>, static_token<FixedRow>, static_prefill, widen_halves, narrow_halves};
+extern const Kernels kPortableKernels = {"portable", mamba2_prepare, mamba2_task<ExactRow>, mamba1_task, conv_task, replay_prepare, replay_task<NibbleDot>, replay_finish, hadamard_task, gate_task, static_prepare<FixedRow>, static_token<FixedRow>, static_prefill, widen_halves, narrow_halves, encode_codes};
 }  // namespace mambac

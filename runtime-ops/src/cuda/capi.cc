@@ -17,7 +17,7 @@ int fail(char* error, size_t room, const char* text, const char* detail) {
 }
 int launched(int code, const char* what, char* error, size_t room) {
   if (code == 0) return 0;
-  if (error != nullptr && room > 0) snprintf(error, room, "%s: CUDA error %d: %s", what, code, cuda::error_text(code));
+  if (error != nullptr && room > 0) snprintf(error, room, "%s: CUDA error %d: %s", what, code, cuda::failure_text(code));
   return 1;
 }
 
@@ -49,7 +49,7 @@ extern "C" int mambac_cuda_rotate_launch(const mambac_rotate* c, void* stream, c
   HadamardArgs a;
   Message m;
   if (!rotate_args(c, &a, &m)) return fail(error, room, m.text, "");
-  return launched(cuda::launch_hadamard(a, stream), row_ops()[(int)RowKind::kHadamard].name, error, room);
+  return launched(cuda::launch_hadamard(a, stream), rotate_op(*c).name, error, room);
 }
 
 extern "C" int mambac_cuda_gate_launch(const mambac_gate* c, void* stream, char* error, size_t room) {

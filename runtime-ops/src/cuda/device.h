@@ -74,6 +74,7 @@ MAMBAC_DEVICE uint32_t half_pair_min(uint32_t a, uint32_t b) { return word_of(__
 
 MAMBAC_DEVICE float fma_clamped(float a, float b, float c) { return __saturatef(__fmaf_rn(a, b, c)); }  // to [0, 1], NaN to 0
 MAMBAC_DEVICE float product(float a, float b) { return __fmul_rn(a, b); }  // never part of a multiply-add
+MAMBAC_DEVICE float quotient(float a, float b) { return __fdiv_rn(a, b); }  // to the nearest, whatever is compiled with
 
 // Relative error below 2^-22; subnormal arguments and results are zero.
 MAMBAC_DEVICE float fast_sqrt(float f) {

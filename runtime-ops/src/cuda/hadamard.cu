@@ -5,7 +5,7 @@
 // y written once: a warp turns runs of 128 numbers in its registers, what is longer goes through shared memory, and the
 // factor reads its columns there. Spans too large for shared memory are turned piece by piece in y.
 #include "launch.h"
-#include "tile.h"
+#include "sink.h"
 
 namespace mambac {
 namespace cuda {
@@ -22,12 +22,13 @@ struct RotateArgs {
   int64_t chunk;             // whole spans a block takes at once, a multiple of four numbers where `wide`
   int order, power, bits;    // bits: the power's logarithm
   int64_t step;              // of one stage, for spans too large for shared memory
-  bool wide;                 // x and y lie at 16-byte boundaries
+  bool wide;                 // x and y lie at 16-byte boundaries, codes at 4-byte ones
   bool shared_factor;
   const float* x;
   const float* factor;       // null: one, with an order of one
   float* y;
   float scale;
+  CodesOut codes;
 };
 MAMBAC_ANYWHERE inline int64_t round_up(int64_t v, int64_t to) { return (v + to - 1) / to * to; }
 MAMBAC_ANYWHERE inline int64_t factor_stride(int order) { return round_up(order, kTargets); }
@@ -39,12 +40,12 @@ MAMBAC_DEVICE void load_some(const T* p, int64_t left, bool wide, float* v) {
 #pragma unroll
   for (int k = 0; k < 4; k++) v[k] = k < left ? get(p + k) : 0.0f;
 }
-template <class T>
-MAMBAC_DEVICE void store_some(T* p, int64_t left, bool wide, const float* v) {
-  if (wide && left >= 4) return store4(p, v);
+template <class Sink>
+MAMBAC_DEVICE void store_some(const Sink& y, int64_t at, int64_t left, bool wide, const float* v) {
+  if (wide && left >= 4) return y.four(at, v);
 #pragma unroll
   for (int k = 0; k < 4; k++)
-    if (k < left) put(p + k, v[k]);
+    if (k < left) y.one(at + k, v[k]);
 }
 MAMBAC_DEVICE void butterfly(float* a, float* b) {
   const float p = *a, q = *b;
@@ -122,9 +123,9 @@ MAMBAC_DEVICE void sum_targets(const float* v, int power, const float* factor, i
       for (int k = 0; k < kWidth; k++) sum[t][k] = fmaf(f[t], from[k], sum[t][k]);
   }
 }
-// The factor on every span of a chunk; `count` numbers.
-template <class T, int kWidth>
-MAMBAC_DEVICE void apply_factor(const RotateArgs& a, const float* v, int count, const float* shared, T* y) {
+// The factor on every span of a chunk; `count` numbers, which go to `y` from number `start` on.
+template <class Sink, int kWidth>
+MAMBAC_DEVICE void apply_factor(const RotateArgs& a, const float* v, int count, const float* shared, const Sink& y, int64_t start) {
   const float* factor = a.shared_factor ? shared : a.factor;
   const int64_t stride = a.shared_factor ? factor_stride(a.order) : a.order;
   const int bits = a.bits - (kWidth == 4 ? 2 : 0), span = (int)a.span, groups = (a.order + kTargets - 1) / kTargets;
@@ -138,18 +139,19 @@ MAMBAC_DEVICE void apply_factor(const RotateArgs& a, const float* v, int count, 
 #pragma unroll
     for (int t = 0; t < kTargets; t++)
       if (t < targets) {
-        T* to = y + at + (first + t) * a.power;
+        const int64_t to = start + at + (first + t) * a.power;
         if (kWidth == 4)
-          store_some(to, 4, a.wide, sum[t]);
+          store_some(y, to, 4, a.wide, sum[t]);
         else
-          put(to, sum[t][0]);
+          y.one(to, sum[t][0]);
       }
   }
 }
 
 // x and y may be one buffer: a chunk is read whole before it is written.
-template <class T>
+template <class T, class Sink>
 MAMBAC_KERNEL(kThreads, 4) rotate_spans(RotateArgs a) {
+  const Sink y(a.y, a.codes);
   float* v = (float*)shared_memory();
   float* factor = v + round_up(a.chunk, kRun);
   const bool direct = a.order == 1 && a.power <= kRun;
@@ -162,7 +164,6 @@ MAMBAC_KERNEL(kThreads, 4) rotate_spans(RotateArgs a) {
   for (int64_t start = block_x() * a.chunk; start < a.count; start += blocks_x() * a.chunk) {
     const int count = (int)(a.count - start < a.chunk ? a.count - start : a.chunk);
     const T* x = (const T*)a.x + start;
-    T* y = (T*)a.y + start;
     for (int run = thread_index() / 32 * kRun; run < count; run += threads() / 32 * kRun) {
       const int at = run + thread_index() % 32 * 4;
       float w[4];
@@ -171,7 +172,7 @@ MAMBAC_KERNEL(kThreads, 4) rotate_spans(RotateArgs a) {
       for (int k = 0; k < 4; k++) w[k] = product(w[k], scale);
       turn_run(w, a.power);
       if (direct)
-        store_some(y + at, count - at, a.wide, w);
+        store_some(y, start + at, count - at, a.wide, w);
       else
         store4(v + at, w);
     }
@@ -182,12 +183,12 @@ MAMBAC_KERNEL(kThreads, 4) rotate_spans(RotateArgs a) {
       for (int at = 4 * thread_index(); at < count; at += 4 * threads()) {
         float w[4];
         load4(v + at, w);
-        store_some(y + at, count - at, a.wide, w);
+        store_some(y, start + at, count - at, a.wide, w);
       }
     } else if (a.power % 4 == 0) {
-      apply_factor<T, 4>(a, v, count, factor, y);
+      apply_factor<Sink, 4>(a, v, count, factor, y, start);
     } else {
-      apply_factor<T, 1>(a, v, count, factor, y);
+      apply_factor<Sink, 1>(a, v, count, factor, y, start);
     }
     sync_block();
   }
@@ -230,7 +231,7 @@ int64_t room_for(const RotateArgs& a) {
   return 4 * (round_up(a.chunk, kRun) + (a.shared_factor ? a.order * factor_stride(a.order) : 0));
 }
 // -1 where a span does not fit into shared memory.
-template <class T>
+template <class T, class Sink>
 int launch_spans(RotateArgs a, const Device& d, void* stream) {
   a.shared_factor = a.order > 1 && a.order <= kSmallOrder;
   // As many spans as fill a block, but no fewer blocks than the device runs at once; a chunk's start must stay aligned.
@@ -243,7 +244,7 @@ int launch_spans(RotateArgs a, const Device& d, void* stream) {
     many = round_up(many / 2, even);
   }
   const Grid grid = {blocks_for(a.count, a.chunk), 1, kThreads, (size_t)room_for(a)};
-  return launch(rotate_spans<T>, grid, stream, a);
+  return launch(rotate_spans<T, Sink>, grid, stream, a);
 }
 // Pieces of the power of two, the stages between them, then the factor. y is all the memory there is: halves are rounded at
 // each of these steps.
@@ -254,7 +255,7 @@ int launch_large(const RotateArgs& a, const Device& d, void* stream) {
   piece.factor = a.order == 1 ? a.factor : nullptr;
   piece.power = a.power < kPiece ? a.power : (int)kPiece;
   piece.span = piece.power;
-  int code = launch_spans<T>(piece, d, stream);
+  int code = launch_spans<T, ValueSink<T>>(piece, d, stream);
   RotateArgs rest = a;
   for (rest.step = piece.power; code == 0 && rest.step < a.power; rest.step *= 2)
     code = launch(rotate_stage<T>, {blocks_for(a.count / 2, kThreads), 1, kThreads, 0}, stream, rest);
@@ -265,7 +266,11 @@ int launch_large(const RotateArgs& a, const Device& d, void* stream) {
 
 template <class T>
 int launch_as(const RotateArgs& a, const Device& d, void* stream) {
-  const int code = launch_spans<T>(a, d, stream);
+  if (a.codes.to != nullptr) {
+    const int code = launch_spans<T, CodeSink>(a, d, stream);
+    return code < 0 ? kErrorSpanTooLarge : code;
+  }
+  const int code = launch_spans<T, ValueSink<T>>(a, d, stream);
   return code < 0 ? launch_large<T>(a, d, stream) : code;
 }
 
@@ -281,10 +286,11 @@ int launch_hadamard(const HadamardArgs& h, void* stream) {
   a.order = (int)h.order;
   a.power = (int)h.power;
   while ((int64_t)1 << a.bits < h.power) a.bits++;
-  a.wide = aligned16(h.x) && aligned16(h.y);
+  a.wide = aligned16(h.x) && aligned_result(h.y, h.codes);
   a.x = h.x;
   a.factor = h.factor;
   a.y = h.y;
+  a.codes = h.codes;
   a.scale = (float)(1.0 / sqrt((double)a.span));
   return h.half ? launch_as<uint16_t>(a, d, stream) : launch_as<float>(a, d, stream);
 }

@@ -19,6 +19,12 @@ static inline bool fits_fast(const ScanArgs& a) {
   return a.batch * a.heads < 1u << 31 && a.groups <= a.heads && aligned16(a.past) && aligned16(a.present) && aligned16(a.B) && aligned16(a.C) &&
          (a.family == Family::kMamba2 || aligned16(a.A)) && (!packed || a.head_dim % 8 == 0);
 }
+// What `launch_hadamard` gives besides CUDA error codes: codes of a span that does not fit into shared memory, whose floats
+// have nowhere to be.
+constexpr int kErrorSpanTooLarge = -2;
+static inline const char* failure_text(int code) {
+  return code == kErrorSpanTooLarge ? "order * power does not fit into the device's shared memory, as codes need: rotate to floats and quantize them" : error_text(code);
+}
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // Blocks of a kernel that does in turns what more blocks would do at once.
 static inline int64_t blocks_for(int64_t items, int64_t each) {
@@ -69,7 +75,7 @@ bool pick_fast(const ScanArgs& a, const Device& d, Choice* out);  // one of thes
 int launch_replay_round(const ScanArgs& a, const Device& d, void* stream);
 int launch_replay_finish(const ScanArgs& a, void* stream);
 
-// Device bytes `launch_scan` needs as workspace. Both return CUDA error codes, 0 for success.
+// Device bytes `launch_scan` needs as workspace. All of these return CUDA error codes, 0 for success.
 int scan_workspace(const ScanArgs& a, int64_t* bytes);
 int launch_scan(const ScanArgs& a, void* workspace, void* stream);
 int launch_conv(const ConvArgs& a, void* stream);

@@ -14,8 +14,8 @@ Status* compute_stream(const Api* api, KernelContext* c, void** stream) {
 }
 Status* result(const Api* api, const char* name, int code) {
   if (code == 0) return nullptr;
-  char text[200];
-  snprintf(text, sizeof text, "%s: CUDA error %d: %s", name, code, cuda::error_text(code));
+  char text[240];
+  snprintf(text, sizeof text, "%s: CUDA error %d: %s", name, code, cuda::failure_text(code));
   return make_status(api, kFail, text);
 }
 template <class Args>

@@ -63,7 +63,7 @@ enum Slot : int {
 };
 
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
-enum ElementType : int { kUndefined = 0, kFloat = 1, kUint8 = 2, kFloat16 = 10 };
+enum ElementType : int { kUndefined = 0, kFloat = 1, kUint8 = 2, kInt8 = 3, kFloat16 = 10 };
 enum MemoryType : int { kMemoryDefault = 0 };
 enum Characteristic : int { kRequired = 0 };
 enum AttributeType : int { kWhole = 1 };

@@ -19,17 +19,22 @@ struct Op : CustomOp {
   const RowOp* row;
   bool cuda;
   bool half;  // activations are float16; parameters are float32 all the same
+  ElementType codes;  // of operators that give codes: int8 or uint8
   const char* name() const { return scan != nullptr ? scan->name : conv != nullptr ? conv->name : row->name; }
   int inputs() const { return scan != nullptr ? scan_inputs(*scan) : conv != nullptr ? kConvInputs : row->inputs; }
   int outputs() const { return row != nullptr ? 1 : conv != nullptr && conv->parts == 3 ? 4 : 2; }
   int past() const { return scan != nullptr ? kPastInput : conv != nullptr ? kConvInputs - 1 : 0; }
   ElementType activation() const { return half ? kFloat16 : kFloat; }
   ElementType input_type(int i) const {
+    if (row != nullptr && row->codes && i == row->inputs - 1) return codes;  // the zero point
     if (scan == nullptr) return i == 0 || i == (row == nullptr ? past() : row->like) ? activation() : kFloat;
     if (i == kPastInput) return state_type();
     return i == 0 || i == 1 || i == 3 || i == 4 ? activation() : kFloat;  // x, dt, B, C
   }
-  ElementType output_type(int i) const { return i == 1 && scan != nullptr ? state_type() : activation(); }
+  ElementType output_type(int i) const {
+    if (row != nullptr && row->codes) return codes;
+    return i == 1 && scan != nullptr ? state_type() : activation();
+  }
   ElementType state_type() const {
     if (scan->format == Format::kF32) return kFloat;
     return scan->format == Format::kF16 ? kFloat16 : kUint8;

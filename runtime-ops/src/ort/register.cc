@@ -22,6 +22,8 @@ constexpr int kProviders = 2;
 constexpr int kProviders = 1;
 #endif
 constexpr int kOps = kScanOps + kConvOps + kRowOps;
+// Sets of types that an operator is registered with: floats or halves, and codes of two types.
+constexpr int kMostTypes = 4;
 
 Status* read_input(const Op& op, KernelContext* c, size_t i, Shape* shape, const void** data) {
   const Api* api = op.api;
@@ -148,6 +150,12 @@ Status* compute_conv(const Kernel& k, KernelContext* c, const Shape* in, const v
   return run_call(run_conv, op, c, a);
 }
 
+// The grid that the last two inputs give, and the codes on it.
+CodesOut codes_out(const Op& op, void* to, const void* const* data) {
+  const int at = value_inputs(*op.row);
+  return {to, (const float*)data[at], data[at + 1], op.codes == kInt8};
+}
+
 Status* compute_hadamard(const Kernel& k, KernelContext* c, const Shape* in, const void* const* data) {
   const Op& op = *k.op;
   Message m;
@@ -159,6 +167,7 @@ Status* compute_hadamard(const Kernel& k, KernelContext* c, const Shape* in, con
   a.factor = (const float*)data[1];
   a.y = (float*)y;
   a.half = op.half;
+  if (op.row->codes) a.codes = codes_out(op, y, data);
 #ifdef MAMBAC_CUDA
   if (op.cuda) return cuda_hadamard(op.api, c, op.name(), a);
 #endif
@@ -178,6 +187,7 @@ Status* compute_gate(const Kernel& k, KernelContext* c, const Shape* in, const v
   if (op.row->kind == RowKind::kSlopedGate) a.slope = (const float*)data[2];
   a.out = (float*)out;
   a.half = op.half;
+  if (op.row->codes) a.codes = codes_out(op, out, data);
 #ifdef MAMBAC_CUDA
   if (op.cuda) return cuda_gate(op.api, c, op.name(), a);
 #endif
@@ -267,10 +277,37 @@ Status* infer_rows(const Op& op, ShapeContext* c) {
   return nullptr;
 }
 
+// Codes are shaped like an input and have the type of the zero point, the last input: one set of types infers for all of a name.
+Status* infer_codes(const Op& op, ShapeContext* c) {
+  const Api* api = op.api;
+  TensorInfo *like = nullptr, *zero = nullptr, *info = nullptr;
+  if (Status* s = call<Status*>(api, kShapeInput, (const ShapeContext*)c, (size_t)op.row->like, &like)) return s;
+  if (Status* s = call<Status*>(api, kShapeInput, (const ShapeContext*)c, (size_t)(op.row->inputs - 1), &zero)) return s;
+  bool named = false;
+  if (Status* s = fully_named(api, like, &named)) return s;
+  if (!named) return nullptr;
+  size_t rank = 0;
+  int type = 0;
+  int64_t dims[kMaxRank];
+  const char* names[kMaxRank] = {};
+  if (Status* s = call<Status*>(api, kGetTensorElementType, (const TensorInfo*)zero, &type)) return s;
+  if (Status* s = call<Status*>(api, kGetDimensionsCount, (const TensorInfo*)like, &rank)) return s;
+  if (Status* s = call<Status*>(api, kGetDimensions, (const TensorInfo*)like, (int64_t*)dims, rank)) return s;
+  if (Status* s = call<Status*>(api, kGetSymbolicDimensions, (const TensorInfo*)like, (const char**)names, rank)) return s;
+  if (Status* s = call<Status*>(api, kCreateTensorInfo, &info)) return s;
+  Status* s = call<Status*>(api, kSetTensorElementType, info, type);
+  if (s == nullptr) s = call<Status*>(api, kSetDimensions, info, (const int64_t*)dims, rank);
+  if (s == nullptr) s = call<Status*>(api, kSetSymbolicDimensions, info, (const char**)names, rank);
+  if (s == nullptr) s = call<Status*>(api, kShapeSetOutput, (const ShapeContext*)c, (size_t)0, (const TensorInfo*)info);
+  call<void>(api, kReleaseTensorInfo, info);
+  return s;
+}
+
 // y is shaped like the first input, or the one an operator on rows says; present like past. Unknown where those are.
 Status* infer_shapes(const CustomOp* base, ShapeContext* c) {
   const Op& op = op_of(base);
   if (op.conv != nullptr && op.conv->parts > 0) return infer_rows(op, c);
+  if (op.row != nullptr && op.row->codes) return infer_codes(op, c);
   const size_t from[2] = {op.row != nullptr ? (size_t)op.row->like : 0, (size_t)op.past()};
   for (size_t i = 0; i < (size_t)op.outputs(); i++) {
     TensorInfo* info = nullptr;
@@ -292,15 +329,17 @@ size_t may_inplace(int** in, int** out) {
   *out = to;
   return 1;
 }
+size_t never_inplace(int**, int**) { return 0; }
 void keep(int*, int*) {}
 
-void fill(Op& op, const Api* api, const ScanOp* scan, const ConvOp* conv, const RowOp* row, bool cuda, bool half) {
+void fill(Op& op, const Api* api, const ScanOp* scan, const ConvOp* conv, const RowOp* row, bool cuda, bool half, ElementType codes) {
   op.api = api;
   op.scan = scan;
   op.conv = conv;
   op.row = row;
   op.cuda = cuda;
   op.half = half;
+  op.codes = codes;
   op.version = kApiVersion;
   op.GetName = [](const CustomOp* o) { return op_of(o).name(); };
   op.GetExecutionProviderType = [](const CustomOp* o) -> const char* {
@@ -320,7 +359,7 @@ void fill(Op& op, const Api* api, const ScanOp* scan, const ConvOp* conv, const 
   op.InferOutputShape = infer_shapes;
   op.GetStartVersion = [](const CustomOp*) { return 1; };
   op.GetEndVersion = [](const CustomOp*) { return 0x7fffffff; };
-  op.GetMayInplace = scan != nullptr ? may_inplace<kPastInput, 1> : conv != nullptr ? may_inplace<kConvInputs - 1, 1> : row->like == 0 ? may_inplace<0, 0> : may_inplace<1, 0>;
+  op.GetMayInplace = row != nullptr && row->codes ? never_inplace : scan != nullptr ? may_inplace<kPastInput, 1> : conv != nullptr ? may_inplace<kConvInputs - 1, 1> : row->like == 0 ? may_inplace<0, 0> : may_inplace<1, 0>;
   op.ReleaseMayInplace = keep;
 }
 
@@ -329,7 +368,7 @@ void fill(Op& op, const Api* api, const ScanOp* scan, const ConvOp* conv, const 
 struct Host {
   const Api* api;
   OpDomain* domain;
-  Op ops[kOps * kProviders * 2];
+  Op ops[kOps * kProviders * kMostTypes];  // those of operators without codes are left out
   Host* next;
 };
 std::atomic_flag g_lock = ATOMIC_FLAG_INIT;
@@ -357,13 +396,14 @@ Status* host_for(const Api* api, Host** out) {
     free(h);
     return s;
   }
-  for (int i = 0; i < kOps * kProviders * 2; i++) {
+  for (int i = 0; i < kOps * kProviders * kMostTypes; i++) {
     const int at = i % kOps;
     const ScanOp* scan = at < kScanOps ? scan_ops() + at : nullptr;
     const ConvOp* conv = at >= kScanOps && at < kScanOps + kConvOps ? conv_ops() + (at - kScanOps) : nullptr;
     const RowOp* row = at >= kScanOps + kConvOps ? row_ops() + (at - kScanOps - kConvOps) : nullptr;
-    const bool half = i / kOps % 2 != 0, cuda = i >= 2 * kOps;
-    fill(h->ops[i], api, scan, conv, row, cuda, half);
+    const bool half = i / kOps % 2 != 0, more = i / kOps / 2 % 2 != 0, cuda = i >= kMostTypes * kOps;
+    if (more && (row == nullptr || !row->codes)) continue;
+    fill(h->ops[i], api, scan, conv, row, cuda, half, more ? kInt8 : kUint8);
     if (Status* s = call<Status*>(api, kCustomOpDomainAdd, h->domain, (const CustomOp*)&h->ops[i])) return s;
   }
   h->next = g_hosts;
