@@ -119,7 +119,7 @@ function readable(mangled: string): string {
     /decode_[a-z]+|tokens_[a-z]+|round_replay|replay_[a-z]+|scan_tokens|scan_general|conv_token4|conv_token|conv_rows?|rotate_[a-z]+|gate_flat|gate_norm_any|gate_norm/;
   const name = known.exec(mangled)?.[0] ?? mangled;
   const rest = mangled.slice(mangled.indexOf(name) + name.length);
-  const parts = [...rest.matchAll(/L([bi])(\d+)E|\d+(Codes4|Codes8|FloatRows|HalfRows)/g)];
+  const parts = [...rest.matchAll(/L([bi])(\d+)E|\d+(Codes4|Codes8|FloatRows|HalfRows|CodeSink)/g)];
   const halves = rest.startsWith("It") ? ["half"] : []; // the type of activations comes first
   const args = [...halves, ...parts.map((m) => m[3] ?? (m[1] === "b" ? String(m[2] === "1") : (m[2] ?? "")))];
   return args.length === 0 ? name : `${name}<${args.join(",")}>`;

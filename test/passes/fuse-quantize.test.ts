@@ -193,7 +193,8 @@ function withReader(model: Model, name: string): Model {
 /** The pair behind the norm on another grid. */
 function withGrid(model: Model, scale: Tensor | null, type: "i8" | "u16"): Model {
   const { inputs, outputs } = quantizer(model);
-  const [scaleName = "", zeroName = ""] = ["other.scale", "other.zero"];
+  const scaleName = "other.scale";
+  const zeroName = "other.zero";
   const old = model.graph.initializers.get(inputs[1] ?? "");
   const used = scale ?? old;
   if (used === undefined) throw new Error("no scale");
