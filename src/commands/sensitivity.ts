@@ -3,7 +3,7 @@
 import { basename } from "node:path";
 import { type Candidate, type ComparedRow, compareCandidates } from "../compare.js";
 import { type CompileOptions, type CompilerPasses, type Prepared, prepare, VERSION } from "../compile.js";
-import { type OutlierRow, outlierReport } from "../outliers.js";
+import { outlierReport } from "../outliers.js";
 import { parseWeightScheme } from "../quant/scheme.js";
 import { ROUNDED_PARAMETERS, type RoundedParameter, roundParameter } from "../rewrite/parameter-rounding.js";
 import type { Step } from "../rewrite/pipeline.js";
@@ -14,6 +14,7 @@ import { requireTokens } from "../run/plain-model.js";
 import { EXIT, type ExitCode } from "../support/errors.js";
 import { dataOf, requestedTokenizer } from "./compare.js";
 import { comparedDocument, formatLoss } from "./compare-table.js";
+import { outlierTable } from "./outlier-table.js";
 import { readText } from "./read-text.js";
 import { Progress, type Terminal } from "./terminal.js";
 import { formatTable } from "./text-table.js";
@@ -168,27 +169,4 @@ function lossTable(heading: string, rows: readonly ComparedRow[]): string {
         `${(100 * row.top1Agreement).toFixed(2)} %`,
       ]),
   ]);
-}
-
-function outlierTable(rows: readonly OutlierRow[]): string {
-  return formatTable([
-    ["activations", "in front of", "transform", "largest", "median channel", "outliers", "kurtosis", "spread"],
-    ...rows
-      .toSorted((a, b) => order(a).localeCompare(order(b), "en", { numeric: true }))
-      .map((row) => [
-        row.layer === "" ? "head" : row.layer,
-        row.role,
-        row.transform,
-        row.absMax.toPrecision(3),
-        row.medianAbsMax.toPrecision(3),
-        `${row.outlierChannels} of ${row.channels}`,
-        row.kurtosis.toFixed(1),
-        row.spread.toPrecision(3),
-      ]),
-  ]);
-}
-
-/** Layer, then projection; transforms stay in their order, as sorting is stable. */
-function order({ layer, role }: OutlierRow): string {
-  return `${layer === "" ? "~" : layer} ${role}`;
 }
