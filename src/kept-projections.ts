@@ -58,15 +58,17 @@ function reasonOf(graph: Graph, node: Node | undefined, { op }: FloatProjection)
     return "its weight is unpacked to floats in the graph";
   return node.op === "MatMul" && weight === 1
     ? "the recipe leaves it float"
-    : `it is no product of activations and a weight [K, N], but ${qualifiedOp(node)}`;
+    : `its form is not that of activations times a weight [K, N] (${qualifiedOp(node)})`;
 }
 
-/** Is it computed from weights alone? */
-function isConstant(graph: Graph, node: Node | undefined): boolean {
-  return (
-    node !== undefined &&
-    node.inputs.every((input) => {
-      return input === "" || graph.initializers.has(input) || isConstant(graph, useIndex(graph).producer.get(input));
-    })
-  );
+/** Nodes between a weight and its product, at most. */
+const UNPACKING = 4;
+
+/** Is it computed from weights alone, in a few steps? */
+function isConstant(graph: Graph, node: Node | undefined, steps: number = UNPACKING): boolean {
+  if (node === undefined || steps === 0) return false;
+  return node.inputs.every((input) => {
+    if (input === "" || graph.initializers.has(input)) return true;
+    return isConstant(graph, useIndex(graph).producer.get(input), steps - 1);
+  });
 }
