@@ -46,7 +46,7 @@ export async function requireCarried(model: Model, options: CarryOptions): Promi
   const scans = semanticOps(model.graph.nodes).filter((op) => op.kind === "scan");
   const carries = scans.length > 0 && scans.every(({ stateless }) => stateless === undefined);
   const length = declaredLength(model.graph);
-  if (!carries || !hasTokenIds(model.graph) || length === 1) return;
+  if (!carries || length === 1) return;
   const { tracer } = proofTrials(model);
   const suspects = mayMixTokens(tracer);
   // What only cuts and joins is named where there is nothing else.
@@ -54,7 +54,10 @@ export async function requireCarried(model: Model, options: CarryOptions): Promi
     suspects.find(mixesTokens) ?? suspects.find(({ op }) => !/^(Slice|Concat|Pad|Gather)$/.test(op)) ?? suspects[0];
   if (suspect === undefined) return;
   const attention = attentionWithoutCache(tracer);
-  const apart = totalBytes(model) <= MEASURED_BYTES && length === null ? await difference(model, options) : null;
+  const apart =
+    hasTokenIds(model.graph) && length === null && totalBytes(model) <= MEASURED_BYTES
+      ? await difference(model, options)
+      : null;
   if (apart === null ? attention === null && !mixesTokens(suspect) : apart <= AGREEMENT) return;
   throw forgets(attention, suspect, apart);
 }

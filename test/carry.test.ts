@@ -190,6 +190,32 @@ test.each(["mamba2", "mamba"])("logits of the last token alone leave the length 
   expect(relativeError((await last.prefill([12, 13])).data, expected)).toBeLessThan(1e-5);
 });
 
+/** The graph behind its table of embeddings, which come in after the positions. */
+function ofEmbeddings({ graph, ...model }: Model): Model {
+  const nodes = graph.nodes.filter(({ op, inputs }) => op !== "Gather" || inputs[1] !== "input_ids");
+  const [hidden = ""] = graph.nodes.find((node) => !nodes.includes(node))?.outputs ?? [];
+  const renamed = nodes.map((node) => ({
+    ...node,
+    inputs: node.inputs.map((name) => (name === "input_ids" ? hidden : name)),
+  }));
+  const others = graph.inputs.filter(({ name }) => name !== "input_ids");
+  return {
+    ...model,
+    graph: { ...graph, nodes: renamed, inputs: [...others, typed(hidden, "f32", ["s72", "s70", 32])] },
+  };
+}
+
+test("a hybrid of embeddings keeps its states, and is refused without caches, too", async () => {
+  const source = ofEmbeddings(prefill("nemotron_h"));
+  expect(source.graph.inputs[0]?.name).toBe("position_ids");
+  expect(await compiled("embeddings", source)).toBe("compiled");
+  const { graph } = readModel(join(folder, "embeddings.out.onnx")).model;
+  expect(graph.inputs.filter(({ name }) => name.startsWith("input.past_key_values"))).toHaveLength(6);
+  expect(await compiled("embeddings-without", withoutCaches(source))).toMatch(
+    /its attention \(Softmax \w+\) has no cache/,
+  );
+});
+
 test.each([
   ["tokens before each token", shifted],
   ["places counted inside", counted],

@@ -25,7 +25,7 @@ export function dimNumber(dim: Shape[number]): number | null {
   return dim !== null && /^\d+$/.test(dim) ? Number(dim) : null;
 }
 
-/** The input that carries token ids: the first integer input of rank 2 that is no mask and no position; else the first input. */
+/** The input that carries token ids: the first integer input of rank 2 that is no mask and no position; else the first input that is neither. */
 export function tokenInput(graph: Graph): ValueInfo | null {
   const real = graph.inputs.filter((input) => !graph.initializers.has(input.name));
   const integer = real.filter(
@@ -37,6 +37,7 @@ export function tokenInput(graph: Graph): ValueInfo | null {
   return (
     integer.find((input) => input.name.endsWith("ids") && !/position/.test(input.name)) ??
     integer.find((input) => !/mask|position/.test(input.name)) ??
+    real.find((input) => !/mask|position/.test(input.name)) ??
     real[0] ??
     null
   );
