@@ -14,6 +14,7 @@ constexpr float kShort = 32768.0f / 32767.0f;  // 32767 stands for one, and prod
 constexpr float kWeights = 2047.0f;            // the largest weight of a mean: 32 products of numbers and weights fit 32 bits
 constexpr float kLeastRow = 4096, kLeastMean = 256, kLeastColumn = 2048;  // a scale needs at least so large a maximum or mean
 constexpr float kMeanLambda = 4.0f / 4096.0f;  // at the most: 0.04 % of codes are a neighbour then
+constexpr float kNoScale = 1e-20f;             // stands for an old scale of zero
 constexpr float kPlainReach = 2.0f;            // units of columns are the old scales where input is at most so many times the state
 
 MAMBAC_INLINE Vec v_top(Vec a) {  // the largest lane, in all lanes
@@ -52,44 +53,43 @@ MAMBAC_INLINE void join_words(Words* out, const Vec* in, Vec by) {
   for (int j = 0; j < 4; j++) out[j] = w_join(v_mul(in[j], by), v_mul(in[j + 4], by));
 }
 
-// Units, and what goes with them. 0: whole numbers do not fit; 1: a column counts what its old code is; 2: `old` counts too.
+// Units, and what goes with them; `states` are old scales of columns. 0: whole numbers do not fit; 1: a column counts what its old
+// code is; 2: `old` counts too.
 template <bool kMax>
-MAMBAC_INLINE int exact_units(ExactHead& e, const Token& t, const uint8_t* sc, Int p) {
-  Vec finite = v_zero(), most = v_zero(), high = v_zero(), states[8], b[8], top = v_zero(), wide = v_zero(), lost = v_zero();
-  for (Int i = 0; i < p; i += 16) {
-    const Vec s = v_mul(t.decay, h_widen(h_load(sc + 2 * i))), z = v_mul(t.delta, v_load(t.x + i));
-    most = v_max(most, v_div(v_abs(z), v_max(s, v_set(1e-20f))));
-    high = v_max_abs(high, z);
-    finite = v_fma(s, v_zero(), v_fma(z, v_zero(), finite));
-    v_store(e.scale + i, s);
-    v_store(e.input + i, z);
-  }
-  h_split128(sc + 2 * p, states);
+MAMBAC_INLINE int exact_units(ExactHead& e, const Token& t, const Vec* states, const uint8_t* sc, Int p) {
+  Vec b[8], top = v_zero(), wide = v_zero(), sum = v_zero();
   for (int v = 0; v < 8; v++) {
-    const Vec given = v_load(t.ordered_b + 16 * v);
-    b[v] = v_if_gt0(states[v], v_div(given, states[v]));
-    top = v_max(top, states[v]);
+    b[v] = v_div(v_load(t.ordered_b + 16 * v), v_max(states[v], v_set(kNoScale)));
     wide = v_max_abs(wide, b[v]);
-    high = v_max_abs(high, given);
-    lost = v_max(lost, v_sub(v_mul(v_abs(given), v_set(1e-30f)), states[v]));  // no old scale, but an input
-    finite = v_fma(states[v], v_zero(), finite);
+    top = v_max(top, states[v]);
+    sum = v_add(sum, states[v]);
     e.unit[v] = states[v];
   }
   top = v_top(top);
   wide = v_top(wide);
-  most = v_top(most);
-  if (v_above(finite, 0.0f) || v_above(high, 1e12f) || !(fabsf(t.product) < 1e30f)) return 0;
+  sum = v_total(sum);
+  if (v_above(sum, 1e7f) || !(fabsf(t.product) < 1e30f)) return 0;  // NaN and infinities, too: in `all` those of rows
+  Vec most = v_zero(), beyond = v_zero();
+  for (Int i = 0; i < p; i += 16) {
+    const Vec s = v_mul(t.decay, h_widen(h_load(sc + 2 * i))), z = v_mul(t.delta, v_load(t.x + i));
+    beyond = v_max(beyond, v_sub(v_mul(v_abs(z), wide), v_mul(s, v_set(kPlainReach))));
+    v_store(e.scale + i, s);
+    v_store(e.input + i, z);
+  }
   Vec tall = v_set(1.0f);
   int way = 1;
-  if (v_above(v_mul(most, wide), kPlainReach) || v_above(lost, 0.0f)) {
+  if (v_above(beyond, 0.0f)) {
     way = 2;
+    for (Int i = 0; i < p; i += 16)
+      most = v_max(most, v_div(v_abs(v_load(e.input + i)), v_max(v_load(e.scale + i), v_set(kNoScale))));
+    most = v_top(most);
     const Vec inverse_top = v_if_gt0(top, v_div(v_set(1.0f), top));
     Vec largest = v_zero(), share, old[8];
     for (int v = 0; v < 8; v++) largest = v_max_abs(largest, v_load(t.ordered_b + 16 * v));
     largest = v_top(largest);
     share = v_if_gt0(largest, v_div(v_set(1.0f), largest));
     if (v_above(top, 0.0f)) share = v_min(share, v_mul(most, inverse_top));
-    wide = tall = v_zero();
+    wide = tall = top = sum = v_zero();
     for (int v = 0; v < 8; v++) {
       const Vec given = v_load(t.ordered_b + 16 * v), u = v_max(v_mul(states[v], inverse_top), v_mul(v_abs(given), share));
       const Vec inverse = v_if_gt0(u, v_div(v_set(1.0f), u));
@@ -98,32 +98,31 @@ MAMBAC_INLINE int exact_units(ExactHead& e, const Token& t, const uint8_t* sc, I
       b[v] = v_mul(given, inverse);
       wide = v_max_abs(wide, b[v]);
       tall = v_max(tall, old[v]);
+      top = v_max(top, u);
+      sum = v_add(sum, u);
     }
     wide = v_top(wide);
     tall = v_top(tall);
+    top = v_top(top);
+    sum = v_total(sum);
     if (v_above(wide, 1e25f)) return 0;
     join_words(e.old, old, v_if_gt0(tall, v_div(v_set(32767.0f), tall)));
-    top = v_zero();
-    for (int v = 0; v < 8; v++) top = v_max(top, e.unit[v]);
-    top = v_top(top);
   }
-  join_words(e.fed, b, v_if_gt0(wide, v_div(v_set(32767.0f), wide)));
-  const Vec each = v_set(kMax ? 32767.0f : kWeights);
-  join_words(e.weight, e.unit, v_div(each, top));
-  e.weighs = v_mul(top, v_set(kMax ? kShort : 1.0f / kWeights));
-  e.least = v_set(kLeastRow);
-  if (!kMax) {
-    Vec sum = v_zero();
-    for (int v = 0; v < 8; v++) sum = v_add(sum, e.unit[v]);
-    e.least = v_div(v_mul(v_total(sum), v_set(kLeastMean * kWeights)), top);
-  }
+  Vec every = v_zero();
   for (Int i = 0; i < p; i += 16) {
     const Vec s = v_mul(v_load(e.scale + i), tall), z = v_mul(v_load(e.input + i), wide), all = v_add(s, v_abs(z));
     const Vec inverse = v_if_gt0(all, v_div(v_set(kWhole * kShort), all));
+    every = v_add(every, all);
     v_store(e.unit_p + i, v_mul(all, v_set(1.0f / kWhole)));
     fixed_twice(e.worth + i, v_mul(v_mul(s, inverse), v_set(8.0f / 7.0f)));
     fixed_twice(e.given + i, v_mul(z, inverse));
   }
+  if (v_above(every, 1e30f)) return 0;
+  join_words(e.fed, b, v_if_gt0(wide, v_div(v_set(32767.0f), wide)));
+  const Vec each = v_div(v_set(kMax ? 32767.0f : kWeights), top);
+  join_words(e.weight, e.unit, each);
+  e.weighs = v_mul(top, v_set(kMax ? kShort : 1.0f / kWeights));
+  e.least = kMax ? v_set(kLeastRow) : v_mul(v_mul(sum, v_set(kLeastMean)), each);
   return way;
 }
 
@@ -184,18 +183,36 @@ MAMBAC_APART void exact_sizes(const ExactHead& e, const Token& t, const uint8_t*
   *raw = v_load(exact);
 }
 
+// Into registers once, where a compiler would read them again for every use.
+MAMBAC_INLINE void load_parts(Vec* part, const float* from) {
+  for (int r = 0; r < 16; r++) {
+    part[r] = v_load(from + 16 * r);
+    v_now(part[r]);
+  }
+}
+
+// y of rows `from` to `to`, called where long chains of instructions leave room for it.
+MAMBAC_INLINE void exact_outputs(const ExactHead& e, const Token& t, Vec read, Int from, Int to) {
+  const Vec shared = v_set(t.product);
+  for (Int p0 = from; p0 < to; p0 += 16) {
+    Vec part[16];
+    load_parts(part, e.sums + 16 * p0);
+    const Vec x = v_load(t.x + p0), rest = v_fma(v_load(e.input + p0), shared, v_mul(x, v_load(t.D + p0)));
+    v_store(t.y + p0, v_fma(v_mul(v_load(e.scale + p0), read), w_sum16(part), rest));
+  }
+}
+
 template <class Row, bool kMax, bool kPlain>
-MAMBAC_INLINE bool exact_numbers(const Packing& k, ExactHead& e, const Row& row, float plane, const Token& t, const uint8_t* past,
+MAMBAC_INLINE bool exact_numbers(const Packing& k, ExactHead& e, const Row& row, Vec read, const Token& t, const uint8_t* past,
                                  uint8_t* present, Int p) {
   const uint8_t* ss = past + 66 * p;
   exact_rows<Row, kMax, kPlain>(e, row, past, p);
 
-  // y and the channel scales.
-  const Vec shared = v_set(t.product), read = v_set(plane / 7.0f);
+  // Channel scales.
   Vec over = v_zero(), coarsest = v_zero();
   for (Int p0 = 0; p0 < p; p0 += 16) {
     Vec part[16], size;
-    for (int r = 0; r < 16; r++) part[r] = v_load(e.sizes + 16 * (p0 + r));
+    load_parts(part, e.sizes + 16 * p0);
     if (kMax) {
       const Words both = w_of_lanes(v_reduce16<w_larger>(part));
       size = v_max(w_even(both), w_odd(both));
@@ -212,16 +229,14 @@ MAMBAC_INLINE bool exact_numbers(const Packing& k, ExactHead& e, const Row& row,
     const Vec factor = v_div(unit, h_widen(h));
     coarsest = v_max(coarsest, factor);
     v_store(e.factor + p0, factor);
-    for (int r = 0; r < 16; r++) part[r] = v_load(e.sums + 16 * (p0 + r));
-    const Vec x = v_load(t.x + p0), rest = v_fma(v_load(e.input + p0), shared, v_mul(x, v_load(t.D + p0)));
-    v_store(t.y + p0, v_fma(v_mul(v_load(e.scale + p0), read), w_sum16(part), rest));
   }
-
   // Column maxima.
   coarsest = v_top(coarsest);
   if (!v_above(coarsest, 0.0f) || v_above(over, 65504.0f)) return false;
   const Vec to_ratio = v_div(v_set(32767.0f), coarsest);
   for (Int i = 0; i < p; i += 16) fixed_twice(e.ratio + i, v_mul(v_load(e.factor + i), to_ratio));
+  const Int half = p / 32 * 16;
+  exact_outputs(e, t, read, 0, half);
   const int32_t* ratio = e.ratio;
   const int16_t* numbers = e.numbers;
   Words tops[4], lows[4];
@@ -244,22 +259,21 @@ MAMBAC_INLINE bool exact_numbers(const Packing& k, ExactHead& e, const Row& row,
     h[v] = h_round(v_min(raw, v_set(65504.0f)));
     const Vec s = h_widen(h[v]), each = v_if_gt0(s, v_div(v_mul(unit, v_set(7.0f)), s));  // lambda
     first[v] = v_min(v_set(32767.0f), v_mul(v_mantissa(each), v_set(16384.0f)));
-    second[v] = v_mul(v_power(each), v_set(65536.0f));
+    second[v] = v_power(each);
     lambda = v_add(lambda, each);
     beyond = v_max(beyond, raw);
     missing = v_max(missing, v_if_gt0(unit, v_max(v_sub(v_set(kLeastColumn), number), v_sub(v_set(0x1p-14f), s))));
   }
   if (v_above(beyond, 65504.0f) || v_above(missing, 0.0f) || v_above(v_total(lambda), 128 * kMeanLambda)) return false;
-  Words by_first[4], by_second[4];
-  join_words(by_first, first, v_set(1.0f));
-  join_words(by_second, second, v_set(1.0f));
+  const WordSteps steps(first, second);
+  exact_outputs(e, t, read, half, p);
   for (Int i = 0; i < p; i++) {
     const Words by = w_set(ratio + i);
     Words n[4];
-    for (int j = 0; j < 4; j++) n[j] = w_product(w_product(w_product(w_load(numbers + 128 * i + 32 * j), by), by_first[j]), by_second[j]);
-    w_pack(present + 64 * i, n);
+    for (int j = 0; j < 4; j++) n[j] = w_product(w_load(numbers + 128 * i + 32 * j), by);
+    steps.pack(present + 64 * i, n);
   }
-  memcpy(present + 64 * p, k.sc, (size_t)(2 * p));
+  for (Int i = 0; i < p; i += 16) h_store((uint16_t*)(present + 64 * p) + i, h_load(k.sc + i));
   h_join128((uint16_t*)(present + 66 * p), h);
   return true;
 }
@@ -267,15 +281,23 @@ MAMBAC_INLINE bool exact_numbers(const Packing& k, ExactHead& e, const Row& row,
 // One token of a head. False: the state is as it was, and float lanes have to do all of it, y too.
 template <class Row, bool kMax>
 MAMBAC_APART bool exact_token(const Packing& k, const Token& t, const uint8_t* past, uint8_t* present, Int p) {
-  const uint8_t *sc = past + 64 * p, *ss = sc + 2 * p;
+  const uint8_t* sc = past + 64 * p;
+  Vec states[8], read[8], most = v_zero(), total = v_zero();
+  h_split128(sc + 2 * p, states);
+  for (int v = 0; v < 8; v++) {
+    read[v] = v_mul(v_load(t.ordered_c + 16 * v), states[v]);
+    most = v_max_abs(most, read[v]);
+    total = v_add(total, v_abs(read[v]));
+  }
+  most = v_top(most);
+  total = v_total(total);
+  // A few coefficients that outgrow the others: rounding to the largest would show.
+  if (v_any_above(v_set(1e-25f), most, 16) || v_above(most, 1e25f) || v_any_above(v_mul(most, v_set(128.0f / 32)), total, 16)) return false;
   ExactHead e(k.rows, p);
-  float read[128];
-  DotPlanes planes;
-  for (int i = 0; i < 128; i += 16) v_store(read + i, v_mul(v_load(t.C + i), h_widen(h_load(ss + 2 * i))));
-  const float plane = make_planes(&planes, read, 128);
-  const int way = plane == 0 ? 0 : exact_units<kMax>(e, t, sc, p);
+  const int way = exact_units<kMax>(e, t, states, sc, p);
   if (way == 0) return false;
-  const Row row(planes);
-  return way == 1 ? exact_numbers<Row, kMax, true>(k, e, row, plane, t, past, present, p)
-                  : exact_numbers<Row, kMax, false>(k, e, row, plane, t, past, present, p);
+  const Row row(read, v_div(v_set(kDotLimit), most));
+  most = v_mul(most, v_set(1.0f / (7.0f * kDotLimit)));
+  return way == 1 ? exact_numbers<Row, kMax, true>(k, e, row, most, t, past, present, p)
+                  : exact_numbers<Row, kMax, false>(k, e, row, most, t, past, present, p);
 }

@@ -36,10 +36,23 @@ MAMBAC_INLINE __m256i pack16(__m256i a, __m256i b, __m256i c, __m256i d) {
   const __m256i high = _mm256_or_si256(_mm256_and_si256(_mm256_slli_epi16(c, 8), _mm256_set1_epi16(0x0f00)), _mm256_slli_epi16(d, 12));
   return _mm256_or_si256(low, high);
 }
-MAMBAC_INLINE void w_pack(uint8_t* out, const Words* n) {
-  _mm256_storeu_si256((__m256i*)out, pack16(n[0].lo, n[1].lo, n[2].lo, n[3].lo));
-  _mm256_storeu_si256((__m256i*)(out + 32), pack16(n[0].hi, n[1].hi, n[2].hi, n[3].hi));
-}
+// Numbers to codes: products with `mantissa` halves and a power of two, rounded twice.
+struct WordSteps {
+  Words half[4], rest[4];
+  MAMBAC_MEMBER WordSteps(const Vec* mantissa, const Vec* power) {
+    const Vec one = v_set(65536.0f);
+    for (int j = 0; j < 4; j++) {
+      half[j] = w_join(mantissa[j], mantissa[j + 4]);
+      rest[j] = w_join(v_mul(power[j], one), v_mul(power[j + 4], one));
+    }
+  }
+  MAMBAC_MEMBER void pack(uint8_t* out, const Words* numbers) const {
+    Words n[4];
+    for (int j = 0; j < 4; j++) n[j] = w_product(w_product(numbers[j], half[j]), rest[j]);
+    _mm256_storeu_si256((__m256i*)out, pack16(n[0].lo, n[1].lo, n[2].lo, n[3].lo));
+    _mm256_storeu_si256((__m256i*)(out + 32), pack16(n[0].hi, n[1].hi, n[2].hi, n[3].hi));
+  }
+};
 
 // Lane i of the result is the sum of the whole numbers in row i, of which any four fit 32 bits: the first two steps are exact.
 MAMBAC_INLINE __m256 sum8(const Vec* rows) {
@@ -53,9 +66,38 @@ MAMBAC_INLINE __m256 sum8(const Vec* rows) {
 }
 MAMBAC_INLINE Vec w_sum16(const Vec* rows) { return {sum8(rows), sum8(rows + 8)}; }
 
+// 64 coefficients, whole numbers, as planes: the four bytes of a lane of a plane are those of every other vector.
+MAMBAC_INLINE void plane_bytes(DotPlanes& k, int odd, int at, const __m256i* c) {
+  const __m256i low = _mm256_set1_epi16(0xff), bias = _mm256_set1_epi32(0x808080), flip = _mm256_set1_epi8((char)0x80);
+  __m256i x[4];  // bytes plus 128
+  for (int i = 0; i < 4; i++) x[i] = _mm256_add_epi32(c[i], bias);
+  const __m256i a = _mm256_blend_epi16(x[0], _mm256_slli_epi32(x[2], 16), 0xaa), b = _mm256_blend_epi16(x[1], _mm256_slli_epi32(x[3], 16), 0xaa);
+  const __m256i d = _mm256_blend_epi16(_mm256_srli_epi32(x[0], 16), x[2], 0xaa), f = _mm256_blend_epi16(_mm256_srli_epi32(x[1], 16), x[3], 0xaa);
+  const __m256i plane[3] = {_mm256_or_si256(_mm256_and_si256(a, low), _mm256_slli_epi16(b, 8)),
+                            _mm256_or_si256(_mm256_srli_epi16(a, 8), _mm256_andnot_si256(low, b)),
+                            _mm256_or_si256(_mm256_and_si256(d, low), _mm256_slli_epi16(f, 8))};
+  for (int i = 0; i < 3; i++) _mm256_storeu_si256((__m256i*)(k.c[i][odd] + at), _mm256_xor_si256(plane[i], flip));
+}
+// Coefficients in the order of StridedI4's vectors, times `scale`.
+struct RowPlanes {
+  DotPlanes planes;
+  MAMBAC_MEMBER RowPlanes(const Vec* read, Vec scale) {
+    for (int odd = 0; odd < 2; odd++) {
+      __m256i lo[4], hi[4];
+      for (int i = 0; i < 4; i++) {
+        const Vec c = v_mul(read[2 * i + odd], scale);
+        lo[i] = _mm256_cvtps_epi32(c.lo);
+        hi[i] = _mm256_cvtps_epi32(c.hi);
+      }
+      plane_bytes(planes, odd, 0, lo);
+      plane_bytes(planes, odd, 32, hi);
+    }
+  }
+};
 struct ExactRow {
+  RowPlanes planes;
   NibbleDot dot;
-  MAMBAC_MEMBER explicit ExactRow(const DotPlanes& planes) : dot(planes) {}
+  MAMBAC_MEMBER ExactRow(const Vec* read, Vec scale) : planes(read, scale), dot(planes.planes) {}
   // The sums of a row of codes times the coefficients.
   MAMBAC_MEMBER Vec read(const uint8_t* codes) const {
     return w_lanes({dot.part(_mm256_loadu_si256((const __m256i*)codes), 0), dot.part(_mm256_loadu_si256((const __m256i*)(codes + 32)), 1)});

@@ -25,13 +25,29 @@ MAMBAC_INLINE Vec w_odd(Words a) { return {_mm512_cvtepi32_ps(_mm512_srai_epi32(
 MAMBAC_INLINE Vec w_lanes(Words a) { return {_mm512_castsi512_ps(a.v)}; }
 MAMBAC_INLINE Vec w_larger(Vec a, Vec b) { return {_mm512_castsi512_ps(_mm512_max_epi16(_mm512_castps_si512(a.v), _mm512_castps_si512(b.v)))}; }
 MAMBAC_INLINE Words w_of_lanes(Vec a) { return {_mm512_castps_si512(a.v)}; }
-// Codes in the low bits of four vectors to a row of nibbles.
-MAMBAC_INLINE void w_pack(uint8_t* out, const Words* n) {
-  __m512i all = _mm512_ternarylogic_epi32(_mm512_set1_epi16(0x000f), n[0].v, _mm512_slli_epi16(n[1].v, 4), 0xCA);  // mask ? a : b
-  all = _mm512_ternarylogic_epi32(_mm512_set1_epi16(0x00ff), all, _mm512_slli_epi16(n[2].v, 8), 0xCA);
-  all = _mm512_ternarylogic_epi32(_mm512_set1_epi16(0x0fff), all, _mm512_slli_epi16(n[3].v, 12), 0xCA);
-  _mm512_storeu_si512(out, all);
-}
+// Numbers to codes: products with `mantissa` halves and a power of two, rounded twice. The powers are shifts that bring a code
+// to the highest four bits of a byte, with as many behind it as tell where half of one is added; bytes are put together first.
+struct WordSteps {
+  __m512i half[4], shift[4];
+  MAMBAC_MEMBER WordSteps(const Vec* mantissa, const Vec* power) {
+    for (int j = 0; j < 4; j++) {
+      const __m512i even = _mm512_srli_epi32(_mm512_castps_si512(power[j].v), 23), odd = _mm512_srli_epi32(_mm512_castps_si512(power[j + 4].v), 23);
+      const __m512i both = _mm512_mask_blend_epi16(0xaaaaaaaa, even, _mm512_slli_epi32(odd, 16));  // 0 makes shifts of more than 15, and codes 0
+      const __m512i up = _mm512_sub_epi16(both, _mm512_set1_epi16(127 - 13));
+      shift[j] = j < 2 ? _mm512_sub_epi16(_mm512_set1_epi16(8), up) : up;
+      half[j] = w_join(mantissa[j], mantissa[j + 4]).v;
+    }
+  }
+  MAMBAC_MEMBER __m512i bytes(const Words* n, int j) const {  // of vectors j and j + 2
+    const __m512i low = _mm512_srav_epi16(_mm512_mulhrs_epi16(n[j].v, half[j]), shift[j]);
+    const __m512i high = _mm512_sllv_epi16(_mm512_mulhrs_epi16(n[j + 2].v, half[j + 2]), shift[j + 2]);
+    return _mm512_add_epi8(_mm512_ternarylogic_epi32(_mm512_set1_epi16(0x00ff), low, high, 0xCA), _mm512_set1_epi8(8));  // mask ? a : b
+  }
+  MAMBAC_MEMBER void pack(uint8_t* out, const Words* n) const {
+    const __m512i even = _mm512_srli_epi16(bytes(n, 0), 4);
+    _mm512_storeu_si512(out, _mm512_ternarylogic_epi32(_mm512_set1_epi8(15), even, bytes(n, 1), 0xCA));
+  }
+};
 
 // Lane i of the result is the sum of the whole numbers in row i, of which any four fit 32 bits: the first two steps are exact.
 MAMBAC_INLINE Vec w_sum16(const Vec* rows) {
@@ -51,13 +67,24 @@ MAMBAC_INLINE Vec w_sum16(const Vec* rows) {
 
 template <bool kVnni>
 struct ExactRowOf {
-  __m512i c[3][2], start[3];  // planes, and what the 8 adds to their sums, taken off
-  MAMBAC_MEMBER explicit ExactRowOf(const DotPlanes& planes) {
-    const __m512i eight = _mm512_set1_epi8(8), zero = _mm512_setzero_si512();
-    for (int plane = 0; plane < 3; plane++) {
-      for (int odd = 0; odd < 2; odd++) c[plane][odd] = _mm512_loadu_si512(planes.c[plane][odd]);
-      start[plane] = _mm512_sub_epi32(zero, products(plane, eight, eight, zero));
+  __m512i c[3][2], start[3];  // planes (dot_planes.h), and what the 8 adds to their sums, taken off
+  // Coefficients in the order of StridedI4's vectors, times `scale`: the four bytes of a lane of a plane are every other vector's.
+  MAMBAC_MEMBER ExactRowOf(const Vec* read, Vec scale) {
+    const __m512i low = _mm512_set1_epi32(0x00ff00ff), words = _mm512_set1_epi32(0xffff), eight = _mm512_set1_epi8(8), zero = _mm512_setzero_si512();
+    const __m512i flip = _mm512_set1_epi8((char)0x80);
+    for (int odd = 0; odd < 2; odd++) {
+      __m512i x[4];  // bytes plus 128
+      for (int i = 0; i < 4; i++)
+        x[i] = _mm512_add_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(read[2 * i + odd].v, scale.v)), _mm512_set1_epi32(0x808080));
+      const __m512i a = _mm512_ternarylogic_epi32(words, x[0], _mm512_slli_epi32(x[2], 16), 0xCA);  // mask ? a : b
+      const __m512i b = _mm512_ternarylogic_epi32(words, x[1], _mm512_slli_epi32(x[3], 16), 0xCA);
+      const __m512i d = _mm512_ternarylogic_epi32(words, _mm512_srli_epi32(x[0], 16), x[2], 0xCA);
+      const __m512i f = _mm512_ternarylogic_epi32(words, _mm512_srli_epi32(x[1], 16), x[3], 0xCA);
+      c[0][odd] = _mm512_xor_si512(_mm512_ternarylogic_epi32(low, a, _mm512_slli_epi16(b, 8), 0xCA), flip);
+      c[1][odd] = _mm512_xor_si512(_mm512_ternarylogic_epi32(low, _mm512_srli_epi16(a, 8), b, 0xCA), flip);
+      c[2][odd] = _mm512_xor_si512(_mm512_ternarylogic_epi32(low, d, _mm512_slli_epi16(f, 8), 0xCA), flip);
     }
+    for (int plane = 0; plane < 3; plane++) start[plane] = _mm512_sub_epi32(zero, products(plane, eight, eight, zero));
   }
   MAMBAC_MEMBER __m512i products(int plane, __m512i even, __m512i odd, __m512i from) const {
     if (kVnni) return NibbleDotOf<true>::add(NibbleDotOf<true>::add(from, even, c[plane][0]), odd, c[plane][1]);

@@ -44,9 +44,22 @@ static inline Words w_of_lanes(Vec a) {
 }
 static inline Vec w_larger(Vec a, Vec b) { return w_lanes(w_max(w_of_lanes(a), w_of_lanes(b))); }
 // Codes in the low bits of four vectors to a row of nibbles.
-static inline void w_pack(uint8_t* out, const Words* n) {
-  for (int i = 0; i < 64; i++) out[i] = (uint8_t)((n[i % 2 * 2].v[i / 2] & 15) | (n[i % 2 * 2 + 1].v[i / 2] & 15) << 4);
-}
+// Numbers to codes: products with `mantissa` halves and a power of two, rounded twice.
+struct WordSteps {
+  Words half[4], rest[4];
+  WordSteps(const Vec* mantissa, const Vec* power) {
+    const Vec one = v_set(65536.0f);
+    for (int j = 0; j < 4; j++) {
+      half[j] = w_join(mantissa[j], mantissa[j + 4]);
+      rest[j] = w_join(v_mul(power[j], one), v_mul(power[j + 4], one));
+    }
+  }
+  void pack(uint8_t* out, const Words* numbers) const {
+    Words n[4];
+    for (int j = 0; j < 4; j++) n[j] = w_product(w_product(numbers[j], half[j]), rest[j]);
+    for (int i = 0; i < 64; i++) out[i] = (uint8_t)((n[i % 2 * 2].v[i / 2] & 15) | (n[i % 2 * 2 + 1].v[i / 2] & 15) << 4);
+  }
+};
 
 // Lane i of the result is the sum of the whole numbers in row i, of which any four fit 32 bits: the first two steps are exact.
 static inline Vec w_sum16(const Vec* rows) {
@@ -62,12 +75,18 @@ static inline Vec w_sum16(const Vec* rows) {
 }
 
 struct ExactRow {
-  NibbleDot dot;
-  explicit ExactRow(const DotPlanes& planes) : dot(planes) {}
+  int32_t c[128];
+  // Coefficients in the order of StridedI4's vectors, times `scale`.
+  ExactRow(const Vec* read, Vec scale) {
+    for (int k = 0; k < 8; k++) {
+      const Vec whole = v_round(v_mul(read[k], scale));
+      for (int d = 0; d < 16; d++) c[8 * d + k] = (int32_t)whole.v[d];
+    }
+  }
   // The sums of a row of codes times the coefficients.
   Vec read(const uint8_t* codes) const {
     int32_t sums[16] = {0};
-    for (int i = 0; i < 128; i++) sums[i / 8] += nibble(codes, i) * dot.c[i];
+    for (int i = 0; i < 128; i++) sums[i / 8] += nibble(codes, i) * c[i];
     Vec r;
     memcpy(&r, sums, sizeof sums);
     return r;
