@@ -38,8 +38,9 @@ struct ExactHead {
   float* factor;             // [P]: unit_p / Sc
   int32_t *worth, *given;    // [P], each twice in 32 bits: 4096ths of an old code, and the input, in numbers
   int32_t* ratio;            // [P], the same: factor over the largest so far
-  int16_t* numbers;          // [P, 128]: v
-  float *sums, *sizes;       // [P, 16]: what y and the channel scales are summed up from
+  int16_t* numbers;          // [P, 128]: v, then v times ratio
+  float *sums, *sizes;       // [P, 8]: what y and the channel scales are summed up from
+  uint16_t* sc;              // [P]: the new channel scales
   Vec unit[8];               // of columns, in the order of StridedI4's vectors
   Words old[4], fed[4];      // what the old code and the input count in a column
   Words weight[4];           // unit_n over the largest
@@ -47,7 +48,7 @@ struct ExactHead {
   Vec least;                 // statistics of rows below this come from float lanes
   MAMBAC_MEMBER ExactHead(float* room, Int p)
       : scale(room), input(room + p), unit_p(room + 2 * p), factor(room + 3 * p), worth((int32_t*)(room + 4 * p)),
-        given((int32_t*)(room + 5 * p)), ratio((int32_t*)(room + 6 * p)), numbers((int16_t*)(room + 16 * p)), sums(room + 80 * p), sizes(room + 96 * p) {}
+        given((int32_t*)(room + 5 * p)), ratio((int32_t*)(room + 6 * p)), numbers((int16_t*)(room + 16 * p)), sums(room + 80 * p), sizes(room + 88 * p), sc((uint16_t*)(room + 7 * p)) {}
 };
 MAMBAC_INLINE void join_words(Words* out, const Vec* in, Vec by) {
   for (int j = 0; j < 4; j++) out[j] = w_join(v_mul(in[j], by), v_mul(in[j + 4], by));
@@ -126,7 +127,8 @@ MAMBAC_INLINE int exact_units(ExactHead& e, const Token& t, const Vec* states, c
   return way;
 }
 
-// All rows: their new numbers, sums of old codes times the planes, and statistics of the numbers.
+// All rows: their new numbers, sums of old codes times the planes, and statistics of the numbers. Rows r and r + 8 of 16 share a
+// vector of sums, and one of statistics.
 template <class Row, bool kMax, bool kPlain>
 MAMBAC_INLINE void exact_rows(const ExactHead& e, const Row& row, const uint8_t* past, Int p) {
   const Int head = 64 * p + 2 * (p + 128);
@@ -135,26 +137,32 @@ MAMBAC_INLINE void exact_rows(const ExactHead& e, const Row& row, const uint8_t*
   const int32_t *worth = e.worth, *given = e.given;
   int16_t* numbers = e.numbers;
   float *sums = e.sums, *sizes = e.sizes;
-  for (Int i = 0; i < p; i++) {
-    const uint8_t* codes = past + 64 * i;
-    MAMBAC_PREFETCH(codes + head);
-    v_store(sums + 16 * i, row.read(codes));
-    const typename Row::Codes q(codes, worth + i);
-    const Words z = w_set(given + i);
-    Words v[4];
-    for (int j = 0; j < 4; j++) {
-      v[j] = q.nibbles(j);
-      if (!kPlain) v[j] = w_product(v[j], old[j]);
-      v[j] = w_add(v[j], w_product(z, fed[j]));
-      w_store(numbers + 128 * i + 32 * j, v[j]);
-      if (kMax) v[j] = w_product(v[j], weight[j]);
-    }
-    if (kMax) {
-      const Words high = w_max(w_max(v[0], v[1]), w_max(v[2], v[3])), low = w_min(w_min(v[0], v[1]), w_min(v[2], v[3]));
-      v_store(sizes + 16 * i, w_lanes(w_max(high, w_minus(low))));
-    } else {
-      for (int j = 0; j < 4; j++) v[j] = w_abs(v[j]);
-      v_store(sizes + 16 * i, Row::weighed(v, weight));
+  for (Int p0 = 0; p0 < p; p0 += 16, sums += 128, sizes += 128) {
+    for (Int r = 0; r < 8; r++) {
+      v_store(sums + 16 * r, row.read(past + 64 * (p0 + r)));
+      Vec size[2];
+      for (int k = 0; k < 2; k++) {
+        const Int i = p0 + r + 8 * k;
+        MAMBAC_PREFETCH(past + 64 * i + head);
+        const typename Row::Codes q(past + 64 * i, worth + i);
+        const Words z = w_set(given + i);
+        Words v[4];
+        for (int j = 0; j < 4; j++) {
+          v[j] = q.nibbles(j);
+          if (!kPlain) v[j] = w_product(v[j], old[j]);
+          v[j] = w_add(v[j], w_product(z, fed[j]));
+          w_store(numbers + 128 * i + 32 * j, v[j]);
+          if (kMax) v[j] = w_product(v[j], weight[j]);
+        }
+        if (kMax) {
+          const Words high = w_max(w_max(v[0], v[1]), w_max(v[2], v[3])), low = w_min(w_min(v[0], v[1]), w_min(v[2], v[3]));
+          size[k] = w_lanes(w_max(high, w_minus(low)));
+        } else {
+          for (int j = 0; j < 4; j++) v[j] = w_abs(v[j]);
+          size[k] = Row::weighed(v, weight);
+        }
+      }
+      v_store(sizes + 16 * r, kMax ? w_larger_of(size[0], size[1]) : w_sum_of(size[0], size[1]));
     }
   }
 }
@@ -185,7 +193,7 @@ MAMBAC_APART void exact_sizes(const ExactHead& e, const Token& t, const uint8_t*
 
 // Into registers once, where a compiler would read them again for every use.
 MAMBAC_INLINE void load_parts(Vec* part, const float* from) {
-  for (int r = 0; r < 16; r++) {
+  for (int r = 0; r < 8; r++) {
     part[r] = v_load(from + 16 * r);
     v_now(part[r]);
   }
@@ -195,15 +203,15 @@ MAMBAC_INLINE void load_parts(Vec* part, const float* from) {
 MAMBAC_INLINE void exact_outputs(const ExactHead& e, const Token& t, Vec read, Int from, Int to) {
   const Vec shared = v_set(t.product);
   for (Int p0 = from; p0 < to; p0 += 16) {
-    Vec part[16];
-    load_parts(part, e.sums + 16 * p0);
+    Vec part[8];
+    load_parts(part, e.sums + 8 * p0);
     const Vec x = v_load(t.x + p0), rest = v_fma(v_load(e.input + p0), shared, v_mul(x, v_load(t.D + p0)));
     v_store(t.y + p0, v_fma(v_mul(v_load(e.scale + p0), read), w_sum16(part), rest));
   }
 }
 
 template <class Row, bool kMax, bool kPlain>
-MAMBAC_INLINE bool exact_numbers(const Packing& k, ExactHead& e, const Row& row, Vec read, const Token& t, const uint8_t* past,
+MAMBAC_INLINE bool exact_numbers(ExactHead& e, const Row& row, Vec read, const Token& t, const uint8_t* past,
                                  uint8_t* present, Int p) {
   const uint8_t* ss = past + 66 * p;
   exact_rows<Row, kMax, kPlain>(e, row, past, p);
@@ -211,10 +219,10 @@ MAMBAC_INLINE bool exact_numbers(const Packing& k, ExactHead& e, const Row& row,
   // Channel scales.
   Vec over = v_zero(), coarsest = v_zero();
   for (Int p0 = 0; p0 < p; p0 += 16) {
-    Vec part[16], size;
-    load_parts(part, e.sizes + 16 * p0);
+    Vec part[8], size;
+    load_parts(part, e.sizes + 8 * p0);
     if (kMax) {
-      const Words both = w_of_lanes(v_reduce16<w_larger>(part));
+      const Words both = w_larger16(part);
       size = v_max(w_even(both), w_odd(both));
     } else {
       size = w_sum16(part);
@@ -225,12 +233,12 @@ MAMBAC_INLINE bool exact_numbers(const Packing& k, ExactHead& e, const Row& row,
     if (!kMax) raw = v_sqrt(v_mul(raw, v_set(1.0f / 128)));
     over = v_max(over, raw);
     const HalfVec h = h_round(v_max(v_min(raw, v_set(65504.0f)), v_set(0x1p-14f)));
-    h_store(k.sc + p0, h);
+    h_store(e.sc + p0, h);
     const Vec factor = v_div(unit, h_widen(h));
     coarsest = v_max(coarsest, factor);
     v_store(e.factor + p0, factor);
   }
-  // Column maxima.
+  // Column maxima; rows are written back, as this loop has units to spare for it and the one that makes codes has not.
   coarsest = v_top(coarsest);
   if (!v_above(coarsest, 0.0f) || v_above(over, 65504.0f)) return false;
   const Vec to_ratio = v_div(v_set(32767.0f), coarsest);
@@ -238,15 +246,20 @@ MAMBAC_INLINE bool exact_numbers(const Packing& k, ExactHead& e, const Row& row,
   const Int half = p / 32 * 16;
   exact_outputs(e, t, read, 0, half);
   const int32_t* ratio = e.ratio;
-  const int16_t* numbers = e.numbers;
+  int16_t* numbers = e.numbers;
   Words tops[4], lows[4];
   for (int j = 0; j < 4; j++) tops[j] = lows[j] = w_zero();
-  for (Int i = 0; i < p; i++) {
-    const Words by = w_set(ratio + i);
-    for (int j = 0; j < 4; j++) {
-      const Words v = w_product(w_load(numbers + 128 * i + 32 * j), by);
-      tops[j] = w_max(tops[j], v);
-      lows[j] = w_min(lows[j], v);
+  MAMBAC_UNROLL
+  for (int j0 = 0; j0 < 4; j0 += kMaximaWords) {
+    for (Int i = 0; i < p; i++) {
+      const Words by = w_set(ratio + i);
+      for (int j = j0; j < j0 + kMaximaWords; j++) {
+        int16_t* at = numbers + 128 * i + 32 * j;
+        const Words v = w_product(w_load(at), by);
+        w_store(at, v);
+        tops[j] = w_max(tops[j], v);
+        lows[j] = w_min(lows[j], v);
+      }
     }
   }
 
@@ -268,19 +281,18 @@ MAMBAC_INLINE bool exact_numbers(const Packing& k, ExactHead& e, const Row& row,
   const WordSteps steps(first, second);
   exact_outputs(e, t, read, half, p);
   for (Int i = 0; i < p; i++) {
-    const Words by = w_set(ratio + i);
     Words n[4];
-    for (int j = 0; j < 4; j++) n[j] = w_product(w_load(numbers + 128 * i + 32 * j), by);
+    for (int j = 0; j < 4; j++) n[j] = w_load(numbers + 128 * i + 32 * j);
     steps.pack(present + 64 * i, n);
   }
-  for (Int i = 0; i < p; i += 16) h_store((uint16_t*)(present + 64 * p) + i, h_load(k.sc + i));
+  for (Int i = 0; i < p; i += 16) h_store((uint16_t*)(present + 64 * p) + i, h_load(e.sc + i));
   h_join128((uint16_t*)(present + 66 * p), h);
   return true;
 }
 
 // One token of a head. False: the state is as it was, and float lanes have to do all of it, y too.
 template <class Row, bool kMax>
-MAMBAC_APART bool exact_token(const Packing& k, const Token& t, const uint8_t* past, uint8_t* present, Int p) {
+MAMBAC_APART bool exact_token(float* room, const Token& t, const uint8_t* past, uint8_t* present, Int p) {
   const uint8_t* sc = past + 64 * p;
   Vec states[8], read[8], most = v_zero(), total = v_zero();
   h_split128(sc + 2 * p, states);
@@ -293,11 +305,11 @@ MAMBAC_APART bool exact_token(const Packing& k, const Token& t, const uint8_t* p
   total = v_total(total);
   // A few coefficients that outgrow the others: rounding to the largest would show.
   if (v_any_above(v_set(1e-25f), most, 16) || v_above(most, 1e25f) || v_any_above(v_mul(most, v_set(128.0f / 32)), total, 16)) return false;
-  ExactHead e(k.rows, p);
+  ExactHead e(room, p);
   const int way = exact_units<kMax>(e, t, states, sc, p);
   if (way == 0) return false;
   const Row row(read, v_div(v_set(kDotLimit), most));
   most = v_mul(most, v_set(1.0f / (7.0f * kDotLimit)));
-  return way == 1 ? exact_numbers<Row, kMax, true>(k, e, row, most, t, past, present, p)
-                  : exact_numbers<Row, kMax, false>(k, e, row, most, t, past, present, p);
+  return way == 1 ? exact_numbers<Row, kMax, true>(e, row, most, t, past, present, p)
+                  : exact_numbers<Row, kMax, false>(e, row, most, t, past, present, p);
 }

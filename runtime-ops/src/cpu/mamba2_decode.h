@@ -263,17 +263,14 @@ MAMBAC_INLINE void step_plain(Packing& k, float* order, const Token& t, const ui
   else
     step_ordered<Plain, kMax, 0, true>(k, order, t, past, present, p, n);
 }
-// Row: the instruction set's ExactRow.
-template <class Row, bool kMax>
+template <bool kMax>
 MAMBAC_INLINE void step_i4(Packing& k, float* order, const Token& t, const uint8_t* past, uint8_t* present, Int p, Int n) {
-  if (n == 128 && p % 16 == 0 && exact_token<Row, kMax>(k, t, past, present, p)) return;
   if (n == 128 && step_folded<StridedI4, kMax, 8>(k, order, t, past, present, p)) return;
   if (n % 128 == 0)
     step_ordered<StridedI4, kMax, 0, false>(k, order, t, past, present, p, n);
   else
     step_plain<PlainI4, PlainI4, kMax>(k, order, t, past, present, p, n);
 }
-template <class Row>
 MAMBAC_INLINE void step_packed_any(const ScanArgs& s, Packing& k, float* order, const Token& t, const void* past, void* present) {
   const uint8_t* in = (const uint8_t*)past;
   uint8_t* out = (uint8_t*)present;
@@ -285,8 +282,8 @@ MAMBAC_INLINE void step_packed_any(const ScanArgs& s, Packing& k, float* order, 
       step_plain<BlockI8, PlainI8, false>(k, order, t, in, out, p, n);
   } else {
     if (s.max_norm)
-      step_i4<Row, true>(k, order, t, in, out, p, n);
+      step_i4<true>(k, order, t, in, out, p, n);
     else
-      step_i4<Row, false>(k, order, t, in, out, p, n);
+      step_i4<false>(k, order, t, in, out, p, n);
   }
 }

@@ -193,8 +193,16 @@ static void prefill_head(const ScanArgs& a, Int b, Int h, const void* past, void
 // Below this many tokens, token by token over the stored rows is faster than turning the state around twice.
 constexpr Int kPrefillTokens = 10;
 
-// Whether StridedI4's kernel for rows of 128 columns takes a token.
+// Whether StridedI4's kernel for rows of 128 columns takes a token, and whether whole numbers may.
 MAMBAC_INLINE bool wants_order(const ScanArgs& a) { return a.format == Format::kH4 && a.d_state == 128; }
+MAMBAC_INLINE bool wants_exact(const ScanArgs& a) { return wants_order(a) && a.head_dim % 16 == 0; }
+// Row: the instruction set's ExactRow.
+template <class Row>
+MAMBAC_INLINE bool exact_any(const ScanArgs& a, float* room, const Token& t, const void* past, void* present) {
+  const uint8_t* in = (const uint8_t*)past;
+  uint8_t* out = (uint8_t*)present;
+  return a.max_norm ? exact_token<Row, true>(room, t, in, out, a.head_dim) : exact_token<Row, false>(room, t, in, out, a.head_dim);
+}
 
 // B and C in vector order, and their product.
 MAMBAC_INLINE void order_inputs(float* out, const float* B, const float* C, Int n) {
@@ -224,8 +232,26 @@ static void mamba2_prepare(const ScanArgs& a, int64_t b) {
     order_inputs(a.ordered + g * ordered_floats(n), a.B + g * n, a.C + g * n, n);
 }
 
+// What a token of head h of sequence b reads and writes.
+MAMBAC_INLINE Token mamba2_token(const ScanArgs& a, Int b, Int h, Int l) {
+  const Int p = a.head_dim, n = a.d_state, at = b * a.length + l, group = h / (a.heads / a.groups);
+  Token t;
+  t.D = a.D + h * p;
+  t.x = a.x + (at * a.heads + h) * p;
+  t.y = a.y + (at * a.heads + h) * p;
+  t.B = a.B + (at * a.groups + group) * n;
+  t.C = a.C + (at * a.groups + group) * n;
+  if (a.decays != nullptr) {
+    t.delta = v_set(a.decays[2 * b * a.heads + h]);
+    t.decay = v_set(a.decays[(2 * b + 1) * a.heads + h]);
+    if (wants_order(a)) take_ordered(&t, a.ordered + (b * a.groups + group) * ordered_floats(n), n);
+  }
+  return t;
+}
+
+// `tried`: whole numbers did not fit this token.
 template <class Row>
-static void mamba2_task(const ScanArgs& a, int64_t task, void* scratch) {
+MAMBAC_APART void mamba2_tokens(const ScanArgs& a, int64_t task, void* scratch, bool tried) {
   const Int b = task / a.heads, h = task % a.heads, p = a.head_dim, n = a.d_state;
   const Int bytes = head_bytes(a.format, p, n);
   const void* past = (const char*)a.past + task * bytes;
@@ -244,21 +270,11 @@ static void mamba2_task(const ScanArgs& a, int64_t task, void* scratch) {
   Packing k(c, packed ? p : 0, packed ? round16(n) : 0);
   float *order = c.take(2 * round16(n) + 2 * round16(p)), *other = order + round16(n);
   float* strided = c.take(wants_order(a) ? ordered_floats(n) : 0);
-  const Int group = h / (a.heads / a.groups);
-  Token t;
-  t.D = a.D + h * p;
   // The state's first lines travel while the step size is worked out, a long chain of dependent operations.
   for (Int i = 0; i < 2048 && i < bytes; i += 64) MAMBAC_PREFETCH((const char*)past + i);
   for (Int l = 0; l < a.length; l++) {
-    t.x = a.x + ((b * a.length + l) * a.heads + h) * p;
-    t.y = a.y + ((b * a.length + l) * a.heads + h) * p;
-    t.B = a.B + ((b * a.length + l) * a.groups + group) * n;
-    t.C = a.C + ((b * a.length + l) * a.groups + group) * n;
-    if (a.decays != nullptr) {
-      t.delta = v_set(a.decays[2 * b * a.heads + h]);
-      t.decay = v_set(a.decays[(2 * b + 1) * a.heads + h]);
-      if (wants_order(a)) take_ordered(&t, a.ordered + (b * a.groups + group) * ordered_floats(n), n);
-    } else {
+    Token t = mamba2_token(a, b, h, l);
+    if (a.decays == nullptr) {
       mamba2_deltas(a, b, h, l, 1, &t.delta, &t.decay);
       if (wants_order(a)) {
         order_inputs(strided, t.B, t.C, n);
@@ -266,7 +282,7 @@ static void mamba2_task(const ScanArgs& a, int64_t task, void* scratch) {
       }
     }
     if (packed) {
-      step_packed_any<Row>(a, k, order, t, past, present);
+      if (tried || !wants_exact(a) || !exact_any<Row>(a, k.rows, t, past, present)) step_packed_any(a, k, order, t, past, present);
     } else {
       t.B = padded(t.B, n, order);
       t.C = padded(t.C, n, other);
@@ -277,4 +293,16 @@ static void mamba2_task(const ScanArgs& a, int64_t task, void* scratch) {
     }
     past = present;
   }
+}
+
+// One token in whole numbers goes straight to them.
+template <class Row>
+static void mamba2_task(const ScanArgs& a, int64_t task, void* scratch) {
+  const bool exact = a.decays != nullptr && wants_exact(a);
+  if (exact) {
+    const Int b = task / a.heads, h = task % a.heads, bytes = head_bytes(a.format, a.head_dim, a.d_state);
+    const Token t = mamba2_token(a, b, h, 0);
+    if (exact_any<Row>(a, (float*)scratch, t, (const char*)a.past + task * bytes, (char*)a.present + task * bytes)) return;
+  }
+  mamba2_tokens<Row>(a, task, scratch, exact);
 }

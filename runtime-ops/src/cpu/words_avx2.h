@@ -5,6 +5,7 @@
 struct Words {
   __m256i lo, hi;
 };
+constexpr int kMaximaWords = 2;  // vectors of which registers hold the largest and the smallest words
 MAMBAC_INLINE Words w_load(const int16_t* p) { return {_mm256_loadu_si256((const __m256i*)p), _mm256_loadu_si256((const __m256i*)(p + 16))}; }
 MAMBAC_INLINE void w_store(int16_t* p, Words a) {
   _mm256_storeu_si256((__m256i*)p, a.lo);
@@ -26,10 +27,7 @@ MAMBAC_INLINE Words w_join(Vec even, Vec odd) { return {join8(even.lo, odd.lo), 
 MAMBAC_INLINE __m256 even8(__m256i a) { return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(a, 16), 16)); }
 MAMBAC_INLINE Vec w_even(Words a) { return {even8(a.lo), even8(a.hi)}; }
 MAMBAC_INLINE Vec w_odd(Words a) { return {_mm256_cvtepi32_ps(_mm256_srai_epi32(a.lo, 16)), _mm256_cvtepi32_ps(_mm256_srai_epi32(a.hi, 16))}; }
-// The words of a vector as its lanes, and the larger ones of two such: maxima of many rows by v_reduce16.
-MAMBAC_INLINE Vec w_lanes(Words a) { return {_mm256_castsi256_ps(a.lo), _mm256_castsi256_ps(a.hi)}; }
-MAMBAC_INLINE Words w_of_lanes(Vec a) { return {_mm256_castps_si256(a.lo), _mm256_castps_si256(a.hi)}; }
-MAMBAC_INLINE Vec w_larger(Vec a, Vec b) { return w_lanes(w_max(w_of_lanes(a), w_of_lanes(b))); }
+MAMBAC_INLINE Vec w_lanes(Words a) { return {_mm256_castsi256_ps(a.lo), _mm256_castsi256_ps(a.hi)}; }  // the words of a vector as its lanes
 // Codes in the low bits of four vectors to a row of nibbles.
 MAMBAC_INLINE __m256i pack16(__m256i a, __m256i b, __m256i c, __m256i d) {
   const __m256i low = _mm256_or_si256(_mm256_and_si256(a, _mm256_set1_epi16(0x000f)), _mm256_and_si256(_mm256_slli_epi16(b, 4), _mm256_set1_epi16(0x00f0)));
@@ -54,17 +52,38 @@ struct WordSteps {
   }
 };
 
-// Lane i of the result is the sum of the whole numbers in row i, of which any four fit 32 bits: the first two steps are exact.
-MAMBAC_INLINE __m256 sum8(const Vec* rows) {
-  __m256i t[8];
+// Two rows of 16 sums of whole numbers, or of 32 words, as one vector: of lanes i and i + 8 of the first, then of the other.
+MAMBAC_INLINE __m256 sum_of(Vec a) { return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a.lo), _mm256_castps_si256(a.hi))); }
+MAMBAC_INLINE __m256 larger_of(__m256 a, __m256 b) { return _mm256_castsi256_ps(_mm256_max_epi16(_mm256_castps_si256(a), _mm256_castps_si256(b))); }
+MAMBAC_INLINE Vec w_sum_of(Vec a, Vec b) { return {sum_of(a), sum_of(b)}; }
+MAMBAC_INLINE Vec w_larger_of(Vec a, Vec b) { return {larger_of(a.lo, a.hi), larger_of(b.lo, b.hi)}; }
+// Lane i of the result is the sum over row i, r and r + 8 being those of vector r. Any four numbers of a row fit 32 bits.
+MAMBAC_INLINE __m256 sum8(const __m256* rows) {
   __m256 u[4], w[2];
-  for (int i = 0; i < 8; i++) t[i] = _mm256_add_epi32(_mm256_castps_si256(rows[i].lo), _mm256_castps_si256(rows[i].hi));
-  for (int i = 0; i < 4; i++)
-    u[i] = _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_permute2x128_si256(t[i], t[i + 4], 0x20), _mm256_permute2x128_si256(t[i], t[i + 4], 0x31)));
+  for (int i = 0; i < 4; i++) {
+    const __m256i a = _mm256_castps_si256(rows[i]), b = _mm256_castps_si256(rows[i + 4]);
+    u[i] = _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31)));
+  }
   for (int i = 0; i < 2; i++) w[i] = _mm256_add_ps(_mm256_shuffle_ps(u[2 * i], u[2 * i + 1], 0x44), _mm256_shuffle_ps(u[2 * i], u[2 * i + 1], 0xEE));
   return _mm256_add_ps(_mm256_shuffle_ps(w[0], w[1], 0x88), _mm256_shuffle_ps(w[0], w[1], 0xDD));
 }
-MAMBAC_INLINE Vec w_sum16(const Vec* rows) { return {sum8(rows), sum8(rows + 8)}; }
+MAMBAC_INLINE __m256i larger8(const __m256* rows) {
+  __m256 u[4], w[2];
+  for (int i = 0; i < 4; i++) u[i] = larger_of(_mm256_permute2f128_ps(rows[i], rows[i + 4], 0x20), _mm256_permute2f128_ps(rows[i], rows[i + 4], 0x31));
+  for (int i = 0; i < 2; i++) w[i] = larger_of(_mm256_shuffle_ps(u[2 * i], u[2 * i + 1], 0x44), _mm256_shuffle_ps(u[2 * i], u[2 * i + 1], 0xEE));
+  return _mm256_castps_si256(larger_of(_mm256_shuffle_ps(w[0], w[1], 0x88), _mm256_shuffle_ps(w[0], w[1], 0xDD)));
+}
+MAMBAC_INLINE Vec w_sum16(const Vec* s) {
+  __m256 lo[8], hi[8];
+  for (int i = 0; i < 8; i++) lo[i] = s[i].lo, hi[i] = s[i].hi;
+  return {sum8(lo), sum8(hi)};
+}
+// The same for the larger ones of even and of odd words.
+MAMBAC_INLINE Words w_larger16(const Vec* s) {
+  __m256 lo[8], hi[8];
+  for (int i = 0; i < 8; i++) lo[i] = s[i].lo, hi[i] = s[i].hi;
+  return {larger8(lo), larger8(hi)};
+}
 
 // 64 coefficients, whole numbers, as planes: the four bytes of a lane of a plane are those of every other vector.
 MAMBAC_INLINE void plane_bytes(DotPlanes& k, int odd, int at, const __m256i* c) {
@@ -98,10 +117,12 @@ struct ExactRow {
   RowPlanes planes;
   NibbleDot dot;
   MAMBAC_MEMBER ExactRow(const Vec* read, Vec scale) : planes(read, scale), dot(planes.planes) {}
-  // The sums of a row of codes times the coefficients.
-  MAMBAC_MEMBER Vec read(const uint8_t* codes) const {
-    return w_lanes({dot.part(_mm256_loadu_si256((const __m256i*)codes), 0), dot.part(_mm256_loadu_si256((const __m256i*)(codes + 32)), 1)});
+  // The sums of a row of codes times the coefficients, and of the row 8 behind it, in half as many lanes each.
+  MAMBAC_MEMBER __m256 sums(const uint8_t* codes) const {
+    const __m256i low = dot.part(_mm256_loadu_si256((const __m256i*)codes), 0), high = dot.part(_mm256_loadu_si256((const __m256i*)(codes + 32)), 1);
+    return _mm256_castsi256_ps(_mm256_add_epi32(low, high));
   }
+  MAMBAC_MEMBER Vec read(const uint8_t* codes) const { return {sums(codes), sums(codes + 512)}; }
   // Codes, in 4096ths, times what one of those is worth.
   struct Codes {
     __m256i lo, hi, worth;

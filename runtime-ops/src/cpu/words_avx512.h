@@ -5,6 +5,7 @@
 struct Words {
   __m512i v;
 };
+constexpr int kMaximaWords = 4;  // vectors of which registers hold the largest and the smallest words
 MAMBAC_INLINE Words w_load(const int16_t* p) { return {_mm512_loadu_si512(p)}; }
 MAMBAC_INLINE void w_store(int16_t* p, Words a) { _mm512_storeu_si512(p, a.v); }
 MAMBAC_INLINE Words w_set(const int32_t* twice) { return {_mm512_set1_epi32(*twice)}; }
@@ -21,10 +22,7 @@ MAMBAC_INLINE Words w_join(Vec even, Vec odd) {
 }
 MAMBAC_INLINE Vec w_even(Words a) { return {_mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(a.v, 16), 16))}; }
 MAMBAC_INLINE Vec w_odd(Words a) { return {_mm512_cvtepi32_ps(_mm512_srai_epi32(a.v, 16))}; }
-// The words of a vector as its lanes, and the larger ones of two such: maxima of many rows by v_reduce16.
-MAMBAC_INLINE Vec w_lanes(Words a) { return {_mm512_castsi512_ps(a.v)}; }
-MAMBAC_INLINE Vec w_larger(Vec a, Vec b) { return {_mm512_castsi512_ps(_mm512_max_epi16(_mm512_castps_si512(a.v), _mm512_castps_si512(b.v)))}; }
-MAMBAC_INLINE Words w_of_lanes(Vec a) { return {_mm512_castps_si512(a.v)}; }
+MAMBAC_INLINE Vec w_lanes(Words a) { return {_mm512_castsi512_ps(a.v)}; }  // the words of a vector as its lanes
 // Numbers to codes: products with `mantissa` halves and a power of two, rounded twice. The powers are shifts that bring a code
 // to the highest four bits of a byte, with as many behind it as tell where half of one is added; bytes are put together first.
 struct WordSteps {
@@ -49,25 +47,43 @@ struct WordSteps {
   }
 };
 
-// Lane i of the result is the sum of the whole numbers in row i, of which any four fit 32 bits: the first two steps are exact.
-MAMBAC_INLINE Vec w_sum16(const Vec* rows) {
+// Two rows of 16 sums of whole numbers, or of 32 words, as one vector: of lanes i and i + 8 of the first, then of the other.
+MAMBAC_INLINE __m512i halves_of(Vec a, Vec b) { return _mm512_mask_blend_epi32(0xFF00, _mm512_castps_si512(a.v), _mm512_castps_si512(b.v)); }
+MAMBAC_INLINE __m512i other_halves_of(Vec a, Vec b) { return _mm512_shuffle_i64x2(_mm512_castps_si512(a.v), _mm512_castps_si512(b.v), 0x4E); }
+MAMBAC_INLINE Vec w_sum_of(Vec a, Vec b) { return {_mm512_castsi512_ps(_mm512_add_epi32(halves_of(a, b), other_halves_of(a, b)))}; }
+MAMBAC_INLINE Vec w_larger_of(Vec a, Vec b) { return {_mm512_castsi512_ps(_mm512_max_epi16(halves_of(a, b), other_halves_of(a, b)))}; }
+// Lane i of the result is the sum over row i, r and r + 8 being those of vector r. Any four numbers of a row fit 32 bits.
+MAMBAC_INLINE Vec w_sum16(const Vec* s) {
   const __m512i quarters = _mm512_setr_epi32(4, 5, 6, 7, 16, 17, 18, 19, 12, 13, 14, 15, 24, 25, 26, 27);
   const __m512i singles = _mm512_setr_epi32(1, 16, 3, 18, 5, 20, 7, 22, 9, 24, 11, 26, 13, 28, 15, 30);
-  __m512i s[8];
   __m512 u[4], w[2];
-  for (int i = 0; i < 8; i++) {
-    const __m512i a = _mm512_castps_si512(rows[i].v), b = _mm512_castps_si512(rows[i + 8].v);
-    s[i] = _mm512_add_epi32(_mm512_mask_blend_epi32(0xFF00, a, b), _mm512_shuffle_i64x2(a, b, 0x4E));
+  for (int i = 0; i < 4; i++) {
+    const __m512i a = _mm512_castps_si512(s[i].v), b = _mm512_castps_si512(s[i + 4].v);
+    u[i] = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_mask_blend_epi32(0xF0F0, a, b), _mm512_permutex2var_epi32(a, quarters, b)));
   }
-  for (int i = 0; i < 4; i++)
-    u[i] = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_mask_blend_epi32(0xF0F0, s[i], s[i + 4]), _mm512_permutex2var_epi32(s[i], quarters, s[i + 4])));
   for (int i = 0; i < 2; i++) w[i] = _mm512_add_ps(_mm512_mask_blend_ps(0xCCCC, u[i], u[i + 2]), _mm512_shuffle_ps(u[i], u[i + 2], 0x4E));
   return {_mm512_add_ps(_mm512_mask_blend_ps(0xAAAA, w[0], w[1]), _mm512_permutex2var_ps(w[0], singles, w[1]))};
+}
+// The same for the larger ones of even and of odd words.
+MAMBAC_INLINE Words w_larger16(const Vec* s) {
+  const __m512i quarters = _mm512_setr_epi32(4, 5, 6, 7, 16, 17, 18, 19, 12, 13, 14, 15, 24, 25, 26, 27);
+  const __m512i singles = _mm512_setr_epi32(1, 16, 3, 18, 5, 20, 7, 22, 9, 24, 11, 26, 13, 28, 15, 30);
+  __m512i u[4], w[2];
+  for (int i = 0; i < 4; i++) {
+    const __m512i a = _mm512_castps_si512(s[i].v), b = _mm512_castps_si512(s[i + 4].v);
+    u[i] = _mm512_max_epi16(_mm512_mask_blend_epi32(0xF0F0, a, b), _mm512_permutex2var_epi32(a, quarters, b));
+  }
+  for (int i = 0; i < 2; i++) {
+    const __m512 a = _mm512_castsi512_ps(u[i]), b = _mm512_castsi512_ps(u[i + 2]);
+    w[i] = _mm512_max_epi16(_mm512_mask_blend_epi32(0xCCCC, u[i], u[i + 2]), _mm512_castps_si512(_mm512_shuffle_ps(a, b, 0x4E)));
+  }
+  return {_mm512_max_epi16(_mm512_mask_blend_epi32(0xAAAA, w[0], w[1]), _mm512_permutex2var_epi32(w[0], singles, w[1]))};
 }
 
 template <bool kVnni>
 struct ExactRowOf {
-  __m512i c[3][2], start[3];  // planes (dot_planes.h), and what the 8 adds to their sums, taken off
+  // Planes (dot_planes.h), the same with their halves exchanged, and what the 8 adds to the sums of both, taken off.
+  __m512i c[3][2], turned[3][2], start[3];
   // Coefficients in the order of StridedI4's vectors, times `scale`: the four bytes of a lane of a plane are every other vector's.
   MAMBAC_MEMBER ExactRowOf(const Vec* read, Vec scale) {
     const __m512i low = _mm512_set1_epi32(0x00ff00ff), words = _mm512_set1_epi32(0xffff), eight = _mm512_set1_epi8(8), zero = _mm512_setzero_si512();
@@ -84,21 +100,31 @@ struct ExactRowOf {
       c[1][odd] = _mm512_xor_si512(_mm512_ternarylogic_epi32(low, _mm512_srli_epi16(a, 8), b, 0xCA), flip);
       c[2][odd] = _mm512_xor_si512(_mm512_ternarylogic_epi32(low, d, _mm512_slli_epi16(f, 8), 0xCA), flip);
     }
-    for (int plane = 0; plane < 3; plane++) start[plane] = _mm512_sub_epi32(zero, products(plane, eight, eight, zero));
+    for (int plane = 0; plane < 3; plane++) {
+      for (int odd = 0; odd < 2; odd++) turned[plane][odd] = _mm512_shuffle_i64x2(c[plane][odd], c[plane][odd], 0x4E);
+      start[plane] = _mm512_sub_epi32(zero, products(turned[plane], eight, eight, products(c[plane], eight, eight, zero)));
+    }
   }
-  MAMBAC_MEMBER __m512i products(int plane, __m512i even, __m512i odd, __m512i from) const {
-    if (kVnni) return NibbleDotOf<true>::add(NibbleDotOf<true>::add(from, even, c[plane][0]), odd, c[plane][1]);
-    const __m512i pairs = _mm512_add_epi16(_mm512_maddubs_epi16(even, c[plane][0]), _mm512_maddubs_epi16(odd, c[plane][1]));
+  static MAMBAC_MEMBER __m512i products(const __m512i* by, __m512i even, __m512i odd, __m512i from) {
+    if (kVnni) return NibbleDotOf<true>::add(NibbleDotOf<true>::add(from, even, by[0]), odd, by[1]);
+    const __m512i pairs = _mm512_add_epi16(_mm512_maddubs_epi16(even, by[0]), _mm512_maddubs_epi16(odd, by[1]));
     return _mm512_add_epi32(from, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
   }
-  // The sums of a row of codes times the coefficients. The planes on their own: short chains of dependent instructions.
+  // The sums of a row of codes times the coefficients, and of the row 8 behind it, in half as many lanes each: halves of both rows
+  // are exchanged before they are multiplied. The planes on their own: short chains of dependent instructions.
   MAMBAC_MEMBER Vec read(const uint8_t* codes) const {
-    const __m512i r = _mm512_loadu_si512(codes), mask = _mm512_set1_epi8(15), eight = _mm512_set1_epi8(8);
-    const __m512i even = _mm512_ternarylogic_epi32(r, mask, eight, 0x6A);  // (r & mask) ^ eight: codes plus 8
-    const __m512i odd = _mm512_ternarylogic_epi32(_mm512_srli_epi16(r, 4), mask, eight, 0x6A);
-    __m512i sums = products(2, even, odd, start[2]);
-    sums = _mm512_add_epi32(_mm512_slli_epi32(sums, 8), products(1, even, odd, start[1]));
-    return w_lanes({_mm512_add_epi32(_mm512_slli_epi32(sums, 8), products(0, even, odd, start[0]))});
+    const __m512i a = _mm512_loadu_si512(codes), b = _mm512_loadu_si512(codes + 512), mask = _mm512_set1_epi8(15), eight = _mm512_set1_epi8(8);
+    const __m512i r[2] = {_mm512_mask_blend_epi64(0xF0, a, b), _mm512_shuffle_i64x2(a, b, 0x4E)};
+    __m512i even[2], odd[2], sums = _mm512_setzero_si512();
+    for (int i = 0; i < 2; i++) {
+      even[i] = _mm512_ternarylogic_epi32(r[i], mask, eight, 0x6A);  // (r & mask) ^ eight: codes plus 8
+      odd[i] = _mm512_ternarylogic_epi32(_mm512_srli_epi16(r[i], 4), mask, eight, 0x6A);
+    }
+    for (int plane = 2; plane >= 0; plane--) {
+      const __m512i all = products(turned[plane], even[1], odd[1], products(c[plane], even[0], odd[0], start[plane]));
+      sums = plane == 2 ? all : _mm512_add_epi32(_mm512_slli_epi32(sums, 8), all);
+    }
+    return w_lanes({sums});
   }
   // Codes times what 4096ths of one are worth; a permute reads five bits of each word, and the table is there twice.
   struct Codes {

@@ -5,6 +5,7 @@
 struct Words {
   int16_t v[32];
 };
+constexpr int kMaximaWords = 1;  // vectors of which registers hold the largest and the smallest words
 #define MAMBAC_WORDS(value)                                      \
   Words r;                                                       \
   for (int i = 0; i < 32; i++) r.v[i] = (int16_t)(value);        \
@@ -31,19 +32,11 @@ static inline Vec w_odd(Words a) {
   for (int i = 0; i < 16; i++) r.v[i] = (float)a.v[2 * i + 1];
   return r;
 }
-// The words of a vector as its lanes, and the larger ones of two such: maxima of many rows by v_reduce16.
-static inline Vec w_lanes(Words a) {
+static inline Vec w_lanes(Words a) {  // the words of a vector as its lanes
   Vec r;
   memcpy(&r, &a, sizeof r);
   return r;
 }
-static inline Words w_of_lanes(Vec a) {
-  Words r;
-  memcpy(&r, &a, sizeof r);
-  return r;
-}
-static inline Vec w_larger(Vec a, Vec b) { return w_lanes(w_max(w_of_lanes(a), w_of_lanes(b))); }
-// Codes in the low bits of four vectors to a row of nibbles.
 // Numbers to codes: products with `mantissa` halves and a power of two, rounded twice.
 struct WordSteps {
   Words half[4], rest[4];
@@ -61,15 +54,49 @@ struct WordSteps {
   }
 };
 
-// Lane i of the result is the sum of the whole numbers in row i, of which any four fit 32 bits: the first two steps are exact.
+// Two rows of 16 sums of whole numbers, or of 32 words, as one vector: of lanes i and i + 8 of the first, then of the other.
+static inline Vec w_sum_of(Vec a, Vec b) {
+  int32_t t[2][16], s[16];
+  Vec r;
+  memcpy(t[0], &a, sizeof a);
+  memcpy(t[1], &b, sizeof b);
+  for (int i = 0; i < 16; i++) s[i] = t[i / 8][i % 8] + t[i / 8][i % 8 + 8];
+  memcpy(&r, s, sizeof s);
+  return r;
+}
+static inline Vec w_larger_of(Vec a, Vec b) {
+  Words t[2], s;
+  memcpy(&t[0], &a, sizeof a);
+  memcpy(&t[1], &b, sizeof b);
+  for (int i = 0; i < 32; i++) {
+    const int16_t x = t[i / 16].v[i % 16], y = t[i / 16].v[i % 16 + 16];
+    s.v[i] = x > y ? x : y;
+  }
+  return w_lanes(s);
+}
+// Lane i of the result is the sum over row i, r and r + 8 being those of vector r. Any four numbers of a row fit 32 bits.
 static inline Vec w_sum16(const Vec* rows) {
   Vec r;
   for (int i = 0; i < 16; i++) {
     int32_t t[16];
     float u[4];
-    memcpy(t, &rows[i], sizeof t);
-    for (int k = 0; k < 4; k++) u[k] = (float)((t[k] + t[k + 8]) + (t[k + 4] + t[k + 12]));
+    memcpy(t, &rows[i % 8], sizeof t);
+    for (int k = 0; k < 4; k++) u[k] = (float)(t[i / 8 * 8 + k] + t[i / 8 * 8 + k + 4]);
     r.v[i] = (u[0] + u[2]) + (u[1] + u[3]);
+  }
+  return r;
+}
+// The same for the larger ones of even and of odd words.
+static inline Words w_larger16(const Vec* rows) {
+  Words r;
+  for (int i = 0; i < 32; i++) {
+    Words t;
+    memcpy(&t, &rows[i / 2 % 8], sizeof t);
+    r.v[i] = t.v[i / 16 * 16 + i % 2];
+    for (int k = 1; k < 8; k++) {
+      const int16_t x = t.v[i / 16 * 16 + 2 * k + i % 2];
+      if (x > r.v[i]) r.v[i] = x;
+    }
   }
   return r;
 }
@@ -83,10 +110,10 @@ struct ExactRow {
       for (int d = 0; d < 16; d++) c[8 * d + k] = (int32_t)whole.v[d];
     }
   }
-  // The sums of a row of codes times the coefficients.
+  // The sums of a row of codes times the coefficients, and of the row 8 behind it, in half as many lanes each.
   Vec read(const uint8_t* codes) const {
     int32_t sums[16] = {0};
-    for (int i = 0; i < 128; i++) sums[i / 8] += nibble(codes, i) * c[i];
+    for (int i = 0; i < 256; i++) sums[i / 128 * 8 + i % 64 / 8] += nibble(codes + i / 128 * 512, i % 128) * c[i % 128];
     Vec r;
     memcpy(&r, sums, sizeof sums);
     return r;
