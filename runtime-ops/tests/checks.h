@@ -196,3 +196,51 @@ inline void check_y(const Result& want, const std::vector<float>& y, double tole
     CHECK(fabs(y[i] - want.y[i]) <= tolerance * want.y_size[i] + 1e-37, "y[%zu] = %.9g, expected %.9g (size %.3g)", i, (double)y[i],
           want.y[i], want.y_size[i]);
 }
+
+// The l-th token of every sequence, as a call of its own; the state is that of the whole call.
+inline Inputs token_of(const Op& op, const Sizes& s, const Inputs& in, int l) {
+  auto slice = [&](const std::vector<float>& v, size_t width) {
+    std::vector<float> o;
+    for (int b = 0; b < s.B; b++)
+      o.insert(o.end(), v.begin() + (long)((b * s.L + l) * width), v.begin() + (long)((b * s.L + l + 1) * width));
+    return o;
+  };
+  Inputs step = in;
+  step.x = slice(in.x, s.channels());
+  step.dt = slice(in.dt, s.rates(op));
+  step.B = slice(in.B, (size_t)s.G * s.N);
+  step.C = slice(in.C, (size_t)s.G * s.N);
+  return step;
+}
+
+// A long run beside the reference, which rounds after every token too: how far each is from the unrounded recurrence.
+struct Recirculation {
+  Result rounded, unrounded;
+  double error = 0, rounding = 0, size = 0;
+  Recirculation(const Op& op, const Sizes& s, const Inputs& in) {
+    const Op exact = parse(op.two ? "Mamba2ScanF32" : "Mamba1ScanF32");
+    Inputs zero = in;
+    zero.past.assign((size_t)s.H * head_bytes(exact, s.P, s.N), 0);
+    Op stepwise = op;
+    stepwise.token = op.kind != Kind::F32;
+    rounded = scan(stepwise, s, in);
+    unrounded = scan(exact, s, zero);
+  }
+  // y from value `from` on.
+  void add(size_t from, const std::vector<float>& y) {
+    for (size_t i = 0; i < y.size(); i++) {
+      error += pow(y[i] - unrounded.y[from + i], 2);
+      rounding += pow(rounded.y[from + i] - unrounded.y[from + i], 2);
+      size += pow(unrounded.y[from + i], 2);
+    }
+  }
+  double relative() const { return sqrt(error / size); }
+  double reference() const { return sqrt(rounding / size); }
+  // The run is as far from it as the reference is.
+  void check(const Op& op) const {
+    if (op.kind == Kind::F32)
+      CHECK(sqrt(error / size) < 1e-6, "error %.3g of %.3g", sqrt(error), sqrt(size));
+    else
+      CHECK(fabs(sqrt(error / rounding) - 1) < 0.1, "error %.4g, the reference's %.4g", sqrt(error), sqrt(rounding));
+  }
+};

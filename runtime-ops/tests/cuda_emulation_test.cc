@@ -91,20 +91,6 @@ static void compare_with_cpu(const Op& op, const Sizes& s, const Output& got, co
   }
 }
 
-static Inputs token_of(const Op& op, const Sizes& s, const Inputs& in, int l) {
-  auto slice = [&](const std::vector<float>& v, size_t width) {
-    std::vector<float> o;
-    for (int b = 0; b < s.B; b++)
-      o.insert(o.end(), v.begin() + (long)((b * s.L + l) * width), v.begin() + (long)((b * s.L + l + 1) * width));
-    return o;
-  };
-  Inputs step = in;
-  step.x = slice(in.x, s.channels());
-  step.dt = slice(in.dt, s.rates(op));
-  step.B = slice(in.B, (size_t)s.G * s.N);
-  step.C = slice(in.C, (size_t)s.G * s.N);
-  return step;
-}
 static Inputs first_tokens(const Op& op, const Sizes& s, const Inputs& in, int count) {
   Inputs out = in;
   out.x.clear(), out.dt.clear(), out.B.clear(), out.C.clear();
@@ -212,13 +198,7 @@ static void recirculate(const Op& op, int P, int tokens) {
   name_case(op, s, 77, 1);
   Random r(77);
   Inputs in = make_inputs(op, s, r, 1, true);
-  const Op exact = parse(op.two ? "Mamba2ScanF32" : "Mamba1ScanF32");
-  Inputs zero = in;
-  zero.past.assign((size_t)s.H * head_bytes(exact, s.P, s.N), 0);
-  Op stepwise = op;
-  stepwise.token = op.kind != Kind::F32;
-  const Result rounded = scan(stepwise, s, in), unrounded = scan(exact, s, zero);
-  double rounding = 0, error = 0, size = 0;
+  Recirculation run_of(op, s, in);
   Sizes one = s;
   one.L = 1;
   std::vector<uint8_t> state = in.past;
@@ -231,20 +211,12 @@ static void recirculate(const Op& op, int P, int tokens) {
       check_y(want, o.y, kTolerance);
       check_state(op, one, want, o.present, kTolerance, kCodeRounding, &step);
     }
-    for (size_t i = 0; i < o.y.size(); i++) {
-      const size_t j = (size_t)l * s.channels() + i;
-      error += pow(o.y[i] - unrounded.y[j], 2);
-      rounding += pow(rounded.y[j] - unrounded.y[j], 2);
-      size += pow(unrounded.y[j], 2);
-    }
+    run_of.add((size_t)l * s.channels(), o.y);
     state = o.present;
   }
-  if (op.kind == Kind::F32)
-    CHECK(sqrt(error / size) < 1e-6, "error %.3g of %.3g", sqrt(error), sqrt(size));
-  else
-    CHECK(fabs(sqrt(error / rounding) - 1) < 0.1, "error %.4g, the reference's %.4g", sqrt(error), sqrt(rounding));
-  printf("%s: %d tokens in place: relative error %.3g, the reference's %.3g\n", op.name.c_str(), tokens, sqrt(error / size),
-         sqrt(rounding / size));
+  run_of.check(op);
+  printf("%s: %d tokens in place: relative error %.3g, the reference's %.3g\n", op.name.c_str(), tokens, run_of.relative(),
+         run_of.reference());
 }
 
 // That sizes of real models reach the kernels made for them.

@@ -69,41 +69,24 @@ void recirculate(const Op& op, std::string* json) {
   g_where = op.name + " recirculated";
   Random r(77);
   Inputs in = make_inputs(op, s, r, 1, true);
-  const Op exact = parse(op.two ? "Mamba2ScanF32" : "Mamba1ScanF32");
-  Inputs zero = in;
-  zero.past.assign((size_t)s.H * head_bytes(exact, s.P, s.N), 0);
-  Op stepwise = op;
-  stepwise.token = op.kind != Kind::F32;
-  const Result rounded = scan(stepwise, s, in), unrounded = scan(exact, s, zero);
+  Recirculation run_of(op, s, in);
   Sizes one = s;
   one.L = 1;
-  Inputs step = in;
-  double error = 0, rounding = 0, size = 0;
+  std::vector<uint8_t> state = in.past;
   for (int l = 0; l < tokens; l++) {
-    auto slice = [&](const std::vector<float>& v, int width) { return std::vector<float>(v.begin() + l * width, v.begin() + (l + 1) * width); };
-    step.x = slice(in.x, s.channels());
-    step.dt = slice(in.dt, s.rates(op));
-    step.B = slice(in.B, s.G * s.N);
-    step.C = slice(in.C, s.G * s.N);
+    Inputs step = token_of(op, s, in, l);
+    step.past = state;
     const Output o = run(op, one, step, true);
     const Result want = scan(op, one, step);
     check_y(want, o.y, kTolerance);
     check_state(op, one, want, o.present, kTolerance, kCodeRounding, &step);
-    for (size_t i = 0; i < o.y.size(); i++) {
-      const size_t j = (size_t)l * s.channels() + i;
-      error += pow(o.y[i] - unrounded.y[j], 2);
-      rounding += pow(rounded.y[j] - unrounded.y[j], 2);
-      size += pow(unrounded.y[j], 2);
-    }
-    step.past = o.present;
+    run_of.add((size_t)l * s.channels(), o.y);
+    state = o.present;
   }
-  if (op.kind == Kind::F32)
-    CHECK(sqrt(error / size) < 1e-6, "error %.3g of %.3g", sqrt(error), sqrt(size));
-  else
-    CHECK(fabs(sqrt(error / rounding) - 1) < 0.1, "error %.4g, the reference's %.4g", sqrt(error), sqrt(rounding));
+  run_of.check(op);
   char text[200];
   snprintf(text, sizeof text, "%s\n    {\"op\": \"%s\", \"tokens\": %d, \"relative_error\": %.4g, \"reference\": %.4g}", json->empty() ? "" : ",",
-           op.name.c_str(), tokens, sqrt(error / size), sqrt(rounding / size));
+           op.name.c_str(), tokens, run_of.relative(), run_of.reference());
   *json += text;
 }
 
