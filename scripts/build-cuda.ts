@@ -1,26 +1,32 @@
 /**
- * Builds what needs nvcc: `tsx scripts/build-cuda.ts [--check] [--harness] [--emulate]`.
+ * Builds what needs nvcc: `tsx scripts/build-cuda.ts [--check] [--harness] [--gates] [--emulate]`.
  *
  * Without options: build/cuda/<library>, the op library with CPU and CUDA kernels, for sm_80, 86, 89, 90 and as PTX. With
- * --check: compiles every kernel for each of these, prints registers, spills and instructions, and fails where a kernel
- * spills. With --harness: build/cuda/cuda_harness, which tests and times the kernels on a device. With --emulate (needs a
- * C++ compiler only): build/cuda/cuda_emulation_test, the kernels run on the host; --sanitize and --races add the address
- * and undefined-behaviour sanitizers, or the thread sanitizer. NVCC and CXX name the compilers (default nvcc and g++).
+ * --check: compiles every kernel for each of these, and from PTX for sm_100 where nvcc knows that, prints registers, spills
+ * and instructions, and fails where a kernel spills (not on sm_100); --arch NAME, as often as wanted, checks no others. With
+ * --harness: build/cuda/cuda_harness, which tests and times the kernels on a device; --gates runs it, too, and ends as it
+ * does: 1 for a wrong result, 2 for a missed gate, 3 where there is no device (or no nvcc). With --emulate (needs a C++
+ * compiler only): build/cuda/cuda_emulation_test, the kernels run on the host; --sanitize and --races add the address and
+ * undefined-behaviour sanitizers, or the thread sanitizer. NVCC and CXX name the compilers (default nvcc and g++).
  * Exits with 0 and says so where nvcc is missing: everything else works without it.
  */
 
-import { execFile } from "node:child_process";
+import { execFile, spawnSync } from "node:child_process";
 import { mkdir, readdir, readFile, stat } from "node:fs/promises";
 import { availableParallelism } from "node:os";
 import { basename, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs, promisify } from "node:util";
 import { opsLibraryName, packageRoot } from "../src/run/locate.js";
+import { longestLoop } from "./sass.js";
 
 const run = promisify(execFile);
 const MAX_BUFFER = 1 << 26;
 
-export const ARCHITECTURES = ["sm_80", "sm_86", "sm_89", "sm_90"] as const;
+const ARCHITECTURES = ["sm_80", "sm_86", "sm_89", "sm_90"] as const;
+/** What stands for devices that come after these: its code is made of the PTX, as a driver makes it. */
+const NEWER = "sm_100";
+const PTX = "compute_90";
 
 const root = join(packageRoot(), "runtime-ops");
 const out = join(packageRoot(), "build", "cuda");
@@ -46,6 +52,8 @@ export interface KernelReport {
   readonly spills: number;
   /** 16-byte machine instructions of the whole kernel. */
   readonly instructions: number;
+  /** Those of its longest loop, rare branches included; 0: it has none. */
+  readonly loop: number;
 }
 
 /** nvcc's command, or null where it does not run. */
@@ -59,32 +67,39 @@ export async function findNvcc(): Promise<string | null> {
   }
 }
 
-/** Compiles every kernel for every architecture and reads what became of it. Throws with nvcc's output when it fails. */
-export async function checkKernels(nvcc: string): Promise<readonly KernelReport[]> {
+/** The architectures that `--check` compiles for. */
+async function checkedArchitectures(nvcc: string): Promise<readonly string[]> {
+  const { stdout } = await run(nvcc, ["--list-gpu-code"]);
+  return stdout.split(/\s+/).includes(NEWER) ? [...ARCHITECTURES, NEWER] : ARCHITECTURES;
+}
+
+/** Compiles every kernel for some architectures and reads what became of it. Throws with nvcc's output when it fails. */
+async function checkKernels(nvcc: string, architectures: readonly string[]): Promise<readonly KernelReport[]> {
   await mkdir(out, { recursive: true });
   const reports: KernelReport[] = [];
   const jobs = (await kernelSources()).flatMap((source) =>
-    ARCHITECTURES.map((architecture) => ({ source, architecture })),
+    architectures.map((architecture) => ({ source, architecture })),
   );
   await spread(jobs, async ({ source, architecture }) => {
     const cubin = join(out, `${basename(source, ".cu")}-${architecture}.cubin`);
-    const flags = ["-std=c++17", "-O3", include, `-arch=${architecture}`, "-Xptxas", "-v", "-cubin"];
+    const arch = architecture === NEWER ? ["-gencode", gencode(NEWER, PTX)] : [`-arch=${architecture}`];
+    const flags = ["-std=c++17", "-O3", include, ...arch, "-Xptxas", "-v", "-cubin"];
     const { stderr } = await compile(nvcc, [...flags, join(root, source), "-o", cubin]);
-    reports.push(...parseReport(stderr, architecture, await codeSizes(cubin)));
+    reports.push(...parseReport(stderr, architecture, await machineCode(cubin)));
   });
   const order = (r: KernelReport): string => `${r.kernel} ${r.architecture}`;
   return reports.sort((a, b) => (order(a) < order(b) ? -1 : 1));
 }
 
-/** Kernels of one ptxas log (`-v`). `sizes`: bytes of code by mangled name. */
-export function parseReport(log: string, architecture: string, sizes: ReadonlyMap<string, number>): KernelReport[] {
+/** Kernels of one ptxas log (`-v`). `codes`: their machine code by mangled name. */
+export function parseReport(log: string, architecture: string, codes: ReadonlyMap<string, Uint8Array>): KernelReport[] {
   const reports: KernelReport[] = [];
   for (const part of log.split("Compiling entry function '").slice(1)) {
     const name = part.slice(0, part.indexOf("'"));
     const spills = /(\d+) bytes spill stores, (\d+) bytes spill loads/.exec(part);
     const registers = /Used (\d+) registers/.exec(part);
-    const size = sizes.get(name);
-    if (spills === null || registers === null || size === undefined) {
+    const code = codes.get(name);
+    if (spills === null || registers === null || code === undefined) {
       throw new Error(`ptxas reports ${name} in a form this script does not know:\n${part}`);
     }
     reports.push({
@@ -92,25 +107,27 @@ export function parseReport(log: string, architecture: string, sizes: ReadonlyMa
       kernel: readable(name),
       registers: Number(registers[1]),
       spills: Number(spills[1]) + Number(spills[2]),
-      instructions: size / 16,
+      instructions: code.length / 16,
+      loop: longestLoop(code),
     });
   }
   return reports;
 }
 
-/** Bytes of every `.text.<kernel>` section of a cubin, an ELF64 little-endian file. */
-async function codeSizes(path: string): Promise<Map<string, number>> {
+/** Every `.text.<kernel>` section of a cubin, an ELF64 little-endian file. */
+async function machineCode(path: string): Promise<Map<string, Uint8Array>> {
   const file = await readFile(path);
   const [table, entry, count] = [Number(file.readBigUInt64LE(40)), file.readUInt16LE(58), file.readUInt16LE(60)];
   const section = (i: number): number => table + i * entry;
   const names = Number(file.readBigUInt64LE(section(file.readUInt16LE(62)) + 24));
-  const sizes = new Map<string, number>();
+  const codes = new Map<string, Uint8Array>();
   for (let i = 0; i < count; i++) {
     const start = names + file.readUInt32LE(section(i));
     const name = file.toString("latin1", start, file.indexOf(0, start));
-    if (name.startsWith(".text.")) sizes.set(name.slice(6), Number(file.readBigUInt64LE(section(i) + 32)));
+    const [from, size] = [Number(file.readBigUInt64LE(section(i) + 24)), Number(file.readBigUInt64LE(section(i) + 32))];
+    if (name.startsWith(".text.")) codes.set(name.slice(6), file.subarray(from, from + size));
   }
-  return sizes;
+  return codes;
 }
 
 /** A kernel's name and template arguments out of its mangled name: `decode_packed<false,Codes4,...>`. */
@@ -135,9 +152,11 @@ async function kernelSources(): Promise<string[]> {
 
 /** Code for every architecture, and PTX of the last for newer devices. */
 function codeFlags(): string[] {
-  const gencode = (code: string, arch: string): string[] => ["-gencode", `arch=compute_${arch},code=${code}_${arch}`];
-  const numbers = ARCHITECTURES.map((a) => a.slice(3));
-  return [...numbers.flatMap((n) => gencode("sm", n)), ...gencode("compute", numbers.at(-1) ?? "90")];
+  const real = ARCHITECTURES.map((a) => gencode(a, `compute_${a.slice(3)}`));
+  return [...real, gencode(PTX, PTX)].flatMap((each) => ["-gencode", each]);
+}
+function gencode(code: string, arch: string): string {
+  return `arch=${arch},code=${code}`;
 }
 
 /** Objects of the CPU kernels (by g++, which their files are written for) and of the CUDA side (by nvcc). */
@@ -283,14 +302,15 @@ async function spread<T>(items: readonly T[], work: (item: T) => Promise<void>):
 
 function printReports(reports: readonly KernelReport[]): void {
   const width = Math.max(...reports.map((r) => r.kernel.length));
-  console.log(`${"kernel".padEnd(width)}  arch   registers  spill bytes  instructions`);
+  console.log(`${"kernel".padEnd(width)}  arch    registers  spill bytes  instructions  longest loop`);
   for (const r of reports) {
     const numbers = [
       String(r.registers).padStart(9),
       String(r.spills).padStart(11),
       String(r.instructions).padStart(12),
+      String(r.loop).padStart(12),
     ];
-    console.log(`${r.kernel.padEnd(width)}  ${r.architecture}  ${numbers.join("  ")}`);
+    console.log(`${r.kernel.padEnd(width)}  ${r.architecture.padEnd(6)}  ${numbers.join("  ")}`);
   }
 }
 
@@ -299,6 +319,8 @@ async function main(): Promise<void> {
     options: {
       check: { type: "boolean", default: false },
       harness: { type: "boolean", default: false },
+      gates: { type: "boolean", default: false },
+      arch: { type: "string", multiple: true },
       emulate: { type: "boolean", default: false },
       sanitize: { type: "boolean", default: false },
       races: { type: "boolean", default: false },
@@ -311,14 +333,19 @@ async function main(): Promise<void> {
   const nvcc = await findNvcc();
   if (nvcc === null) {
     console.log("CUDA kernels not built: no nvcc (NVCC names one). The op library of build-ops.ts runs without them.");
+    if (values.gates) process.exitCode = 3;
     return;
   }
   if (values.check) {
-    const reports = await checkKernels(nvcc);
+    const reports = await checkKernels(nvcc, values.arch ?? (await checkedArchitectures(nvcc)));
     printReports(reports);
-    const bad = reports.filter((r) => r.spills > 0);
+    const bad = reports.filter((r) => r.spills > 0 && r.architecture !== NEWER);
     for (const r of bad) console.error(`${r.kernel} on ${r.architecture} spills ${r.spills} bytes`);
     if (bad.length > 0) process.exitCode = 1;
+    return;
+  }
+  if (values.gates) {
+    process.exitCode = spawnSync(await buildHarness(nvcc), ["--gates"], { stdio: "inherit" }).status ?? 1;
     return;
   }
   console.log(values.harness ? await buildHarness(nvcc) : await buildLibrary(nvcc));

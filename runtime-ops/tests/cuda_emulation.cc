@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "mambac/scan.h"
-#include "cuda_emulation.h"
+#include "../src/cuda/device.h"
 #include "reference.h"
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -17,6 +17,15 @@
 // Set where all but this file, whose own bookkeeping is no business of the kernels, is built for the thread sanitizer.
 #ifdef MAMBAC_WATCH_RACES
 #include <sanitizer/tsan_interface.h>
+#endif
+// What orders memory accesses is an address that threads let go of before and take up behind. Each meeting of a barrier needs
+// its own: a thread that leaves one late must not see what others did before the next. So do blocks, which nothing orders.
+#ifdef MAMBAC_WATCH_RACES
+#define RELEASE(place) __tsan_release(place)
+#define ACQUIRE(place) __tsan_acquire(place)
+#else
+#define RELEASE(place) (void)(place)
+#define ACQUIRE(place) (void)(place)
 #endif
 // Plain jumps save two system calls a switch; sanitizers follow only swapcontext.
 #if defined(__SANITIZE_ADDRESS__) || defined(MAMBAC_WATCH_RACES)
@@ -34,7 +43,7 @@
 namespace mambac {
 namespace cuda {
 
-Emulation emulation = {{4, 227 * 1024}, 0, "", nullptr, 0, 0};
+Emulation emulation = {{4, 227 * 1024}, 0, "", nullptr, 0, 0, 0};
 
 namespace {
 
@@ -44,6 +53,7 @@ constexpr size_t kStack = 256 * 1024;
 struct Meeting {
   int expected, arrived;
   long turn;
+  char* order;  // of this turn and the next
   const char* kind;
   bool any[2];
   uint32_t values[2][32];
@@ -76,6 +86,7 @@ struct Block {
   size_t scheduler_stack_size;
 };
 Block* g = nullptr;
+char g_begun, g_ended;  // what was done before a block, and by blocks of a launch
 std::vector<std::unique_ptr<char[]>> g_stacks;
 #ifdef MAMBAC_WATCH_RACES
 std::vector<void*> g_sanitizer_fibers;  // kept: they are expensive
@@ -121,13 +132,9 @@ void entry() {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(nullptr, &g->scheduler_stack, &g->scheduler_stack_size);
 #endif
-#ifdef MAMBAC_WATCH_RACES
-  __tsan_acquire(&emulation);
-#endif
+  ACQUIRE(&g_begun);
   g->body(g->call);
-#ifdef MAMBAC_WATCH_RACES
-  __tsan_release(&emulation);
-#endif
+  RELEASE(&g_ended);
   f.done = true;
   to_scheduler(f, true);
   stop("a finished thread was resumed", "");
@@ -157,14 +164,21 @@ int meet(Meeting& m, const char* kind, bool b) {
 Meeting& my_warp() { return g->warps[(size_t)(g->running / 32)]; }
 
 int barrier(Meeting& m, const char* kind, bool b) {
-#ifdef MAMBAC_WATCH_RACES
-  __tsan_release(&m);
-#endif
+  char* order = m.order + (m.turn & 1);
+  RELEASE(order);
   const int slot = meet(m, kind, b);
-#ifdef MAMBAC_WATCH_RACES
-  __tsan_acquire(&m);
-#endif
+  ACQUIRE(order);
   return slot;
+}
+// A meeting of `expected` fibers at addresses that no meeting has had for long.
+Meeting new_meeting(int expected) {
+  static char room[1 << 17];
+  static size_t at = 0;
+  at = (at + 2) % sizeof room;
+  Meeting m = {};
+  m.expected = expected;
+  m.order = room + at;
+  return m;
 }
 
 uint64_t g_random = 1;
@@ -176,15 +190,13 @@ size_t pick(size_t n) {
 void run_block() {
   const int n = g->threads;
   g->fibers.resize((size_t)n);
-  g->warps.assign((size_t)(n / 32), Meeting());
-  for (Meeting& w : g->warps) w.expected = 32;
-  g->whole = Meeting();
-  g->whole.expected = n;
+  for (int i = 0; i < n / 32; i++) g->warps.push_back(new_meeting(32));
+  g->whole = new_meeting(n);
   while (g_stacks.size() < (size_t)n) g_stacks.emplace_back(new char[kStack]);
 #ifdef MAMBAC_WATCH_RACES
   g->scheduler_sanitizer = __tsan_get_current_fiber();
-  __tsan_release(&emulation);
 #endif
+  RELEASE(&g_begun);
   for (int i = 0; i < n; i++) {
     Fiber& f = g->fibers[(size_t)i];
     f.index = i;
@@ -218,38 +230,60 @@ void run_block() {
     }
     if (!moved) stop("threads wait for others that never come: ", g->whole.arrived > 0 ? "block barrier" : "warp");
   }
-#ifdef MAMBAC_WATCH_RACES
-  __tsan_acquire(&emulation);
-#endif
 }
+
+// Shared memory, filled with NaN. Where races are watched every block of a launch has its own and keeps it: the next block's
+// threads would seem to race with this one's.
+struct SharedMemory {
+  std::vector<void*> held;
+  char* take(size_t bytes) {
+    if (bytes == 0) return nullptr;
+    const size_t room = (bytes + 15) & ~(size_t)15;
+    void* p = aligned_alloc(16, room);
+    memset(p, 0xff, room);
+    held.push_back(p);
+    return (char*)p;
+  }
+  void block_ends() {
+#ifndef MAMBAC_WATCH_RACES
+    launch_ends();
+#endif
+  }
+  void launch_ends() {
+    for (void* p : held) free(p);
+    held.clear();
+  }
+};
 
 }  // namespace
 
 int run_grid(void (*body)(void*), void* call, const Grid& grid) {
   emulation.launches++;
-  emulation.error = grid.x < 1 || grid.x > 2147483647 || grid.y < 1 || grid.y > 65535 ? "grid size"
+  emulation.error = grid.x < 1 || grid.x > kMostBlocksX || grid.y < 1 || grid.y > kMostBlocksY ? "grid size"
                     : grid.threads < 32 || grid.threads > 1024 || grid.threads % 32 != 0 ? "block size"
                     : grid.shared > (size_t)emulation.device.shared_bytes ? "shared memory"
                                                                           : "";
   if (emulation.error[0] != 0) return kErrorInvalidValue;
+  SharedMemory shared;
   for (int y = 0; y < grid.y; y++)
-    for (int64_t x = 0; x < grid.x; x++) {
+    for (int64_t x = emulation.only_last > 0 && grid.x > emulation.only_last ? grid.x - emulation.only_last : 0; x < grid.x; x++) {
       emulation.blocks++;
       Block block = {};
       block.x = x;
       block.blocks = grid.x;
       block.y = y;
       block.threads = grid.threads;
-      block.shared = grid.shared > 0 ? (char*)aligned_alloc(16, (grid.shared + 15) & ~(size_t)15) : nullptr;
-      if (grid.shared > 0) memset(block.shared, 0xff, (grid.shared + 15) & ~(size_t)15);
+      block.shared = shared.take(grid.shared);
       block.body = body;
       block.call = call;
       block.running = -1;
       g = &block;
       run_block();
-      free(block.shared);
+      shared.block_ends();
       g = nullptr;
     }
+  ACQUIRE(&g_ended);
+  shared.launch_ends();
   return 0;
 }
 

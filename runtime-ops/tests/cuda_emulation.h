@@ -5,7 +5,8 @@
 // an order gives different bits. A thread that ends, or waits elsewhere, while others wait for it stops the program: what
 // would hang a device is an error here. Shared memory is a heap block of exactly the size asked for, filled with NaN before
 // each block, so AddressSanitizer sees every overrun. Under ThreadSanitizer only barriers order memory accesses (shuffles do
-// not, as on a device), so missing barriers and blocks that touch each other's data are reported as races.
+// not, as on a device), each for itself, and nothing orders the blocks of a launch: missing barriers are reported as races,
+// and so are blocks that touch each other's data, unless it is threads of one number that do.
 #pragma once
 #include <math.h>
 #include <stdint.h>
@@ -59,6 +60,10 @@ template <class T>
 static inline T shuffle(T v, int lane) {
   return exchanged(v, lane & 31, "shuffle");
 }
+template <int kLanes, class T>
+static inline T shuffle_among(T v, int lane) {
+  return exchanged(v, thread_index() % 32 / kLanes * kLanes + lane, "shuffle_among");
+}
 template <class T>
 static inline T shuffle_xor(T v, int mask) {
   return exchanged(v, (thread_index() % 32) ^ mask, "shuffle_xor");
@@ -80,6 +85,7 @@ static inline uint32_t half_pair(float low, float high) { return half_bits(low) 
 static inline uint32_t half_pair_max(uint32_t a, uint32_t b) {
   return half_pair(fmaxf(half_value(a & 0xffffu), half_value(b & 0xffffu)), fmaxf(half_value(a >> 16), half_value(b >> 16)));
 }
+static inline float fma_subnormal(float a, float b, float c) { return fmaf(a, b, c); }
 static inline float fma_clamped(float a, float b, float c) {
   const float v = fmaf(a, b, c);
   return v > 0.0f ? fminf(v, 1.0f) : 0.0f;
@@ -95,15 +101,6 @@ static inline float fast_exp2(float f) { return rough(exp2((double)f)); }
 
 static inline void prefetch(const void*) {}
 
-struct Grid {
-  int64_t x;
-  int y, threads;
-  size_t shared;
-};
-struct Device {
-  int multiprocessors, shared_bytes;
-};
-constexpr int kErrorInvalidValue = 1;
 int current_device(Device* d);
 int allocate_on_stream(void** p, size_t bytes, void* stream);
 int free_on_stream(void* p, void* stream);
@@ -117,6 +114,7 @@ struct Emulation {
   const char* error;  // of the last launch that was not possible
   void* stream;       // of the last launch
   long launches, blocks;
+  int64_t only_last;  // blocks in x of every launch that run, counted from its end; 0: all
 };
 extern Emulation emulation;
 int run_grid(void (*body)(void* call), void* call, const Grid& grid);

@@ -102,6 +102,20 @@ inline void refusals(const Op& op) {
   }
 }
 
+// Rings of `R` tokens from every count, in calls of every length up to two turns: each leaves every count. In place and not,
+// in three orders of threads, by the kernels of one token and of several, and by the general one.
+inline void every_position(const Op& op, int R) {
+#ifdef __SANITIZE_THREAD__
+  constexpr bool few = true;  // it takes hundreds of times as long, and looks at barriers alone
+#else
+  constexpr bool few = false;
+#endif
+  emulation.device.multiprocessors = 1;
+  for (const Sizes& s : {Sizes{R, 0, 2, 8, 64, 1}, Sizes{R, 0, 2, 3, 6, 1}})
+    for (int length = 1; length <= 2 * R + 1; length += few ? R - 1 : 1) replay_case(op, {"cuda"}, {s.B, length, s.H, s.P, s.N, s.G}, R, (uint64_t)(100 * R + length), 1, false, true);
+  for (int length : {1, 2, R - 1, R, R + 1}) replay_case(op, {"cuda"}, {R, length, 2, 32, 128, 2}, R, (uint64_t)(7 * R + length), 1, false, true);
+}
+
 inline void all(const Op& op, bool quick) {
   const Runner before = g_runner;
   g_runner.scan = scan;
@@ -117,9 +131,17 @@ inline void all(const Op& op, bool quick) {
       replay_case(op, {"cuda"}, s, R, seed, 1, false);
       against_cpu(op, s, R, seed++);
     }
+  emulation.device.multiprocessors = 1;
+  replay_case(op, {"cuda"}, {12, 1, 4, 64, 64, 2}, 3, seed++, 1, false);  // several groups a block
   for (int R : {4, 16}) against_cpu(op, {2, 5, 2, 32, 128, 1}, R, seed++);
+  for (int R : {4, 8, 16})
+    if (!quick || R == 4) every_position(op, R);
   emulation.device.multiprocessors = 4;
+#ifdef __SANITIZE_THREAD__
+  quick = true;
+#else
   if (!quick || op.max == (op.kind == Kind::H8)) replay_sweep(op, {"cuda"}, quick);
+#endif
   if (!quick) replay_long_run(op, {"cuda"}, 16, 512, 5);
   g_shift = 4;
   replay_case(op, {"cuda"}, {2, 1, 2, 16, 128, 1}, 4, seed, 1, false);

@@ -102,6 +102,40 @@ inline void half_conv(const HalfRunner& run, const char* isa, int B, int E, int 
   for (size_t i = 0; i < present.size(); i++) CHECK(half_present[i] == half_bits(present[i]), "present[%zu]", i);
 }
 
+// Tokens in rows among other channels, which are not numbers; as one output, or split in three.
+inline void half_conv_rows(const HalfRunner& run, const char* isa, const ConvSizes& s, bool silu, bool split, uint64_t seed) {
+  Random r(seed);
+  const int first = (int)(seed % 4), row = first + s.E + (int)(seed % 3), one = split ? (s.E + 1) / 3 : s.E, two = split ? s.E / 3 : 0;
+  const int sizes[3] = {one, two, s.E - one - two};
+  std::vector<uint16_t> hx = halves_of(r.normals((size_t)s.B * s.L * row, 2)), hpast = halves_of(r.normals((size_t)s.B * s.E * s.W, 1));
+  for (size_t i = 0; i < hx.size(); i++)
+    if ((int)(i % (size_t)row) < first || (int)(i % (size_t)row) >= first + s.E) hx[i] = 0x7e00;
+  const std::vector<float> x = floats_of(hx), past = floats_of(hpast), weight = r.normals((size_t)s.E * s.K, 1), bias = r.normals((size_t)s.E, 1);
+  std::vector<float> y[3], present(past.size(), NAN);
+  for (int p = 0; p < 3; p++) y[p].assign((size_t)s.B * s.L * sizes[p], NAN);
+  const char* const names[2][2] = {{"CausalConvRows", "CausalConvSiluRows"}, {"CausalConvSplit", "CausalConvSiluSplit"}};
+  const char* const name = names[split][silu];
+  char text[160], error[320] = "";
+  snprintf(text, sizeof text, "%s %s of halves B%d E%d L%d K%d W%d row %d first %d", isa, name, s.B, s.E, s.L, s.K, s.W, row, first);
+  g_where = text;
+  mambac_conv call = {s.B, s.E, s.L, s.K, s.W, x.data(), weight.data(), bias.data(), past.data(), y[0].data(), present.data(), 0, row, first, one, two,
+                      y[1].data(), y[2].data()};
+  CHECK(run.conv(name, isa, &call, error, sizeof error) == 0, "%s", error);
+  for (int alias = 0; alias < 2; alias++) {
+    std::vector<uint16_t> half_y[3], half_present = alias ? hpast : std::vector<uint16_t>(hpast.size(), 0x7e00);
+    for (int p = 0; p < 3; p++) half_y[p].assign(y[p].size(), 0x7e00);
+    mambac_conv half = call;
+    half.half = 1;
+    half.x = behind(hx), half.past = alias ? behind(half_present) : behind(hpast), half.present = behind(half_present);
+    half.y = behind(half_y[0]), half.y2 = behind(half_y[1]), half.y3 = behind(half_y[2]);
+    CHECK(run.conv(name, isa, &half, error, sizeof error) == 0, "%s", error);
+    for (int p = 0; p < 3; p++)
+      for (size_t i = 0; i < y[p].size(); i++)
+        CHECK(half_y[p][i] == half_bits(y[p][i]), "part %d [%zu] is %04x, not %04x, alias %d", p, i, half_y[p][i], half_bits(y[p][i]), alias);
+    CHECK(half_present == halves_of(present), "another state, alias %d", alias);
+  }
+}
+
 inline void half_rows(const HalfRunner& run, const char* isa, int rows, int channels, int group, bool before, uint64_t seed) {
   Random r(seed);
   std::vector<float> a = r.normals((size_t)rows * channels, 2), z = r.normals(a.size(), 3), weight = r.normals((size_t)channels, 1), out(a.size());
@@ -142,6 +176,9 @@ inline void half_calls(const HalfRunner& run, const char* isa) {
   half_conv(run, isa, 1, 67, 40, 4, 3, seed++);
   half_conv(run, isa, 1, 130, 5, 3, 4, seed++);
   half_conv(run, isa, 1, 3, 3, 2, 200, seed++);
+  for (const ConvSizes& s : {ConvSizes{2, 67, 1, 4, 3}, ConvSizes{2, 67, 1, 4, 4}, ConvSizes{1, 130, 5, 3, 4}, ConvSizes{2, 5, 70, 4, 3}, ConvSizes{1, 3, 3, 2, 40}, ConvSizes{3, 16, 2, 1, 0},
+                             ConvSizes{1, 9, 0, 4, 3}})
+    for (int kind = 0; kind < 4; kind++) half_conv_rows(run, isa, s, kind % 2 != 0, kind / 2 != 0, seed++);
   for (int before = 0; before < 2; before++) {
     half_rows(run, isa, 1, 96, 48, before != 0, seed++);
     half_rows(run, isa, 37, 1000, 500, before != 0, seed++);

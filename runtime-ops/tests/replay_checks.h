@@ -186,14 +186,14 @@ inline void check_replay_state(const Op& op, const Sizes& s, int R, const Inputs
 }
 
 // Inputs as make_inputs gives them, and a state with rings filled to a count of each sequence's own.
-inline Inputs replay_inputs(const Op& op, const Sizes& s, int R, Random& r, double scale, bool zero_state) {
+inline Inputs replay_inputs(const Op& op, const Sizes& s, int R, Random& r, double scale, bool zero_state, bool every_count = false) {
   Inputs in = make_inputs(op, s, r, scale, zero_state);
   const ReplayParts at = replay_parts(op, s, R);
   std::vector<uint8_t> past((size_t)s.B * at.bytes, 0);
   for (int b = 0; b < s.B && !zero_state; b++) {
     uint8_t* q = past.data() + b * at.bytes;
     memcpy(q, in.past.data() + (size_t)b * at.u, at.u);
-    const int count = r.below(3) == 0 ? R - 1 : r.below(R);
+    const int count = every_count ? b % R : r.below(3) == 0 ? R - 1 : r.below(R);
     for (int i = 0; i < s.H * R * s.P; i++) {
       const uint16_t half = half_bits(clamp(0.1 * scale * r.normal(), -65504, 65504));
       if (i / s.P % R < count) memcpy(q + at.u + 2 * i, &half, 2);
@@ -242,9 +242,10 @@ inline Inputs tokens_from(const Sizes& s, const Inputs& in, int t, int count) {
   return out;
 }
 
-inline void replay_case(const Op& op, const std::vector<const char*>& isas, const Sizes& s, int R, uint64_t seed, double scale, bool zero_state) {
+// `every_count`: sequence b has b % R tokens in its rings; otherwise they have any number.
+inline void replay_case(const Op& op, const std::vector<const char*>& isas, const Sizes& s, int R, uint64_t seed, double scale, bool zero_state, bool every_count = false) {
   Random r(seed);
-  const Inputs in = replay_inputs(op, s, R, r, scale, zero_state);
+  const Inputs in = replay_inputs(op, s, R, r, scale, zero_state, every_count);
   const ReplayResult want = replay(op, s, R, in);
   const ReplayParts at = replay_parts(op, s, R);
   // After many roundings two runs have parted at some tie and go their own ways: those are checked in pieces.

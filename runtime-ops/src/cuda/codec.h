@@ -139,9 +139,9 @@ MAMBAC_DEVICE bool state_scales(const Tile& tile, const float* largest, bool wil
     sync_warp();
 #pragma unroll 1
   for (int c = thread_index(); c < Tile::kStates; c += threads()) {
-    uint32_t most = maxima[c];
-#pragma unroll 1
-    for (int w = 1; w < warps; w++) {
+    uint32_t most = 0;
+#pragma unroll 4
+    for (int w = 0; w < warps; w++) {
       const uint32_t other = maxima[w * Tile::kStates + c];
       most = other > most ? other : most;  // halves that are not negative compare like integers
     }
@@ -149,7 +149,7 @@ MAMBAC_DEVICE bool state_scales(const Tile& tile, const float* largest, bool wil
     const float ss = half_value(most);
     ratios[c] = most > 0 ? (float)Codes::kLimit * fast_reciprocal(ss) : 0.0f;
     ratios[Tile::kStates + c] = ss;
-    wild |= most == 0x7bffu || (most > 0 && most < 0x400u);
+    wild |= most > 0 && most - 0x400u > 0x7bfeu - 0x400u;
     if (stored != nullptr) stored[c] = (uint16_t)most;
   }
   if (warps > 1) {

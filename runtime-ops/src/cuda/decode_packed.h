@@ -126,7 +126,7 @@ struct PackedDecode {
         if (kMamba1 && real(tile.row(r))) load4(s.A + (here + tile.row(r)) * Tile::kStates + 8 * tile.at + k0, a);
 #pragma unroll
         for (int k = 0; k < 4; k++) {
-          const float old = fmaf(Codes::raw(codes[r], k0 + k), factor[k], offset[k]);
+          const float old = fma_subnormal(Codes::raw(codes[r], k0 + k), factor[k], offset[k]);
           const float g = kMamba1 ? fmaf(old, fast_exp2(rates[r] * a[k]), x[r] * b_row[k]) : fmaf(x[r], b_row[k], old);
           sums[r] = fmaf(g, c_row[k], sums[r]);
           statistic[r] = Statistic::of(statistic[r], fabsf(g));

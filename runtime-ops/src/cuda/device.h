@@ -8,6 +8,26 @@
 
 #include "mambac/scan.h"
 
+namespace mambac {
+namespace cuda {
+
+// The blocks and threads of a launch, and the bytes of shared memory of a block.
+struct Grid {
+  int64_t x;
+  int y, threads;
+  size_t shared;
+};
+constexpr int64_t kMostBlocksX = 2147483647;
+constexpr int kMostBlocksY = 65535;
+// What launches depend on, of the current device.
+struct Device {
+  int multiprocessors, shared_bytes;  // shared_bytes: the most a block may have
+};
+constexpr int kErrorInvalidValue = 1;  // cudaErrorInvalidValue
+
+}  // namespace cuda
+}  // namespace mambac
+
 #ifdef MAMBAC_CUDA_EMULATION
 #include "cuda_emulation.h"
 #else
@@ -37,6 +57,11 @@ MAMBAC_DEVICE unsigned ballot(bool b) { return __ballot_sync(kAllLanes, b); }
 template <class T>
 MAMBAC_DEVICE T shuffle(T v, int lane) {
   return __shfl_sync(kAllLanes, v, lane);
+}
+// From a lane of the kLanes neighbours (a power of two) that this one is among. A lane known to the compiler costs no address.
+template <int kLanes, class T>
+MAMBAC_DEVICE T shuffle_among(T v, int lane) {
+  return __shfl_sync(kAllLanes, v, lane, kLanes);
 }
 template <class T>
 MAMBAC_DEVICE T shuffle_xor(T v, int mask) {
@@ -72,6 +97,8 @@ MAMBAC_DEVICE uint32_t word_of(__half2 h) {
 MAMBAC_DEVICE uint32_t half_pair_max(uint32_t a, uint32_t b) { return word_of(__hmax2(pair_of(a), pair_of(b))); }
 MAMBAC_DEVICE uint32_t half_pair_min(uint32_t a, uint32_t b) { return word_of(__hmin2(pair_of(a), pair_of(b))); }
 
+// Also where `a` is subnormal, in builds that flush those, too.
+MAMBAC_DEVICE float fma_subnormal(float a, float b, float c) { return __fmaf_ieee_rn(a, b, c); }
 MAMBAC_DEVICE float fma_clamped(float a, float b, float c) { return __saturatef(__fmaf_rn(a, b, c)); }  // to [0, 1], NaN to 0
 MAMBAC_DEVICE float product(float a, float b) { return __fmul_rn(a, b); }  // never part of a multiply-add
 MAMBAC_DEVICE float quotient(float a, float b) { return __fdiv_rn(a, b); }  // to the nearest, whatever is compiled with
@@ -95,21 +122,29 @@ MAMBAC_DEVICE float fast_exp2(float f) {
 
 MAMBAC_DEVICE void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
-// A kernel's launch; arguments travel by value. Returns a CUDA error code.
-struct Grid {
-  int64_t x;
-  int y, threads;
-  size_t shared;
-};
 // A failure is reported once: left in place, the next to ask the runtime for errors would take it for its own.
 static inline int reported(cudaError_t e) {
   if (e != cudaSuccess) (void)cudaGetLastError();
   return (int)e;
 }
+
+static inline int current_device(Device* d) {
+  int at = 0;
+  cudaError_t e = cudaGetDevice(&at);
+  if (e == cudaSuccess) e = cudaDeviceGetAttribute(&d->multiprocessors, cudaDevAttrMultiProcessorCount, at);
+  if (e == cudaSuccess) e = cudaDeviceGetAttribute(&d->shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, at);
+  return reported(e);
+}
+
+// A kernel's launch; arguments travel by value. Returns a CUDA error code.
 template <class Arguments>
 static inline int launch(void (*kernel)(Arguments), const Grid& g, void* stream, Arguments arguments) {
+  if (g.x < 1 || g.x > kMostBlocksX || g.y < 1 || g.y > kMostBlocksY) return kErrorInvalidValue;  // dim3 would cut them short
   if (g.shared > 48 * 1024) {
-    const cudaError_t e = cudaFuncSetAttribute((const void*)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)g.shared);
+    // Always the most a block may have: a call with less, from another thread, must not take it away before this one's launch.
+    Device d;
+    if (const int e = current_device(&d)) return e;
+    const cudaError_t e = cudaFuncSetAttribute((const void*)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, d.shared_bytes);
     if (e != cudaSuccess) return reported(e);
   }
   void* list[] = {&arguments};
@@ -124,20 +159,7 @@ static inline int allocate_on_stream(void** p, size_t bytes, void* stream) {
   return reported(cudaMallocAsync(p, bytes, (cudaStream_t)stream));
 }
 static inline int free_on_stream(void* p, void* stream) { return reported(cudaFreeAsync(p, (cudaStream_t)stream)); }
-constexpr int kErrorInvalidValue = 1;  // cudaErrorInvalidValue
 static inline const char* error_text(int code) { return cudaGetErrorString((cudaError_t)code); }
-
-// What launches depend on, of the current device.
-struct Device {
-  int multiprocessors, shared_bytes;
-};
-static inline int current_device(Device* d) {
-  int at = 0;
-  cudaError_t e = cudaGetDevice(&at);
-  if (e == cudaSuccess) e = cudaDeviceGetAttribute(&d->multiprocessors, cudaDevAttrMultiProcessorCount, at);
-  if (e == cudaSuccess) e = cudaDeviceGetAttribute(&d->shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, at);
-  return reported(e);
-}
 
 }  // namespace cuda
 }  // namespace mambac

@@ -54,7 +54,7 @@ static inline bool pick_packed(const PackedKernel& k, const ScanArgs& a, const D
 // Kernels that give a block `most_warps` warps of rows of one head; whole heads where `whole`.
 static inline bool pick_rows(void (*kernel)(ScanArgs), int lanes, int rows, int most_warps, bool whole, const ScanArgs& a, Choice* out) {
   const int64_t needed = ceil_div(a.head_dim, rows * (32 / lanes)), warps = needed < most_warps ? needed : most_warps;
-  if ((whole && warps < needed) || a.head_dim > 1 << 22 || ceil_div(needed, warps) > 65535) return false;  // 65535: blocks in y
+  if ((whole && warps < needed) || a.head_dim > 1 << 22 || ceil_div(needed, warps) > kMostBlocksY) return false;
   out->kernel = kernel;
   out->grid.x = a.batch * a.heads;
   out->grid.y = (int)ceil_div(needed, warps);

@@ -12,12 +12,11 @@ bool pick_decode(const ScanArgs& a, const Device& d, Choice* out) {
   out->grid.shared = 4 * (kMostReplay + 4);
   return true;
 }
-// As for states that are rounded at every token: eight rows a lane of 4-bit codes, where there are many heads.
+// As for states that are rounded at every token: eight rows a lane where there are many heads.
 template <class T, class Codes, int kLanes>
 bool pick_by_size(const ScanArgs& a, const Device& d, Choice* out) {
   const bool few = a.batch * a.heads < 2 * (int64_t)d.multiprocessors;
-  if constexpr (Codes::kRowBytes == 4)
-    if (!few && pick_decode<T, Codes, kLanes, 8>(a, d, out)) return true;
+  if (!few && pick_decode<T, Codes, kLanes, 8>(a, d, out)) return true;
   return pick_decode<T, Codes, kLanes, 4>(a, d, out);
 }
 // `round`: what follows one token.

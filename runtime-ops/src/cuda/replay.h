@@ -143,7 +143,7 @@ struct ReplayDecode {
     for (int r = 0; r < kRows; r++) {
       sums[r] = 0.0f;
 #pragma unroll
-      for (int k = 0; k < 8; k++) sums[r] = fmaf(fmaf(Codes::raw(codes[r], k), factor[k], offset), c[k], sums[r]);
+      for (int k = 0; k < 8; k++) sums[r] = fmaf(fma_subnormal(Codes::raw(codes[r], k), factor[k], offset), c[k], sums[r]);
     }
     tile.template reduce_rows<Add>(sums, y);
     const float newest = dots[q.count];

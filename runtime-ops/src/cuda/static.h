@@ -91,7 +91,7 @@ struct StaticDecode {
         float g[8];
 #pragma unroll
         for (int k = 0; k < 8; k++) {
-          g[k] = fmaf(x, columns[half].b[k], fmaf(Codes::raw(Codes::half_of(in.codes[r], half), k), factor[k], offset));
+          g[k] = fmaf(x, columns[half].b[k], fma_subnormal(Codes::raw(Codes::half_of(in.codes[r], half), k), factor[k], offset));
           sum = fmaf(g[k], columns[half].c[k], sum);
         }
         w[half] = static_codes<Codes>(g);

@@ -40,7 +40,7 @@ struct Tile {
   MAMBAC_DEVICE_MEMBER bool writes() const { return at % kSharing == 0; }
   MAMBAC_DEVICE_MEMBER int owner(int r) const { return group * kLanes + r / kOwned * kSharing; }
   MAMBAC_DEVICE_MEMBER float of_row(const float* owned_values, int r) const {
-    return shuffle(owned_values[r % kOwned], owner(r));
+    return shuffle_among<kLanes>(owned_values[r % kOwned], r / kOwned * kSharing);
   }
 
   // Reducing values of kRows rows over the lanes that share them: every exchange halves the rows a lane has, so the order
