@@ -132,7 +132,7 @@ inline void all(const Op& op, bool quick) {
       against_cpu(op, s, R, seed++);
     }
   emulation.device.multiprocessors = 1;
-  replay_case(op, {"cuda"}, {12, 1, 4, 64, 64, 2}, 3, seed++, 1, false);  // several groups a block
+  replay_case(op, {"cuda"}, {12, 1, 4, 64, 64, 2}, 3, 12, 1, false);  // several groups a block
   for (int R : {4, 16}) against_cpu(op, {2, 5, 2, 32, 128, 1}, R, seed++);
   for (int R : {4, 8, 16})
     if (!quick || R == 4) every_position(op, R);

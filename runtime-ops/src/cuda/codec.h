@@ -120,7 +120,8 @@ MAMBAC_ANYWHERE static inline int scale_room(int warps, int states) { return war
 // lane's columns is read back, and their Ss stays in the room. Every thread passes a barrier, so what any thread read of
 // the old state before may be overwritten after. Returns, for the whole block, whether `wild` was set or a value may exceed
 // its column's range: that takes an Ss at its upper bound or a subnormal one, whose relative rounding error is large.
-template <class Codes, class Tile>
+// kAtOnce: how many warps' maxima are read at once.
+template <class Codes, int kAtOnce, class Tile>
 MAMBAC_DEVICE bool state_scales(const Tile& tile, const float* largest, bool wild, char* room, uint16_t* stored, float* ratio) {
   const int warps = threads() / 32;
   uint32_t h[4];
@@ -140,7 +141,7 @@ MAMBAC_DEVICE bool state_scales(const Tile& tile, const float* largest, bool wil
 #pragma unroll 1
   for (int c = thread_index(); c < Tile::kStates; c += threads()) {
     uint32_t most = 0;
-#pragma unroll 4
+#pragma unroll kAtOnce
     for (int w = 0; w < warps; w++) {
       const uint32_t other = maxima[w * Tile::kStates + c];
       most = other > most ? other : most;  // halves that are not negative compare like integers

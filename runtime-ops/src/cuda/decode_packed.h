@@ -97,8 +97,8 @@ struct PackedDecode {
     float x[kRows], rates[kRows];
 #pragma unroll
     for (int r = 0; r < kRows; r++) {
-      x[r] = tile.of_row(input, r);
-      rates[r] = kMamba1 ? tile.of_row(rate, r) : 0.0f;
+      x[r] = tile.of_row_among(input, r);
+      rates[r] = kMamba1 ? tile.of_row_among(rate, r) : 0.0f;
       sums[r] = statistic[r] = 0.0f;
       codes[r] = in.codes[r];
     }
@@ -159,7 +159,7 @@ struct PackedDecode {
     float largest[8];
 #pragma unroll
     for (int r = 0; r < kRows; r++) {
-      const float factor = tile.of_row(to_new, r);
+      const float factor = tile.of_row_among(to_new, r);
 #pragma unroll
       for (int k = 0; k < 8; k++) {
         t[r][k] *= factor;
@@ -168,7 +168,7 @@ struct PackedDecode {
     }
     uint16_t* scales = (uint16_t*)(state + p * row_bytes());
     float ratio[8];
-    wild = state_scales<Codes>(tile, largest, wild, shared_memory(), scales + p, ratio);
+    wild = state_scales<Codes, 4>(tile, largest, wild, shared_memory(), scales + p, ratio);
     if (wild)
       store_codes<true>(state, t, ratio);
     else

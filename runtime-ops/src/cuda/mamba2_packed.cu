@@ -12,11 +12,13 @@ bool pick(const ScanArgs& a, const Device& d, Choice* out) {
   const PackedKernel k = {decode_packed<T, false, Codes, kMaxNorm, kLanes, kRows, whole, 512, 1>, kLanes, kRows, 512};
   return pick_packed(k, a, d, out);
 }
-// Eight rows a lane amortise what a warp does once; four make twice as many warps, for batches that leave the device idle.
+// Eight rows a lane amortise what a warp does once; four make twice as many warps, for batches that leave the device idle, and
+// for the 8-bit kernels that registers do not hold otherwise.
 template <class T, class Codes, bool kMaxNorm, int kLanes>
 bool pick_by_size(const ScanArgs& a, const Device& d, Choice* out) {
   const bool few = a.batch * a.heads < 2 * (int64_t)d.multiprocessors;
-  if (!few && pick<T, Codes, kMaxNorm, kLanes, 8>(a, d, out)) return true;
+  if constexpr (Codes::kRowBytes == 4 || !kMaxNorm || kLanes == 16)
+    if (!few && pick<T, Codes, kMaxNorm, kLanes, 8>(a, d, out)) return true;
   return pick<T, Codes, kMaxNorm, kLanes, 4>(a, d, out);
 }
 template <class T, class Codes, bool kMaxNorm>

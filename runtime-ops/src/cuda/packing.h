@@ -60,7 +60,7 @@ MAMBAC_DEVICE void pack_head(const Tile& tile, int p, float (*h)[8], char* state
   }
   uint16_t* scales = state == nullptr ? nullptr : (uint16_t*)(state + p * Tile::kLanes * Codes::kRowBytes);
   float ratio[8], step[8];
-  wild = state_scales<Codes>(tile, largest, wild, room, scales == nullptr ? nullptr : scales + p, ratio);
+  wild = state_scales<Codes, 1>(tile, largest, wild, room, scales == nullptr ? nullptr : scales + p, ratio);
   load8((const float*)(room + threads() / 32 * Tile::kStates * 2) + Tile::kStates + 8 * tile.at, 4, step);
 #pragma unroll
   for (int k = 0; k < 8; k++) step[k] *= 1.0f / Codes::kLimit;

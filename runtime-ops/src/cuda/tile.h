@@ -40,6 +40,10 @@ struct Tile {
   MAMBAC_DEVICE_MEMBER bool writes() const { return at % kSharing == 0; }
   MAMBAC_DEVICE_MEMBER int owner(int r) const { return group * kLanes + r / kOwned * kSharing; }
   MAMBAC_DEVICE_MEMBER float of_row(const float* owned_values, int r) const {
+    return shuffle(owned_values[r % kOwned], owner(r));
+  }
+  // The same without working out lanes; it takes registers that some kernels do not have.
+  MAMBAC_DEVICE_MEMBER float of_row_among(const float* owned_values, int r) const {
     return shuffle_among<kLanes>(owned_values[r % kOwned], r / kOwned * kSharing);
   }
 
