@@ -1,8 +1,8 @@
 // The CUDA kernels, run on the host (cuda_emulation.h), against the double reference and the CPU kernels: arithmetic,
 // indexing, barriers and the choice of kernels, not what a device's own units do. Exit status 0: all agree.
 // Usage: cuda_emulation_test [quick] [PART]: PART leaves out operators whose name does not have it, and with them what is
-// tested of all together: "halves" and "large" are such parts, too. Or cuda_emulation_test racy-barrier | racy-blocks: runs
-// nothing but a wrong kernel, which the thread sanitizer must report.
+// tested of all together: "halves", "large" and "positions" (of rings) are such parts, too. Or cuda_emulation_test
+// racy-barrier | racy-blocks: runs nothing but a wrong kernel, which the thread sanitizer must report.
 #include <memory>
 
 #include "checks.h"
@@ -393,6 +393,7 @@ int main(int argc, char** argv) {
   const std::vector<Sizes> tokens1 = {{1, 5, 2, 24, 16, 2}, {1, 35, 2, 24, 16, 2}, {2, 5, 2, 64, 16, 1}, {2, 3, 3, 4, 8, 1}};
   for (int i = 0; i < mambac::kScanOps; i++) {
     const Op op = parse(mambac::scan_ops()[i].name);
+    if (op.replay && part == "positions") replay_test::positions(op, quick);
     if (!wanted(op.name.c_str())) continue;
     if (op.replay) {
       replay_test::all(op, quick);

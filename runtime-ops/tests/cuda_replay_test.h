@@ -116,6 +116,14 @@ inline void every_position(const Op& op, int R) {
   for (int length : {1, 2, R - 1, R, R + 1}) replay_case(op, {"cuda"}, {R, length, 2, 32, 128, 2}, R, (uint64_t)(7 * R + length), 1, false, true);
 }
 
+inline void positions(const Op& op, bool quick) {
+  const Runner before = g_runner;
+  g_runner.scan = scan;
+  for (int R : {4, 8, 16})
+    if (!quick || R == 4) every_position(op, R);
+  g_runner = before;
+}
+
 inline void all(const Op& op, bool quick) {
   const Runner before = g_runner;
   g_runner.scan = scan;
@@ -134,8 +142,7 @@ inline void all(const Op& op, bool quick) {
   emulation.device.multiprocessors = 1;
   replay_case(op, {"cuda"}, {12, 1, 4, 64, 64, 2}, 3, 12, 1, false);  // several groups a block
   for (int R : {4, 16}) against_cpu(op, {2, 5, 2, 32, 128, 1}, R, seed++);
-  for (int R : {4, 8, 16})
-    if (!quick || R == 4) every_position(op, R);
+  positions(op, quick);
   emulation.device.multiprocessors = 4;
 #ifdef __SANITIZE_THREAD__
   quick = true;
