@@ -104,7 +104,7 @@ const Kernels& kernels() {
 // An upper bound over all paths of all instruction sets, piece by piece as the kernels take them.
 size_t scan_scratch_bytes(const ScanArgs& a) {
   const size_t p = round16((size_t)a.head_dim), n = round16((size_t)a.d_state), r = (size_t)a.replay;
-  if (a.prepared != nullptr) return sizeof(float) * (2 * n + 2 * p + 64);
+  if (a.prepared != nullptr) return sizeof(float) * (2 * n + 18 * p + 64);
   const size_t packing = p * n + 3 * n + p + (p / 2 + 16) + (n / 2 + 16) + 32;
   const size_t ordered = 2 * n + (size_t)ordered_floats((int64_t)n) + 2 * p;  // B, C, x and units of one token
   const size_t prefill = n * p + 2 * 32 * p;        // transposed state, inputs and sums of a block

@@ -13,6 +13,9 @@ MAMBAC_INLINE void fixed_twice(int32_t* p, Vec a) {
   _mm256_storeu_si256((__m256i*)p, twice8(a.lo));
   _mm256_storeu_si256((__m256i*)(p + 8), twice8(a.hi));
 }
+MAMBAC_INLINE Vec fixed_floats(Vec lanes) {  // lanes of whole numbers
+  return {_mm256_cvtepi32_ps(_mm256_castps_si256(lanes.lo)), _mm256_cvtepi32_ps(_mm256_castps_si256(lanes.hi))};
+}
 MAMBAC_INLINE float fixed_top(Vec a) {
   const __m256 m = _mm256_max_ps(a.lo, a.hi);
   __m128 t = _mm_max_ps(_mm256_castps256_ps128(m), _mm256_extractf128_ps(m, 1));
@@ -49,10 +52,9 @@ struct FixedRow {
   }
   // 32 codes plus 8 as two vectors of new values, plus 1/2.
   MAMBAC_MEMBER void advance(__m256i codes, __m256i x, const int16_t* at, __m256i* w) const {
-    const __m256i l = _mm256_shuffle_epi8(low, codes), h = _mm256_shuffle_epi8(high, codes), bottom = _mm256_set1_epi16(-7 * 4096);
+    const __m256i l = _mm256_shuffle_epi8(low, codes), h = _mm256_shuffle_epi8(high, codes);
     w[0] = _mm256_adds_epi16(_mm256_unpacklo_epi8(l, h), _mm256_mulhrs_epi16(x, _mm256_loadu_si256((const __m256i*)at)));
     w[1] = _mm256_adds_epi16(_mm256_unpackhi_epi8(l, h), _mm256_mulhrs_epi16(x, _mm256_loadu_si256((const __m256i*)(at + 16))));
-    for (int i = 0; i < 2; i++) w[i] = _mm256_max_epi16(w[i], bottom);
   }
   MAMBAC_MEMBER Vec row(const uint8_t* in, const int32_t* fed, uint8_t* out) const {
     const __m256i x = _mm256_set1_epi32(*fed), mask = _mm256_set1_epi8(15);
@@ -64,10 +66,11 @@ struct FixedRow {
       __m256i even[2], odd[2];
       advance(evens, x, b + 64 * half, even);
       advance(odds, x, b + 64 * half + 32, odd);
-      const __m256i l = _mm256_packus_epi16(_mm256_srli_epi16(even[0], 12), _mm256_srli_epi16(even[1], 12));
-      const __m256i h = _mm256_packus_epi16(_mm256_srli_epi16(odd[0], 8), _mm256_srli_epi16(odd[1], 8));
-      _mm256_storeu_si256((__m256i*)(out + 32 * half), _mm256_or_si256(l, _mm256_andnot_si256(mask, h)));
+      // A code of -8 is put right in bytes.
+      const __m256i l = _mm256_max_epi8(_mm256_packs_epi16(_mm256_srai_epi16(even[0], 12), _mm256_srai_epi16(even[1], 12)), _mm256_set1_epi8(-7));
+      const __m256i h = _mm256_max_epi8(_mm256_packs_epi16(_mm256_srai_epi16(odd[0], 8), _mm256_srai_epi16(odd[1], 8)), _mm256_set1_epi8(-7 * 16));
+      _mm256_storeu_si256((__m256i*)(out + 32 * half), _mm256_or_si256(_mm256_and_si256(mask, l), _mm256_andnot_si256(mask, h)));
     }
-    return {_mm256_cvtepi32_ps(sum[0]), _mm256_cvtepi32_ps(sum[1])};
+    return {_mm256_castsi256_ps(sum[0]), _mm256_castsi256_ps(sum[1])};
   }
 };

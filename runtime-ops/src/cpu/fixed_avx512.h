@@ -6,6 +6,7 @@ MAMBAC_INLINE void fixed_twice(int32_t* p, Vec a) {
   const __m512i i = _mm512_cvtps_epi32(a.v);
   _mm512_storeu_si512(p, _mm512_mask_blend_epi16(0xaaaaaaaa, i, _mm512_slli_epi32(i, 16)));
 }
+MAMBAC_INLINE Vec fixed_floats(Vec lanes) { return {_mm512_cvtepi32_ps(_mm512_castps_si512(lanes.v))}; }  // lanes of whole numbers
 MAMBAC_INLINE float fixed_top(Vec a) { return _mm512_reduce_max_ps(a.v); }
 
 // Vector j holds nibble j of every 16-bit word, columns 4 w + j: one shift of the row, and a permute that reads five bits of
@@ -13,7 +14,7 @@ MAMBAC_INLINE float fixed_top(Vec a) { return _mm512_reduce_max_ps(a.v); }
 template <bool kVnni>
 struct FixedRowOf {
   enum { kSingle = 1 };  // a loop of its own for rows of one block pays
-  __m512i c[3][2], start[3];  // planes, and what the 8 adds to their sums, taken off
+  __m512i c[3][2], first, last;  // planes, and what the 8 adds to their sums, taken off the largest and from the end
   __m512i table, b[4];
   static MAMBAC_MEMBER void order(int16_t* out, const int16_t* natural) {
     alignas(64) static constexpr int16_t kEvery[32] = {0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60,
@@ -28,11 +29,12 @@ struct FixedRowOf {
   }
   MAMBAC_MEMBER FixedRowOf(const DotPlanes& planes, const int16_t* values, const int16_t* ordered) {
     const __m512i eight = _mm512_set1_epi8(8);
-    for (int plane = 0; plane < 3; plane++) {
+    const __m512i zero = _mm512_setzero_si512();
+    for (int plane = 0; plane < 3; plane++)
       for (int odd = 0; odd < 2; odd++) c[plane][odd] = _mm512_loadu_si512(planes.c[plane][odd]);
-      const __m512i zero = _mm512_setzero_si512();
-      start[plane] = _mm512_sub_epi32(zero, products(plane, eight, eight, zero));
-    }
+    first = _mm512_sub_epi32(zero, products(2, eight, eight, zero));
+    last = _mm512_add_epi32(_mm512_slli_epi32(products(1, eight, eight, zero), 8), products(0, eight, eight, zero));
+    last = _mm512_sub_epi32(zero, last);
     table = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i*)values));
     for (int j = 0; j < 4; j++) b[j] = _mm512_loadu_si512(ordered + 32 * j);
   }
@@ -42,27 +44,26 @@ struct FixedRowOf {
     const __m512i pairs = _mm512_add_epi16(_mm512_maddubs_epi16(even, c[plane][0]), _mm512_maddubs_epi16(odd, c[plane][1]));
     return _mm512_add_epi32(from, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
   }
-  // The planes on their own: short chains of dependent instructions.
+  // The sums of the old codes as whole numbers; the new codes go to `out`. Two chains of planes: shorter than one, and one
+  // addition less than three.
   MAMBAC_MEMBER Vec row(const uint8_t* in, const int32_t* fed, uint8_t* out) const {
-    const __m512i r = _mm512_loadu_si512(in), x = _mm512_set1_epi32(*fed), bottom = _mm512_set1_epi16(-7 * 4096);
+    const __m512i r = _mm512_loadu_si512(in), x = _mm512_set1_epi32(*fed);
     const __m512i mask = _mm512_set1_epi8(15), eight = _mm512_set1_epi8(8);
     const __m512i even = _mm512_ternarylogic_epi32(r, mask, eight, 0x6A);  // (r & mask) ^ eight
     const __m512i odd = _mm512_ternarylogic_epi32(_mm512_srli_epi16(r, 4), mask, eight, 0x6A);
-    __m512i sums = products(2, even, odd, start[2]);
-    sums = _mm512_add_epi32(_mm512_slli_epi32(sums, 8), products(1, even, odd, start[1]));
-    sums = _mm512_add_epi32(_mm512_slli_epi32(sums, 8), products(0, even, odd, start[0]));
-    const Vec sum = {_mm512_cvtepi32_ps(sums)};
+    __m512i sums = products(1, even, odd, _mm512_slli_epi32(products(2, even, odd, first), 8));
+    sums = _mm512_add_epi32(_mm512_slli_epi32(sums, 8), products(0, even, odd, last));
     __m512i w[4];
     for (int j = 0; j < 4; j++) {
       w[j] = _mm512_permutexvar_epi16(j == 0 ? r : _mm512_srli_epi16(r, (unsigned)(4 * j)), table);
-      w[j] = _mm512_max_epi16(_mm512_adds_epi16(w[j], _mm512_mulhrs_epi16(x, b[j])), bottom);
+      w[j] = _mm512_adds_epi16(w[j], _mm512_mulhrs_epi16(x, b[j]));
     }
-    __m512i all = _mm512_srli_epi16(w[0], 12);  // 0xF8: a | (b & c)
-    all = _mm512_ternarylogic_epi32(all, _mm512_srli_epi16(w[1], 8), _mm512_set1_epi16(0x00f0), 0xF8);
-    all = _mm512_ternarylogic_epi32(all, _mm512_srli_epi16(w[2], 4), _mm512_set1_epi16(0x0f00), 0xF8);
-    all = _mm512_ternarylogic_epi32(all, w[3], _mm512_set1_epi16((short)0xf000), 0xF8);
-    _mm512_storeu_si512(out, all);
-    return sum;
+    // The upper bytes of two vectors as one, which a code of -8 is put right in.
+    const __m512i order = _mm512_broadcast_i32x4(_mm_setr_epi8(1, 1, 3, 3, 5, 5, 7, 7, 9, 9, 11, 11, 13, 13, 15, 15)), bottom = _mm512_set1_epi8(-7 * 16);
+    const __m512i low = _mm512_max_epi8(_mm512_mask_shuffle_epi8(w[2], 0x5555555555555555, w[0], order), bottom);
+    const __m512i high = _mm512_max_epi8(_mm512_mask_shuffle_epi8(w[3], 0x5555555555555555, w[1], order), bottom);
+    _mm512_storeu_si512(out, _mm512_ternarylogic_epi32(_mm512_srli_epi16(low, 4), high, mask, 0xE4)  /* mask ? low : high */);
+    return {_mm512_castsi512_ps(sums)};
   }
 };
 typedef FixedRowOf<false> FixedRow;

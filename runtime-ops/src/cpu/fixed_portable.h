@@ -9,6 +9,13 @@ static inline void fixed_store(int16_t* p, Vec a) {
 static inline void fixed_twice(int32_t* p, Vec a) {
   for (int i = 0; i < 16; i++) p[i] = (int32_t)((uint32_t)(uint16_t)(int16_t)(int32_t)round_even(a.v[i]) * 0x10001u);
 }
+// Lanes of whole numbers, as w_sum16 takes them.
+static inline Vec fixed_floats(Vec lanes) {
+  int32_t t[16];
+  memcpy(t, &lanes, sizeof t);
+  for (int i = 0; i < 16; i++) lanes.v[i] = (float)t[i];
+  return lanes;
+}
 static inline float fixed_top(Vec a) { return reduce1<v_max>(a); }
 
 struct FixedRow {
@@ -18,9 +25,12 @@ struct FixedRow {
   // What `b` is in the order this reads it: that of the columns.
   static void order(int16_t* out, const int16_t* natural) { memcpy(out, natural, 128 * sizeof *out); }
   FixedRow(const DotPlanes& planes, const int16_t* values, const int16_t* ordered) : dot(planes), table(values), b(ordered) {}
-  // The sums of the old codes; the new ones go to `out`. `fed`: a 16-bit number, twice.
+  // The sums of the old codes as whole numbers; the new codes go to `out`. `fed`: a 16-bit number, twice.
   Vec row(const uint8_t* in, const int32_t* fed, uint8_t* out) const {
-    const Vec sum = dot.row(in);
+    int32_t sums[16] = {0};
+    for (int i = 0; i < 128; i++) sums[i / 8] += nibble(in, i) * dot.c[i];
+    Vec sum;
+    memcpy(&sum, sums, sizeof sum);
     const int x = (int16_t)*fed;
     for (int i = 0; i < 128; i++) {
       int w = table[nibble(in, i) & 15] + ((x * b[i] + 0x4000) >> 15);

@@ -35,27 +35,30 @@ static bool fixed_token(const StaticHead& s, const StaticGroup& k, float most, c
   if (!(k.unit != 0 && most * k.largest < kFixedMost && s.decay <= 1.0f)) return false;
   const Int p = s.p, blocks = kBlocks > 0 ? kBlocks : s.n / 128, bytes = 64 * blocks;
   int32_t* fed = (int32_t*)scratch.take(p);
+  float* sums = scratch.take(16 * round16(p));
   const Vec scale = v_set(s.delta * (kFixedUnit * 32768.0f / k.per_unit));
   for (Int i = 0; i < p; i += 16) fixed_twice(fed + i, v_mul(v_mul(scale, v_load_n(s.x + i, rows_left(i, p))), v_load(s.per_row + i)));
   int16_t table[16];
   fixed_store(table, v_add(v_round(v_mul(v_load(kFixedCodes), v_set(s.decay * kFixedUnit))), v_set(kFixedUnit / 2)));
+  const bool single = kBlocks == 1 || blocks == 1;  // sums of more blocks would not fit 32 bits
+  for (Int i = 0; i < blocks; i++) {
+    const Row step(k.planes[i], table, k.ordered + 128 * i);
+    for (Int r = 0; r < p; r++) {
+      const uint8_t* in = past + r * bytes + 64 * i;
+      MAMBAC_PREFETCH(in + kStaticAhead);
+      const Vec sum = step.row(in, fed + r, present + r * bytes + 64 * i);
+      v_store(sums + 16 * r, single ? sum : i == 0 ? fixed_floats(sum) : v_add(v_load(sums + 16 * r), fixed_floats(sum)));
+    }
+  }
+  // Sums of all rows after them: nothing of the next rows waits for these.
+  for (Int i = 16 * p; i < 16 * round16(p); i += 16) v_store(sums + i, v_zero());
   const Vec worth = v_set(s.decay * k.unit), shared = v_set(s.delta * k.product);
   for (Int p0 = 0; p0 < p; p0 += 16) {
     const int count = rows_left(p0, p);
-    Vec sums[16];
-    for (int r = count; r < 16; r++) sums[r] = v_zero();
-    for (Int i = 0; i < blocks; i++) {
-      const Row step(k.planes[i], table, k.ordered + 128 * i);
-      for (int r = 0; r < count; r++) {
-        const uint8_t* in = past + (p0 + r) * bytes + 64 * i;
-        MAMBAC_PREFETCH(in + kStaticAhead);
-        const Vec sum = step.row(in, fed + p0 + r, present + (p0 + r) * bytes + 64 * i);
-        sums[r] = kBlocks == 1 || i == 0 ? sum : v_add(sums[r], sum);
-      }
-    }
-    const Vec x = v_load_n(s.x + p0, count);
-    const Vec rest = v_mul(x, v_add(shared, v_load_n(s.D + p0, count)));
-    v_store_n(s.y + p0, v_fma(v_mul(v_load_n(s.row + p0, count), worth), v_reduce16<v_add>(sums), rest), count);
+    Vec part[16];
+    for (int r = 0; r < 16; r++) part[r] = v_load(sums + 16 * (p0 + r));
+    const Vec x = v_load_n(s.x + p0, count), rest = v_mul(x, v_add(shared, v_load_n(s.D + p0, count)));
+    v_store_n(s.y + p0, v_fma(v_mul(v_load_n(s.row + p0, count), worth), single ? w_sum16(part) : v_reduce16<v_add>(part), rest), count);
   }
   return true;
 }
