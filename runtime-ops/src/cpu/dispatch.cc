@@ -242,9 +242,9 @@ bool run_replay(const Kernels& k, ScanRun& run, const char* name, const Spread& 
   }
   const double step = (double)a.batch * (double)a.groups * (double)a.d_state;
   // What is worked out beforehand for one token.
-  const size_t dots = a.length == 1 ? (size_t)(a.groups * a.replay) : 0, steps = a.length == 1 ? 2 * (size_t)a.heads : 0;
+  const size_t dots = a.length == 1 ? (size_t)(a.groups * a.replay) : 0, steps = a.length == 1 ? (size_t)replay_step_floats(a) : 0;
   const size_t batch = (size_t)a.batch, all = batch * (dots + steps + 1);
-  alignas(kScratchAlign) unsigned char local[4096];
+  alignas(kScratchAlign) unsigned char local[12288];
   void* block = nullptr;
   if (all * sizeof(float) > sizeof local && (block = malloc(all * sizeof(float))) == nullptr)
     return refuse(error, room, name, kNoMemory);

@@ -13,34 +13,40 @@ static float make_planes(DotPlanes* k, const float* c, Int n) {
     top = v_max_abs(top, v);
     sum = v_add(sum, v_abs(v));
   }
-  float tops[16], sums[16], most = 0, total = 0;
-  v_store(tops, top);
-  v_store(sums, sum);
-  for (int i = 0; i < 16; i++) {
-    most = tops[i] > most ? tops[i] : most;
-    total += sums[i];
-  }
+  sum = v_add(sum, v_swap<8>(sum));
+  sum = v_add(sum, v_swap<4>(sum));
+  sum = v_add(sum, v_swap<2>(sum));
+  float sums[16];
+  v_store(sums, v_add(sum, v_swap<1>(sum)));
+  const float most = fixed_top(top), total = sums[0];
   if (!(most > 1e-25f && most < 1e25f && 32 * total >= (float)n * most)) return 0;
   const Vec scale = v_set(kDotLimit / most);
   for (Int i = 0; i < n; i += 128) split_planes(k[i / 128], c + i, scale);
   return most / kDotLimit;
 }
 
-// Rows 0 .. count - 1 of codes against the planes.
+// What read() gave for the rows of a head, 16 numbers each. Sums of one block of columns are brought together as whole numbers;
+// those of more would not fit 32 bits and are floats from the start.
+MAMBAC_INLINE void dot_put(float* sums, Vec lanes, bool single, bool first) {
+  v_store(sums, single ? lanes : first ? fixed_floats(lanes) : v_add(v_load(sums), fixed_floats(lanes)));
+}
+MAMBAC_INLINE Vec dot_total(const float* sums, int count, bool single) {
+  Vec part[16];
+  for (int r = 0; r < 16; r++) part[r] = r < count ? v_load(sums + 16 * r) : v_zero();
+  return single ? w_sum16(part) : v_reduce16<v_add>(part);
+}
+
+// All p rows of a head's codes against the planes; `sums` has room for 16 numbers a row. The codes `next` behind are fetched.
 template <class Dot, int kBlocks>
-MAMBAC_INLINE void dot_rows(const DotPlanes* k, const uint8_t* codes, Int bytes, Int blocks, int count, Vec* sums) {
-  if (kBlocks == 1 && count == 16) {
-    const Dot dot(k[0]);
-    MAMBAC_UNROLL16
-    for (int r = 0; r < 16; r++) sums[r] = dot.row(codes + r * bytes);
-    return;
-  }
-  for (int r = count; r < 16; r++) sums[r] = v_zero();
+MAMBAC_INLINE void dot_head(const DotPlanes* k, const uint8_t* codes, Int bytes, Int blocks, Int p, Int next, float* sums, float* out) {
+  const bool single = kBlocks == 1 || blocks == 1;
   for (Int i = 0; i < (kBlocks > 0 ? kBlocks : blocks); i++) {
     const Dot dot(k[i]);
-    for (int r = 0; r < count; r++) {
-      const Vec sum = dot.row(codes + r * bytes + 64 * i);
-      sums[r] = i == 0 ? sum : v_add(sums[r], sum);
+    for (Int r = 0; r < p; r++) {
+      const uint8_t* row = codes + r * bytes + 64 * i;
+      MAMBAC_PREFETCH_READ(row + next);
+      dot_put(sums + 16 * r, dot.read(row), single, i == 0);
     }
   }
+  for (Int p0 = 0; p0 < p; p0 += 16) v_store(out + p0, dot_total(sums + 16 * p0, rows_left(p0, p), single));
 }

@@ -14,7 +14,7 @@ MAMBAC_INLINE float fixed_top(Vec a) { return _mm512_reduce_max_ps(a.v); }
 template <bool kVnni>
 struct FixedRowOf {
   enum { kSingle = 1 };  // a loop of its own for rows of one block pays
-  __m512i c[3][2], first, last;  // planes, and what the 8 adds to their sums, taken off the largest and from the end
+  NibbleDotOf<kVnni> dot;
   __m512i table, b[4];
   static MAMBAC_MEMBER void order(int16_t* out, const int16_t* natural) {
     alignas(64) static constexpr int16_t kEvery[32] = {0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60,
@@ -27,32 +27,14 @@ struct FixedRowOf {
       _mm512_storeu_si512(out + 32 * j, _mm512_mask_blend_epi64(0xf0, low, high));
     }
   }
-  MAMBAC_MEMBER FixedRowOf(const DotPlanes& planes, const int16_t* values, const int16_t* ordered) {
-    const __m512i eight = _mm512_set1_epi8(8);
-    const __m512i zero = _mm512_setzero_si512();
-    for (int plane = 0; plane < 3; plane++)
-      for (int odd = 0; odd < 2; odd++) c[plane][odd] = _mm512_loadu_si512(planes.c[plane][odd]);
-    first = _mm512_sub_epi32(zero, products(2, eight, eight, zero));
-    last = _mm512_add_epi32(_mm512_slli_epi32(products(1, eight, eight, zero), 8), products(0, eight, eight, zero));
-    last = _mm512_sub_epi32(zero, last);
+  MAMBAC_MEMBER FixedRowOf(const DotPlanes& planes, const int16_t* values, const int16_t* ordered) : dot(planes) {
     table = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i*)values));
     for (int j = 0; j < 4; j++) b[j] = _mm512_loadu_si512(ordered + 32 * j);
   }
-  // from + the sums of four neighbouring bytes of codes plus 8 in each lane.
-  MAMBAC_MEMBER __m512i products(int plane, __m512i even, __m512i odd, __m512i from) const {
-    if (kVnni) return NibbleDotOf<true>::add(NibbleDotOf<true>::add(from, even, c[plane][0]), odd, c[plane][1]);
-    const __m512i pairs = _mm512_add_epi16(_mm512_maddubs_epi16(even, c[plane][0]), _mm512_maddubs_epi16(odd, c[plane][1]));
-    return _mm512_add_epi32(from, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
-  }
-  // The sums of the old codes as whole numbers; the new codes go to `out`. Two chains of planes: shorter than one, and one
-  // addition less than three.
+  // The sums of the old codes as whole numbers; the new codes go to `out`.
   MAMBAC_MEMBER Vec row(const uint8_t* in, const int32_t* fed, uint8_t* out) const {
-    const __m512i r = _mm512_loadu_si512(in), x = _mm512_set1_epi32(*fed);
-    const __m512i mask = _mm512_set1_epi8(15), eight = _mm512_set1_epi8(8);
-    const __m512i even = _mm512_ternarylogic_epi32(r, mask, eight, 0x6A);  // (r & mask) ^ eight
-    const __m512i odd = _mm512_ternarylogic_epi32(_mm512_srli_epi16(r, 4), mask, eight, 0x6A);
-    __m512i sums = products(1, even, odd, _mm512_slli_epi32(products(2, even, odd, first), 8));
-    sums = _mm512_add_epi32(_mm512_slli_epi32(sums, 8), products(0, even, odd, last));
+    const __m512i r = _mm512_loadu_si512(in), x = _mm512_set1_epi32(*fed), mask = _mm512_set1_epi8(15);
+    const __m512i sums = dot.whole(r);
     __m512i w[4];
     for (int j = 0; j < 4; j++) {
       w[j] = _mm512_permutexvar_epi16(j == 0 ? r : _mm512_srli_epi16(r, (unsigned)(4 * j)), table);

@@ -9,8 +9,7 @@ static inline void fixed_store(int16_t* p, Vec a) {
 static inline void fixed_twice(int32_t* p, Vec a) {
   for (int i = 0; i < 16; i++) p[i] = (int32_t)((uint32_t)(uint16_t)(int16_t)(int32_t)round_even(a.v[i]) * 0x10001u);
 }
-// Lanes of whole numbers, as w_sum16 takes them.
-static inline Vec fixed_floats(Vec lanes) {
+static inline Vec fixed_floats(Vec lanes) {  // lanes of whole numbers
   int32_t t[16];
   memcpy(t, &lanes, sizeof t);
   for (int i = 0; i < 16; i++) lanes.v[i] = (float)t[i];
@@ -27,10 +26,7 @@ struct FixedRow {
   FixedRow(const DotPlanes& planes, const int16_t* values, const int16_t* ordered) : dot(planes), table(values), b(ordered) {}
   // The sums of the old codes as whole numbers; the new codes go to `out`. `fed`: a 16-bit number, twice.
   Vec row(const uint8_t* in, const int32_t* fed, uint8_t* out) const {
-    int32_t sums[16] = {0};
-    for (int i = 0; i < 128; i++) sums[i / 8] += nibble(in, i) * dot.c[i];
-    Vec sum;
-    memcpy(&sum, sums, sizeof sum);
+    const Vec sum = dot.read(in);
     const int x = (int16_t)*fed;
     for (int i = 0; i < 128; i++) {
       int w = table[nibble(in, i) & 15] + ((x * b[i] + 0x4000) >> 15);

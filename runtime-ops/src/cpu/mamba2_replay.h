@@ -37,8 +37,53 @@ MAMBAC_INLINE void replay_deltas(const ScanArgs& a, Int b, Int h, Int t0, int n,
   *rate = v_mul(*delta, v_set(a.A[h]));
 }
 
-// The counts of past and, for one token, what one vector holds of many heads or what heads share: step sizes and decays of
-// all heads, and C against every b of the ring and the new one.
+// What is worked out for all heads of a sequence at once, one token: rows of round16(heads) numbers, a head in each lane.
+struct ReplayShared {
+  Int heads;  // numbers in a row
+  float *delta, *rate;
+  float* weights;  // rows of what the tokens in the ring count, the new one, and the checkpoint
+  float* gains;    // rows of what u of a token counts in y: its weight times C b
+  MAMBAC_MEMBER ReplayShared(const ScanArgs& a, Int b)
+      : heads(round16(a.heads)), delta(a.steps + b * replay_step_floats(a)), rate(delta + heads), weights(rate + heads),
+        gains(weights + (a.replay + 1) * heads) {}
+};
+
+// Weights and gains of heads h .. h + 15 from their logarithms: the new token's is 0, an older one's the rates of all tokens
+// behind it; the checkpoint's last. l: rings of these heads.
+static void replay_weights(const ScanArgs& a, const ReplayShared& k, Int b, Int h, int count, const uint8_t* l) {
+  const int some = rows_left(h, a.heads);
+  const Int r = a.replay;
+  for (int j0 = 0; j0 < count; j0 += 16) {
+    Vec rows[16];
+    for (int i = 0; i < 16; i++) {
+      float t[16] = {0};
+      if (i < some && j0 + 16 <= r)
+        memcpy(t, l + 4 * (i * r + j0), sizeof t);
+      else if (i < some)
+        memcpy(t, l + 4 * (i * r + j0), (size_t)(4 * (r - j0)));
+      rows[i] = v_load(t);
+    }
+    v_transpose16(rows);
+    for (int j = 0; j < 16 && j0 + j < count; j++) v_store(k.weights + (j0 + j) * k.heads + h, rows[j]);
+  }
+  const float* dots = a.dots + b * a.groups * r;
+  Int groups[16] = {0};
+  for (int i = 0; i < some && a.groups > 1; i++) groups[i] = (h + i) / (a.heads / a.groups);
+  Vec sum = v_zero();
+  for (int j = count; j >= 0; j--) {
+    float* at = k.weights + j * k.heads + h;
+    const Vec next = v_load(j < count ? at : k.rate + h), w = v_exp(sum);
+    float each[16];
+    for (int i = 0; i < 16 && a.groups > 1; i++) each[i] = dots[groups[i] * r + j];
+    v_store(at, w);
+    v_store(k.gains + j * k.heads + h, v_mul(w, a.groups > 1 ? v_load(each) : v_set(dots[j])));
+    sum = v_add(sum, next);
+  }
+  v_store(k.weights + (count + 1) * k.heads + h, v_exp(sum));
+}
+
+// The counts of past and, for one token, what heads share: C against every b of the ring and the new one; step sizes and
+// weights of all heads.
 static void replay_prepare(const ScanArgs& a, int64_t b) {
   const ReplayLayout at = replay_layout(a);
   const Int n = a.d_state, groups = a.groups;
@@ -46,13 +91,6 @@ static void replay_prepare(const ScanArgs& a, int64_t b) {
   memcpy(&count, (const uint8_t*)a.past + b * at.bytes + at.count, sizeof count);
   a.counts[b] = (int32_t)count;
   if (a.length != 1) return;
-  float* steps = a.steps + 2 * b * a.heads;
-  for (Int h = 0; h < a.heads; h += 16) {
-    const int some = rows_left(h, a.heads);
-    const Vec delta = v_delta(v_load_n(a.dt + b * a.heads + h, some), v_load_n(a.dt_bias + h, some), a.dt_min, a.dt_max);
-    v_store_n(steps + h, delta, some);
-    v_store_n(steps + a.heads + h, v_mul(delta, v_load_n(a.A + h, some)), some);
-  }
   for (Int g = 0; g < groups; g++) {
     const uint8_t* ring = ring_of(a, at, b, g);
     const float *B = a.B + (b * groups + g) * n, *C = a.C + (b * groups + g) * n;
@@ -72,6 +110,14 @@ static void replay_prepare(const ScanArgs& a, int64_t b) {
       }
       v_store_n(dots + j0, v_reduce16<v_add>(sums), some);
     }
+  }
+  const ReplayShared k(a, b);
+  for (Int h = 0; h < a.heads; h += 16) {
+    const int some = rows_left(h, a.heads);
+    const Vec delta = v_delta(v_load_n(a.dt + b * a.heads + h, some), v_load_n(a.dt_bias + h, some), a.dt_min, a.dt_max);
+    v_store(k.delta + h, delta);
+    v_store(k.rate + h, v_mul(delta, v_load_n(a.A + h, some)));
+    replay_weights(a, k, b, h, (int)count, (const uint8_t*)a.past + b * at.bytes + at.l + 4 * h * a.replay);
   }
 }
 
@@ -119,13 +165,13 @@ MAMBAC_INLINE void read_rows(const float* C, const uint8_t* codes, Int bytes, In
   for (int r = count; r < 16; r++) sums[r] = v_zero();
 }
 
-// sum_j gains_j u_j of channels p0 .. p0 + 16 kWide - 1, of which the last vector has `some`, over the tokens in the ring.
+// sum_j gains_j u_j of channels p0 .. p0 + 16 kWide - 1, of which the last vector has `some`, over the tokens in the ring; gains lie `apart`.
 template <int kWide>
-MAMBAC_INLINE void ring_sums(const uint8_t* u, Int p, Int p0, int some, int count, const float* gains, float* out) {
+MAMBAC_INLINE void ring_sums(const uint8_t* u, Int p, Int p0, int some, int count, const float* gains, Int apart, float* out) {
   Vec sum[kWide];
   for (int v = 0; v < kWide; v++) sum[v] = v_zero();
   for (int j = 0; j < count; j++) {
-    const Vec gain = v_set(gains[j]);
+    const Vec gain = v_set(gains[j * apart]);
     for (int v = 0; v < kWide; v++)
       sum[v] = v_fma(gain, halves_at(u + 2 * (j * p + p0 + 16 * v), v + 1 < kWide ? 16 : some), sum[v]);
   }
@@ -173,14 +219,15 @@ MAMBAC_INLINE void rebuild_rows(const Packing& k, const uint8_t* codes, Int byte
   for (int r = 0; r < kRows; r++) statistic[r] = sum[r];
 }
 
-// The state from the checkpoint times `decay` and all R tokens, of which token j counts `weights`[j]; packed again.
-// k.step holds the checkpoint's steps. The last token's b is in B, the others' in the ring.
+// The state from the checkpoint times `decay` and all R tokens, of which token j counts `weights`[j * apart]; packed again.
+// The last token's b is in B, the others' in the ring.
 template <class Codec, bool kMax, int kVectors, bool kTail>
 MAMBAC_APART void replay_round(const ScanArgs& a, Packing& k, const ReplayHead& s, const uint8_t* ring, const float* B, float decay,
-                         const float* weights, Carve c) {
+                         const float* weights, Int apart, Carve c) {
   const Int p = a.head_dim, n = a.d_state, np = round16(n), pp = round16(p), bytes = Codec::row_bytes(n);
   const int tokens = (int)a.replay;
   float *b = c.take(tokens * np), *fed = c.take(tokens * pp);
+  old_steps<Codec>(k, s.packed + p * bytes + 2 * p, n);
   for (int j = 0; j < tokens; j++) {
     float* plain = Codec::kGroup == 8 ? k.ratio : b + j * np;
     for (Int i = 0; i < n; i += 16) {
@@ -188,7 +235,7 @@ MAMBAC_APART void replay_round(const ScanArgs& a, Packing& k, const ReplayHead& 
       v_store(plain + i, j + 1 < tokens ? halves_at(ring + 2 * (j * n + i), width) : h_widen(rounded_input(v_load_n(B + i, width))));
     }
     if (Codec::kGroup == 8) to_vector_order<Codec>(b + j * np, plain, n);
-    const Vec w = v_set(weights[j]);
+    const Vec w = v_set(weights[j * apart]);
     for (Int i = 0; i < p; i += 16) v_store(fed + j * pp + i, v_mul(w, halves_at(s.u + 2 * (j * p + i), rows_left(i, p))));
   }
   start_packing(k, np / 16, kMax && Codec::kGroup > 1);
@@ -218,75 +265,54 @@ static void replay_token(const ScanArgs& a, const ReplayHead& s, const uint8_t* 
   const Int group = h / (a.heads / a.groups);
   const int count = a.counts[b];
   const uint8_t* sc = s.packed + p * bytes;
+  const ReplayShared shared(a, b);
   Packing k(c, p, 16 * vectors);
-  float* C = c.take(16 * vectors);
+  float *C = c.take(16 * vectors), *coded = c.take(p), *older = c.take(p);  // what the checkpoint and the tokens in the ring add to y
   const float* given = a.C + (b * a.groups + group) * n;
-  old_steps<Codec>(k, sc + 2 * p, n);
-  enum { kDots = Codec::kGroup == 8 };
-  DotPlanes* planes = nullptr;
-  float unit = 0;
-  if (kDots) {  // k.ratio still has the steps in the order of the columns
-    planes = (DotPlanes*)c.take(n / 128 * (Int)sizeof(DotPlanes) / 4);
-    for (Int i = 0; i < n; i += 16) v_store(C + i, v_mul(v_load(given + i), v_load(k.ratio + i)));
-    unit = make_planes(planes, C, n);
-  }
-  if (unit == 0) {
-    to_vector_order<Codec>(C, given, n);
-    for (Int v = 0; v < vectors; v++) v_store(C + 16 * v, v_mul(v_load(C + 16 * v), v_load(k.step + 16 * v)));
-  }
-  // All products of codes first: what they are multiplied with hangs on a long chain of dependent operations.
-  float *coded = c.take(p), *older = c.take(p);  // what the checkpoint and the tokens in the ring add to y
-  const Int next = p * bytes + 2 * (p + n);      // the next head's checkpoint lies behind this one's, and so do its tokens
+  const Int next = p * bytes + 2 * (p + n);  // the next head's checkpoint lies behind this one's, and so do its tokens
   for (Int i = 0; i < 2 * (p + n); i += 64) MAMBAC_PREFETCH_READ(sc + next + i);
   for (Int i = 0; i < 2 * count * p; i += 64) MAMBAC_PREFETCH_READ(s.u + 2 * a.replay * p + i);
-  MAMBAC_PREFETCH_READ(s.l + 4 * a.replay);
-  for (Int p0 = 0; p0 < p; p0 += 16) {
-    const int some = rows_left(p0, p);
-    for (Int i = 0; i < 16 * bytes; i += 64) MAMBAC_PREFETCH_READ(s.packed + next + p0 * bytes + i);
-    Vec sums[16];
-    if (kDots && unit != 0)
-      dot_rows<Dot, kVectors / 8>(planes, s.packed + p0 * bytes, bytes, n / 128, some, sums);
-    else
-      read_rows<Codec, kVectors, kTail>(C, s.packed + p0 * bytes, bytes, n, vectors, some, sums);
-    v_store(coded + p0, v_mul(v_reduce16<v_add>(sums), halves_at(sc + 2 * p0, some)));
+  MAMBAC_PREFETCH(s.l + 4 * (a.replay + count));
+  float unit = 0;
+  if (Codec::kGroup == 8) {
+    DotPlanes* planes = (DotPlanes*)c.take(n / 128 * (Int)sizeof(DotPlanes) / 4);
+    for (Int i = 0; i < n; i += 16) v_store(C + i, v_mul(v_load(given + i), h_widen(h_load(sc + 2 * (p + i)))));
+    unit = make_planes(planes, C, n) / (float)Codec::kLimit;
+    if (unit != 0) dot_head<Dot, kVectors / 8>(planes, s.packed, bytes, n / 128, p, next, k.rows, coded);
+  }
+  if (unit == 0) {
+    old_steps<Codec>(k, sc + 2 * p, n);
+    to_vector_order<Codec>(C, given, n);
+    for (Int v = 0; v < vectors; v++) v_store(C + 16 * v, v_mul(v_load(C + 16 * v), v_load(k.step + 16 * v)));
+    for (Int p0 = 0; p0 < p; p0 += 16) {
+      for (Int i = 0; i < 16 * bytes; i += 64) MAMBAC_PREFETCH_READ(s.packed + next + p0 * bytes + i);
+      Vec sums[16];
+      read_rows<Codec, kVectors, kTail>(C, s.packed + p0 * bytes, bytes, n, vectors, rows_left(p0, p), sums);
+      v_store(coded + p0, v_reduce16<v_add>(sums));
+    }
   }
 
-  // Logarithms of the weights: the new token's is 0, an older one's the rates of all tokens behind it; the checkpoint's last.
-  alignas(64) float weights[kMostReplay + 16], gains[kMostReplay + 16];
-  const float delta = a.steps[2 * b * a.heads + h], rate = a.steps[(2 * b + 1) * a.heads + h];
-  float sum = rate;
-  memcpy(s.l + 4 * count, &sum, sizeof sum);
-  weights[count] = 0.0f;
-  for (int j = count - 1; j >= 0; j--) {
-    weights[j] = sum;
-    sum += float_at(s.l + 4 * j);
-  }
-  weights[count + 1] = sum;
-  const float* dots = a.dots + (b * a.groups + group) * a.replay;
-  for (int j = 0; j < count + 2; j += 16) {
-    const int some = count + 2 - j < 16 ? count + 2 - j : 16, known = count + 1 - j < 16 ? count + 1 - j : 16;
-    const Vec w = v_exp(v_load_n(weights + j, some));
-    v_store(weights + j, w);
-    if (known > 0) v_store(gains + j, v_mul(w, v_load_n(dots + j, known)));
-  }
-  const float decay = weights[count + 1];
+  const Int apart = shared.heads;
+  const float delta = shared.delta[h], rate = shared.rate[h], decay = shared.weights[(count + 1) * apart + h];
+  const float* gains = shared.gains + h;
+  memcpy(s.l + 4 * count, &rate, sizeof rate);
   Int p1 = 0;
-  for (; p1 + 64 <= p; p1 += 64) ring_sums<4>(s.u, p, p1, 16, count, gains, older);
-  for (; p1 < p; p1 += 16) ring_sums<1>(s.u, p, p1, rows_left(p1, p), count, gains, older);
+  for (; p1 + 64 <= p; p1 += 64) ring_sums<4>(s.u, p, p1, 16, count, gains, apart, older);
+  for (; p1 < p; p1 += 16) ring_sums<1>(s.u, p, p1, rows_left(p1, p), count, gains, apart, older);
   const float *x = a.x + (b * a.heads + h) * p, *D = a.D + h * p;
   float* y = a.y + (b * a.heads + h) * p;
-  const Vec worth = v_set(unit == 0 ? decay : decay * unit);
+  const Vec worth = v_set(unit == 0 ? decay : decay * unit), gain = v_set(gains[count * apart]);
   for (Int p0 = 0; p0 < p; p0 += 16) {
     const int some = rows_left(p0, p);
     const Vec xv = v_load_n(x + p0, some);
     const HalfVec u = rounded_input(v_mul(v_set(delta), xv));
     halves_to(s.u + 2 * (count * p + p0), u, some);
-    Vec total = v_fma(v_load(coded + p0), worth, v_load(older + p0));
-    total = v_fma(v_set(gains[count]), h_widen(u), total);
+    Vec total = v_fma(v_mul(v_load(coded + p0), halves_at(sc + 2 * p0, some)), worth, v_load(older + p0));
+    total = v_fma(gain, h_widen(u), total);
     v_store_n(y + p0, v_fma(v_load_n(D + p0, some), xv, total), some);
   }
   if (count + 1 < a.replay) return;
-  replay_round<Codec, kMax, kVectors, kTail>(a, k, s, ring, a.B + (b * a.groups + group) * n, decay, weights, c);
+  replay_round<Codec, kMax, kVectors, kTail>(a, k, s, ring, a.B + (b * a.groups + group) * n, decay, shared.weights + h, apart, c);
   memset(s.u, 0, (size_t)(2 * a.replay * p));
   memset(s.l, 0, (size_t)(4 * a.replay));
 }

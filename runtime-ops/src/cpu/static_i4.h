@@ -40,25 +40,21 @@ static bool fixed_token(const StaticHead& s, const StaticGroup& k, float most, c
   for (Int i = 0; i < p; i += 16) fixed_twice(fed + i, v_mul(v_mul(scale, v_load_n(s.x + i, rows_left(i, p))), v_load(s.per_row + i)));
   int16_t table[16];
   fixed_store(table, v_add(v_round(v_mul(v_load(kFixedCodes), v_set(s.decay * kFixedUnit))), v_set(kFixedUnit / 2)));
-  const bool single = kBlocks == 1 || blocks == 1;  // sums of more blocks would not fit 32 bits
+  const bool single = kBlocks == 1 || blocks == 1;
   for (Int i = 0; i < blocks; i++) {
     const Row step(k.planes[i], table, k.ordered + 128 * i);
     for (Int r = 0; r < p; r++) {
-      const uint8_t* in = past + r * bytes + 64 * i;
-      MAMBAC_PREFETCH(in + kStaticAhead);
-      const Vec sum = step.row(in, fed + r, present + r * bytes + 64 * i);
-      v_store(sums + 16 * r, single ? sum : i == 0 ? fixed_floats(sum) : v_add(v_load(sums + 16 * r), fixed_floats(sum)));
+      const Int at = r * bytes + 64 * i;
+      MAMBAC_PREFETCH(past + at + kStaticAhead);
+      dot_put(sums + 16 * r, step.row(past + at, fed + r, present + at), single, i == 0);
     }
   }
   // Sums of all rows after them: nothing of the next rows waits for these.
-  for (Int i = 16 * p; i < 16 * round16(p); i += 16) v_store(sums + i, v_zero());
   const Vec worth = v_set(s.decay * k.unit), shared = v_set(s.delta * k.product);
   for (Int p0 = 0; p0 < p; p0 += 16) {
     const int count = rows_left(p0, p);
-    Vec part[16];
-    for (int r = 0; r < 16; r++) part[r] = v_load(sums + 16 * (p0 + r));
     const Vec x = v_load_n(s.x + p0, count), rest = v_mul(x, v_add(shared, v_load_n(s.D + p0, count)));
-    v_store_n(s.y + p0, v_fma(v_mul(v_load_n(s.row + p0, count), worth), single ? w_sum16(part) : v_reduce16<v_add>(part), rest), count);
+    v_store_n(s.y + p0, v_fma(v_mul(v_load_n(s.row + p0, count), worth), dot_total(sums + 16 * p0, count, single), rest), count);
   }
   return true;
 }

@@ -333,8 +333,8 @@ struct NibbleDot {
     __m256i sum = _mm256_add_epi32(_mm256_madd_epi16(p[2], _mm256_set1_epi16(256)), _mm256_madd_epi16(p[1], one));
     return _mm256_add_epi32(_mm256_slli_epi32(sum, 8), _mm256_madd_epi16(p[0], one));
   }
-  MAMBAC_MEMBER Vec row(const uint8_t* codes) const {
-    return {_mm256_cvtepi32_ps(part(_mm256_loadu_si256((const __m256i*)codes), 0)),
-            _mm256_cvtepi32_ps(part(_mm256_loadu_si256((const __m256i*)codes + 1), 1))};
+  MAMBAC_MEMBER Vec read(const uint8_t* codes) const {
+    return {_mm256_castsi256_ps(part(_mm256_loadu_si256((const __m256i*)codes), 0)),
+            _mm256_castsi256_ps(part(_mm256_loadu_si256((const __m256i*)codes + 1), 1))};
   }
 };

@@ -217,32 +217,37 @@ MAMBAC_INLINE void i4_store_strided(uint8_t* p, const Vec* a) {
   _mm512_storeu_si512(p, _mm512_shuffle_epi8(both, order));
 }
 
-// 128 coefficients times `scale`, rounded, into planes; the products stay within +-0x7f7f7f.
+// 128 coefficients times `scale`, rounded, into planes; the products stay within +-0x7f7f7f. Whole planes are stored: a
+// load right behind pieces would wait for them.
 static void split_planes(DotPlanes& k, const float* c, Vec scale) {
   const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-  const __m512i half = _mm512_set1_epi32(128), next = _mm512_add_epi32(even, _mm512_set1_epi32(1));
-  for (int i = 0; i < 128; i += 32) {
-    const __m512i a = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(c + i), scale.v));
-    const __m512i b = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(c + i + 16), scale.v));
-    for (int odd = 0; odd < 2; odd++) {
-      __m512i v = _mm512_permutex2var_epi32(a, odd ? next : even, b);
-      for (int plane = 0; plane < 3; plane++) {
-        _mm_storeu_si128((__m128i*)(k.c[plane][odd] + i / 2), _mm512_cvtepi32_epi8(v));
-        v = _mm512_srai_epi32(_mm512_add_epi32(v, half), 8);
-      }
-    }
+  const __m512i half = _mm512_set1_epi32(0x808080), next = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+  const __m512i pieces = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  __m512i v[8];  // bytes of columns plus 128, carried: xor 128 makes digits with a sign of them
+  for (int i = 0; i < 8; i++) v[i] = _mm512_xor_si512(_mm512_add_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(c + 16 * i), scale.v)), half), half);
+  for (int odd = 0; odd < 2; odd++) {
+    __m512i w[4];  // in each 128 bits four bytes of every plane
+    for (int i = 0; i < 4; i++) w[i] = _mm512_shuffle_epi8(_mm512_permutex2var_epi32(v[2 * i], odd ? next : even, v[2 * i + 1]), pieces);
+    const __m512i a = _mm512_unpacklo_epi32(w[0], w[1]), b = _mm512_unpacklo_epi32(w[2], w[3]);
+    const __m512i high = _mm512_unpacklo_epi64(_mm512_unpackhi_epi32(w[0], w[1]), _mm512_unpackhi_epi32(w[2], w[3]));
+    _mm512_storeu_si512(k.c[0][odd], _mm512_permutexvar_epi32(order, _mm512_unpacklo_epi64(a, b)));
+    _mm512_storeu_si512(k.c[1][odd], _mm512_permutexvar_epi32(order, _mm512_unpackhi_epi64(a, b)));
+    _mm512_storeu_si512(k.c[2][odd], _mm512_permutexvar_epi32(order, high));
   }
 }
 
 // Sums of 128 codes of 4 bits times coefficients (dot.h). VNNI multiplies and adds four bytes a lane in one instruction.
 template <bool kVnni>
 struct NibbleDotOf {
-  __m512i c[3][2], bias;
+  __m512i c[3][2], first, last;  // planes, and what the 8 adds to their sums, taken off the largest and from the end
   MAMBAC_MEMBER explicit NibbleDotOf(const DotPlanes& k) {
+    const __m512i zero = _mm512_setzero_si512(), eight = _mm512_set1_epi8(8);
     for (int plane = 0; plane < 3; plane++)
       for (int odd = 0; odd < 2; odd++) c[plane][odd] = _mm512_loadu_si512(k.c[plane][odd]);
-    bias = _mm512_setzero_si512();
-    bias = whole(_mm512_setzero_si512());
+    first = _mm512_sub_epi32(zero, products(2, eight, eight, zero));
+    last = _mm512_add_epi32(_mm512_slli_epi32(products(1, eight, eight, zero), 8), products(0, eight, eight, zero));
+    last = _mm512_sub_epi32(zero, last);
   }
   static MAMBAC_MEMBER __m512i add(__m512i sum, __m512i codes, __m512i coefficients) {
 #if defined(_MSC_VER) && !defined(__clang__)
@@ -252,26 +257,20 @@ struct NibbleDotOf {
     return sum;
 #endif
   }
+  // from + the sums of four neighbouring bytes of codes plus 8 in each lane.
+  MAMBAC_MEMBER __m512i products(int plane, __m512i even, __m512i odd, __m512i from) const {
+    if (kVnni) return add(add(from, even, c[plane][0]), odd, c[plane][1]);
+    const __m512i pairs = _mm512_add_epi16(_mm512_maddubs_epi16(even, c[plane][0]), _mm512_maddubs_epi16(odd, c[plane][1]));
+    return _mm512_add_epi32(from, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+  }
+  // Two chains of planes: one is longer than what else a row takes can hide, three are an addition more.
   MAMBAC_MEMBER __m512i whole(__m512i row) const {
     const __m512i mask = _mm512_set1_epi8(15), eight = _mm512_set1_epi8(8);
     const __m512i even = _mm512_ternarylogic_epi32(row, mask, eight, 0x6A);  // (row & mask) ^ eight: codes plus 8
     const __m512i odd = _mm512_ternarylogic_epi32(_mm512_srli_epi16(row, 4), mask, eight, 0x6A);
-    __m512i sum = _mm512_setzero_si512();
-    if (kVnni) {
-      for (int plane = 2; plane >= 0; plane--) {
-        if (plane < 2) sum = _mm512_slli_epi32(sum, 8);
-        sum = add(add(sum, even, c[plane][0]), odd, c[plane][1]);
-      }
-    } else {
-      __m512i part[3];
-      for (int plane = 0; plane < 3; plane++)
-        part[plane] = _mm512_add_epi16(_mm512_maddubs_epi16(even, c[plane][0]), _mm512_maddubs_epi16(odd, c[plane][1]));
-      const __m512i one = _mm512_set1_epi16(1);
-      sum = _mm512_add_epi32(_mm512_madd_epi16(part[2], _mm512_set1_epi16(256)), _mm512_madd_epi16(part[1], one));
-      sum = _mm512_add_epi32(_mm512_slli_epi32(sum, 8), _mm512_madd_epi16(part[0], one));
-    }
-    return _mm512_sub_epi32(sum, bias);
+    const __m512i high = products(1, even, odd, _mm512_slli_epi32(products(2, even, odd, first), 8));
+    return _mm512_add_epi32(_mm512_slli_epi32(high, 8), products(0, even, odd, last));
   }
-  MAMBAC_MEMBER Vec row(const uint8_t* codes) const { return {_mm512_cvtepi32_ps(whole(_mm512_loadu_si512(codes)))}; }
+  MAMBAC_MEMBER Vec read(const uint8_t* codes) const { return {_mm512_castsi512_ps(whole(_mm512_loadu_si512(codes)))}; }
 };
 typedef NibbleDotOf<false> NibbleDot;

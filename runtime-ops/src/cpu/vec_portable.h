@@ -262,13 +262,11 @@ struct NibbleDot {
   explicit NibbleDot(const DotPlanes& k) {
     for (int i = 0; i < 128; i++) c[i] = (k.c[2][i & 1][i / 2] * 256 + k.c[1][i & 1][i / 2]) * 256 + k.c[0][i & 1][i / 2];
   }
-  Vec row(const uint8_t* codes) const {
+  Vec read(const uint8_t* codes) const {
+    int32_t sums[16] = {0};
+    for (int i = 0; i < 128; i++) sums[i / 8] += nibble(codes, i) * c[i];
     Vec r;
-    for (int i = 0; i < 16; i++) {
-      int32_t sum = 0;
-      for (int j = 0; j < 8; j++) sum += nibble(codes, 8 * i + j) * c[8 * i + j];
-      r.v[i] = (float)sum;
-    }
+    memcpy(&r, sums, sizeof r);
     return r;
   }
 };
