@@ -44,7 +44,7 @@ struct ScanArgs {
   // Replay, set by run_scan and Kernels::replay_prepare:
   int32_t* counts;  // [batch]: tokens in the rings of past
   float* dots;      // [batch, groups, replay], one token: C against b of every token in the ring and the new one
-  float* steps;     // [batch, replay_step_floats(args)], one token: its d and d * A, and weights of all tokens
+  float* steps;     // [batch, replay_step_floats(args)], one token: what heads share of it and of those in the rings
   // Static, one token at a time, set by run_scan and Kernels::static_prepare:
   int64_t token;
   float* prepared;  // [batch, static_prepared_floats(args)]: what heads share
@@ -150,8 +150,10 @@ MAMBAC_ANYWHERE inline ReplayLayout replay_layout(const ScanArgs& a) {
   return replay_layout(a.format, a.heads, a.head_dim, a.d_state, a.groups, a.replay);
 }
 
-// Floats of one sequence that one Replay token prepares for all heads: d, d * A, weights of R + 1 tokens and the checkpoint, R gains.
-inline int64_t replay_step_floats(const ScanArgs& a) { return (a.heads + 15) / 16 * 16 * (2 * a.replay + 3); }
+// Floats of one sequence that one Replay token prepares for all heads: d, d * A, weights of R tokens and the checkpoint, R gains, and b.
+inline int64_t replay_step_floats(const ScanArgs& a) {
+  return (a.heads + 15) / 16 * 16 * (2 * a.replay + 3) + a.groups * a.replay * ((a.d_state + 15) / 16 * 16);
+}
 
 // One instruction set's kernels. A scan task is one (batch, head); a conv task is one batch row and kConvBlock channels; a
 // task of an operator on rows is kRowBlock rows.

@@ -110,7 +110,7 @@ size_t scan_scratch_bytes(const ScanArgs& a) {
   const size_t prefill = n * p + 2 * 32 * p;        // transposed state, inputs and sums of a block
   const size_t lanes = 2 * 64 * n + 3 * 32 * 64;    // Mamba-1: states, rates and a block of tokens of 64 channels
   if (r > 0) {
-    const size_t token = 2 * n + 2 * p + r * (n + p), block = prefill + 2 * 32 * n;  // the rings, or B and C of a block
+    const size_t token = 2 * n + 2 * p + r * p, block = prefill + 2 * 32 * n;  // the inputs in the ring, or B and C of a block
     return sizeof(float) * (packing + (a.length == 1 ? token : block) + 64);
   }
   if (a.decays != nullptr) return sizeof(float) * (packing + ordered + 64);
@@ -244,7 +244,7 @@ bool run_replay(const Kernels& k, ScanRun& run, const char* name, const Spread& 
   // What is worked out beforehand for one token.
   const size_t dots = a.length == 1 ? (size_t)(a.groups * a.replay) : 0, steps = a.length == 1 ? (size_t)replay_step_floats(a) : 0;
   const size_t batch = (size_t)a.batch, all = batch * (dots + steps + 1);
-  alignas(kScratchAlign) unsigned char local[12288];
+  alignas(kScratchAlign) unsigned char local[16384];
   void* block = nullptr;
   if (all * sizeof(float) > sizeof local && (block = malloc(all * sizeof(float))) == nullptr)
     return refuse(error, room, name, kNoMemory);

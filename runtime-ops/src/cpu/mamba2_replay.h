@@ -43,9 +43,10 @@ struct ReplayShared {
   float *delta, *rate;
   float* weights;  // rows of what the tokens in the ring count, the new one, and the checkpoint
   float* gains;    // rows of what u of a token counts in y: its weight times C b
+  float* b;        // [groups, R, round16(N)]: b of all tokens in vector order, where the state is rounded now
   MAMBAC_MEMBER ReplayShared(const ScanArgs& a, Int b)
       : heads(round16(a.heads)), delta(a.steps + b * replay_step_floats(a)), rate(delta + heads), weights(rate + heads),
-        gains(weights + (a.replay + 1) * heads) {}
+        gains(weights + (a.replay + 1) * heads), b(gains + a.replay * heads) {}
 };
 
 // Weights and gains of heads h .. h + 15 from their logarithms: the new token's is 0, an older one's the rates of all tokens
@@ -82,6 +83,23 @@ static void replay_weights(const ScanArgs& a, const ReplayShared& k, Int b, Int 
   v_store(k.weights + (count + 1) * k.heads + h, v_exp(sum));
 }
 
+// b of all R tokens of group g, of which the last is in B and the others are in the ring.
+template <class Codec>
+static void replay_columns(const uint8_t* ring, const float* B, Int tokens, Int n, float* out) {
+  const Int np = round16(n);
+  for (Int j = 0; j < tokens; j++) {
+    for (Int i0 = 0; i0 < n; i0 += 128) {  // whole 128s where the order of vectors is not that of columns
+      alignas(64) float plain[128];
+      const Int most = n - i0 < 128 ? n - i0 : 128;
+      for (Int i = 0; i < most; i += 16) {
+        const int width = rows_left(i, most);
+        v_store(plain + i, j + 1 < tokens ? halves_at(ring + 2 * (j * n + i0 + i), width) : h_widen(rounded_input(v_load_n(B + i0 + i, width))));
+      }
+      to_vector_order<Codec>(out + j * np + i0, plain, most);
+    }
+  }
+}
+
 // The counts of past and, for one token, what heads share: C against every b of the ring and the new one; step sizes and
 // weights of all heads.
 static void replay_prepare(const ScanArgs& a, int64_t b) {
@@ -112,6 +130,14 @@ static void replay_prepare(const ScanArgs& a, int64_t b) {
     }
   }
   const ReplayShared k(a, b);
+  for (Int g = 0; g < groups && (Int)count + 1 == a.replay; g++) {
+    const float* B = a.B + (b * groups + g) * n;
+    float* out = k.b + g * a.replay * round16(n);
+    if (a.format == Format::kH4 && n % 128 == 0)
+      replay_columns<StridedI4>(ring_of(a, at, b, g), B, a.replay, n, out);
+    else
+      replay_columns<PlainI8>(ring_of(a, at, b, g), B, a.replay, n, out);
+  }
   for (Int h = 0; h < a.heads; h += 16) {
     const int some = rows_left(h, a.heads);
     const Vec delta = v_delta(v_load_n(a.dt + b * a.heads + h, some), v_load_n(a.dt_bias + h, some), a.dt_min, a.dt_max);
@@ -219,22 +245,16 @@ MAMBAC_INLINE void rebuild_rows(const Packing& k, const uint8_t* codes, Int byte
   for (int r = 0; r < kRows; r++) statistic[r] = sum[r];
 }
 
-// The state from the checkpoint times `decay` and all R tokens, of which token j counts `weights`[j * apart]; packed again.
-// The last token's b is in B, the others' in the ring.
+// The state from the checkpoint times `decay` and all R tokens, of which token j counts `weights`[j * apart] and b are in vector
+// order; packed again.
 template <class Codec, bool kMax, int kVectors, bool kTail>
-MAMBAC_APART void replay_round(const ScanArgs& a, Packing& k, const ReplayHead& s, const uint8_t* ring, const float* B, float decay,
-                         const float* weights, Int apart, Carve c) {
+MAMBAC_APART void replay_round(const ScanArgs& a, Packing& k, const ReplayHead& s, const float* b, float decay, const float* weights,
+                               Int apart, Carve c) {
   const Int p = a.head_dim, n = a.d_state, np = round16(n), pp = round16(p), bytes = Codec::row_bytes(n);
   const int tokens = (int)a.replay;
-  float *b = c.take(tokens * np), *fed = c.take(tokens * pp);
+  float* fed = c.take(tokens * pp);
   old_steps<Codec>(k, s.packed + p * bytes + 2 * p, n);
   for (int j = 0; j < tokens; j++) {
-    float* plain = Codec::kGroup == 8 ? k.ratio : b + j * np;
-    for (Int i = 0; i < n; i += 16) {
-      const int width = rows_left(i, n);
-      v_store(plain + i, j + 1 < tokens ? halves_at(ring + 2 * (j * n + i), width) : h_widen(rounded_input(v_load_n(B + i, width))));
-    }
-    if (Codec::kGroup == 8) to_vector_order<Codec>(b + j * np, plain, n);
     const Vec w = v_set(weights[j * apart]);
     for (Int i = 0; i < p; i += 16) v_store(fed + j * pp + i, v_mul(w, halves_at(s.u + 2 * (j * p + i), rows_left(i, p))));
   }
@@ -260,7 +280,7 @@ MAMBAC_APART void replay_round(const ScanArgs& a, Packing& k, const ReplayHead& 
 
 // One token of one head. Dot: the instruction set's NibbleDot.
 template <class Dot, class Codec, bool kMax, int kVectors, bool kTail>
-static void replay_token(const ScanArgs& a, const ReplayHead& s, const uint8_t* ring, Int b, Int h, Carve c) {
+static void replay_token(const ScanArgs& a, const ReplayHead& s, Int b, Int h, Carve c) {
   const Int p = a.head_dim, n = a.d_state, vectors = kVectors > 0 ? kVectors : round16(n) / 16, bytes = Codec::row_bytes(n);
   const Int group = h / (a.heads / a.groups);
   const int count = a.counts[b];
@@ -312,30 +332,30 @@ static void replay_token(const ScanArgs& a, const ReplayHead& s, const uint8_t* 
     v_store_n(y + p0, v_fma(v_load_n(D + p0, some), xv, total), some);
   }
   if (count + 1 < a.replay) return;
-  replay_round<Codec, kMax, kVectors, kTail>(a, k, s, ring, a.B + (b * a.groups + group) * n, decay, shared.weights + h, apart, c);
+  replay_round<Codec, kMax, kVectors, kTail>(a, k, s, shared.b + group * a.replay * round16(n), decay, shared.weights + h, apart, c);
   memset(s.u, 0, (size_t)(2 * a.replay * p));
   memset(s.l, 0, (size_t)(4 * a.replay));
 }
 template <class Dot, class Whole, class Plain, bool kMax>
-MAMBAC_INLINE void replay_plain(const ScanArgs& a, const ReplayHead& s, const uint8_t* ring, Int b, Int h, Carve c) {
+MAMBAC_INLINE void replay_plain(const ScanArgs& a, const ReplayHead& s, Int b, Int h, Carve c) {
   const Int n = a.d_state;
   if (n == 128)
-    replay_token<Dot, Whole, kMax, 8, false>(a, s, ring, b, h, c);
+    replay_token<Dot, Whole, kMax, 8, false>(a, s, b, h, c);
   else if (n == 64)
-    replay_token<Dot, Whole, kMax, 4, false>(a, s, ring, b, h, c);
+    replay_token<Dot, Whole, kMax, 4, false>(a, s, b, h, c);
   else if (n % 16 == 0)
-    replay_token<Dot, Plain, kMax, 0, false>(a, s, ring, b, h, c);
+    replay_token<Dot, Plain, kMax, 0, false>(a, s, b, h, c);
   else
-    replay_token<Dot, Plain, kMax, 0, true>(a, s, ring, b, h, c);
+    replay_token<Dot, Plain, kMax, 0, true>(a, s, b, h, c);
 }
 template <class Dot, bool kMax>
-MAMBAC_INLINE void replay_i4(const ScanArgs& a, const ReplayHead& s, const uint8_t* ring, Int b, Int h, Carve c) {
+MAMBAC_INLINE void replay_i4(const ScanArgs& a, const ReplayHead& s, Int b, Int h, Carve c) {
   if (a.d_state == 128)
-    replay_token<Dot, StridedI4, kMax, 8, false>(a, s, ring, b, h, c);
+    replay_token<Dot, StridedI4, kMax, 8, false>(a, s, b, h, c);
   else if (a.d_state % 128 == 0)
-    replay_token<Dot, StridedI4, kMax, 0, false>(a, s, ring, b, h, c);
+    replay_token<Dot, StridedI4, kMax, 0, false>(a, s, b, h, c);
   else
-    replay_plain<Dot, PlainI4, PlainI4, kMax>(a, s, ring, b, h, c);
+    replay_plain<Dot, PlainI4, PlainI4, kMax>(a, s, b, h, c);
 }
 
 // Decays and inputs of the block's tokens, either all in the rings (slots from `slot` on) or all of this call (tokens from
@@ -442,9 +462,9 @@ static void replay_task(const ScanArgs& a, int64_t task, void* scratch) {
   const Carve c(scratch);
   if (a.length == 1) {
     if (a.format == Format::kH8)
-      a.max_norm ? replay_plain<Dot, BlockI8, PlainI8, true>(a, s, ring, b, h, c) : replay_plain<Dot, BlockI8, PlainI8, false>(a, s, ring, b, h, c);
+      a.max_norm ? replay_plain<Dot, BlockI8, PlainI8, true>(a, s, b, h, c) : replay_plain<Dot, BlockI8, PlainI8, false>(a, s, b, h, c);
     else
-      a.max_norm ? replay_i4<Dot, true>(a, s, ring, b, h, c) : replay_i4<Dot, false>(a, s, ring, b, h, c);
+      a.max_norm ? replay_i4<Dot, true>(a, s, b, h, c) : replay_i4<Dot, false>(a, s, b, h, c);
   } else if (a.format == Format::kH8) {
     a.max_norm ? replay_prefill<PlainI8, true>(a, s, ring, b, h, c) : replay_prefill<PlainI8, false>(a, s, ring, b, h, c);
   } else {
