@@ -44,7 +44,7 @@ struct FixedRowOf {
     const __m512i order = _mm512_broadcast_i32x4(_mm_setr_epi8(1, 1, 3, 3, 5, 5, 7, 7, 9, 9, 11, 11, 13, 13, 15, 15)), bottom = _mm512_set1_epi8(-7 * 16);
     const __m512i low = _mm512_max_epi8(_mm512_mask_shuffle_epi8(w[2], 0x5555555555555555, w[0], order), bottom);
     const __m512i high = _mm512_max_epi8(_mm512_mask_shuffle_epi8(w[3], 0x5555555555555555, w[1], order), bottom);
-    _mm512_storeu_si512(out, _mm512_ternarylogic_epi32(_mm512_srli_epi16(low, 4), high, mask, 0xE4)  /* mask ? low : high */);
+    _mm512_storeu_si512(out, _mm512_ternarylogic_epi32(_mm512_srli_epi16(low, 4), high, mask, 0xE4));  // mask ? low : high
     return {_mm512_castsi512_ps(sums)};
   }
 };
