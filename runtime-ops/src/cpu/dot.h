@@ -33,7 +33,9 @@ MAMBAC_INLINE void dot_put(float* sums, Vec lanes, bool single, bool first) {
 MAMBAC_INLINE Vec dot_total(const float* sums, int count, bool single) {
   Vec part[16];
   for (int r = 0; r < 16; r++) part[r] = r < count ? v_load(sums + 16 * r) : v_zero();
-  return single ? w_sum16(part) : v_reduce16<v_add>(part);
+  if (!single) return v_reduce16<v_add>(part);
+  for (int r = 0; r < 8; r++) part[r] = w_sum_of(part[r], part[r + 8]);
+  return w_sum16(part);
 }
 
 // All p rows of a head's codes against the planes; `sums` has room for 16 numbers a row. The codes `next` behind are fetched.
