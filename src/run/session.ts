@@ -13,11 +13,14 @@ export interface SessionOptions {
   readonly threads?: number;
 }
 
-/** A loaded model. `run` takes and gives tensors by name; outputs default to all. */
+/** A loaded model. `run` takes and gives tensors by name; outputs default to all. Tensors given for outputs are written to. */
 export interface Session {
   readonly inputNames: readonly string[];
   readonly outputNames: readonly string[];
-  run(feeds: ReadonlyMap<string, Tensor>, outputs?: readonly string[]): Promise<Map<string, Tensor>>;
+  run(
+    feeds: ReadonlyMap<string, Tensor>,
+    outputs?: readonly string[] | ReadonlyMap<string, Tensor>,
+  ): Promise<Map<string, Tensor>>;
   release(): Promise<void>;
 }
 
@@ -46,11 +49,13 @@ export async function openSession(model: string | Uint8Array, options: SessionOp
     inputNames: inner.inputNames,
     outputNames: inner.outputNames,
     async run(feeds, outputs) {
-      const inputs: Record<string, ort.Tensor> = {};
-      for (const [name, tensor] of feeds) inputs[name] = toOrt(tensor);
+      const inputs = allToOrt(feeds);
       let results: ort.InferenceSession.OnnxValueMapType;
       try {
-        results = outputs === undefined ? await inner.run(inputs) : await inner.run(inputs, [...outputs]);
+        results =
+          outputs === undefined
+            ? await inner.run(inputs)
+            : await inner.run(inputs, "get" in outputs ? allToOrt(outputs) : [...outputs]);
       } catch (cause) {
         throw new MambacError("session/run", `ONNX Runtime cannot run the model: ${messageOf(cause)}`, undefined, {
           cause,
@@ -86,6 +91,10 @@ const TO_ORT: Partial<Record<DType, ort.Tensor.Type>> = {
 const FROM_ORT: ReadonlyMap<string, DType> = new Map(
   Object.entries(TO_ORT).map(([dtype, name]) => [name, dtype as DType]),
 );
+
+function allToOrt(tensors: ReadonlyMap<string, Tensor>): Record<string, ort.Tensor> {
+  return Object.fromEntries([...tensors].map(([name, tensor]) => [name, toOrt(tensor)]));
+}
 
 function toOrt(tensor: Tensor): ort.Tensor {
   const type = TO_ORT[tensor.dtype];
