@@ -12,9 +12,9 @@ import { MambacError } from "../src/support/errors.js";
 import { FIXTURE_MODELS, fixture } from "../test/support/fixture-models.js";
 import { compileWith } from "../test/support/fixture-row.js";
 import { mutate, seededDraw } from "../test/support/mutate.js";
+import { numberArguments } from "./number-arguments.js";
 
-const count = Number(process.argv[2] ?? 500);
-const first = Number(process.argv[3] ?? 1);
+const [count, first] = numberArguments([500, 1]);
 const files = FIXTURE_MODELS.map((name) => new Uint8Array(readFileSync(fixture(name))));
 const folder = mkdtempSync(join(tmpdir(), "mambac-fuzz-"));
 const outcomes = new Map<string, number>();

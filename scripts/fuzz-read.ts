@@ -11,12 +11,12 @@ import { join } from "node:path";
 import { Worker } from "node:worker_threads";
 import { FIXTURE_MODELS, fixture } from "../test/support/fixture-models.js";
 import { fuzzRead } from "../test/support/fuzz-read.js";
+import { numberArguments } from "./number-arguments.js";
 
 /** A step that takes longer than this is a hang, in milliseconds. */
 const HANG_MS = 60_000;
 
-const count = Number(process.argv[2] ?? 10_000);
-const first = Number(process.argv[3] ?? 1);
+const [count, first] = numberArguments([10_000, 1]);
 const files = FIXTURE_MODELS.map((name) => new Uint8Array(readFileSync(fixture(name))));
 const folder = mkdtempSync(join(tmpdir(), "mambac-fuzz-"));
 

@@ -20,6 +20,7 @@ import { Random } from "../src/support/random.js";
 import { compileWith } from "../test/support/fixture-row.js";
 import { smallModel } from "../test/support/mamba-graphs.js";
 import { buildOps } from "./build-ops.js";
+import { numberArguments } from "./number-arguments.js";
 
 const GROWTH_BYTES = 16 * 2 ** 20;
 const VOCABULARY = 23;
@@ -107,7 +108,7 @@ function resident(): number {
 }
 
 async function main(): Promise<void> {
-  const [minutes = 60, seed = 1] = process.argv.slice(2).map(Number);
+  const [minutes, seed] = numberArguments([60, 1]);
   const built = await buildOps();
   const libraries = built.kind === "unavailable" ? (["none"] as const) : ([built.library, "none"] as const);
   const folder = mkdtempSync(join(tmpdir(), "mambac-soak-"));

@@ -14,6 +14,7 @@ import { step } from "../src/rewrite/pipeline.js";
 import { semanticOps } from "../src/rewrite/semantic.js";
 import { arbitraryCase, FORMS, type GraphForm, type MambaCase, sabotagesOf } from "../test/support/mamba-graphs.js";
 import { expectSame, runAll, sampleOf } from "../test/support/pass-runs.js";
+import { numberArguments } from "./number-arguments.js";
 
 const FAMILIES: readonly Family[] = ["mamba1", "mamba2"];
 const STEPS = [...raiseRecipe(), step(freeLength, {})];
@@ -41,7 +42,7 @@ function isHarmless({ spelling }: MambaCase): boolean {
 }
 
 async function main(): Promise<void> {
-  const [runs = 200, seed = 1] = process.argv.slice(2).map(Number);
+  const [runs, seed] = numberArguments([200, 1]);
   let failures = 0;
   for (const family of FAMILIES) {
     for (const form of FORMS.filter((name) => suits(family, name))) {
