@@ -44,7 +44,6 @@ export const LINEAR_ATTENTION: Kind = "LinearAttention";
 /** A session with everything bound; `run` is one step of all layers, done when it returns or when what it returns resolves. */
 export interface Runnable {
   readonly run: () => void | Promise<void>;
-  readonly stateBytes: number;
   readonly close: () => void;
 }
 
@@ -85,7 +84,6 @@ export async function openCase(kind: Kind, shape: Shape, settings: CaseSettings)
   const binding = bindPlan(session, plan, inPlace);
   return {
     run: () => void binding.run(),
-    stateBytes: stateBytesOf(plan),
     close: () => {
       binding.close();
       session.close();
@@ -121,13 +119,8 @@ async function openNodeCase(shape: Shape, threads: number): Promise<Runnable> {
         }
       }
     },
-    stateBytes: shape.layers * stateBytesOf(plan),
     close: () => void session.release(),
   };
-}
-
-function stateBytesOf({ states }: Plan): number {
-  return states.reduce((sum, { past }) => sum + (packedBytes(past.dtype, past.shape) ?? 0), 0);
 }
 
 function bindPlan(session: NativeSession, plan: Plan, inPlace: boolean): NativeBinding {

@@ -1,8 +1,7 @@
 /** What a package is made from, and what one holds. Writers turn the first into the second and touch no files. */
 
 import type { Model } from "../ir/graph.js";
-import type { StatePair } from "../run/signature.js";
-import { type Signature, STATES_KEY } from "../run/signature.js";
+import { type Signature, STATES_KEY, type StatePair } from "../run/signature.js";
 import { EXIT, MambacError } from "../support/errors.js";
 import type { SideFiles } from "./side-files.js";
 

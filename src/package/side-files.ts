@@ -3,7 +3,7 @@
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { MambacError } from "../support/errors.js";
-import { fileProblem } from "../support/file-problem.js";
+import { fileProblem, jsonFileProblem } from "../support/file-problem.js";
 
 /** What is copied; anything else in the folder is not of the tokenizer. */
 const NAMES: readonly string[] = [
@@ -61,10 +61,7 @@ function readObject(path: string): Readonly<Record<string, unknown>> {
   try {
     value = JSON.parse(readFileSync(path, "utf8"));
   } catch (cause) {
-    throw problem(
-      `cannot read ${path}: ${cause instanceof SyntaxError ? "it is not JSON" : fileProblem(cause)}`,
-      cause,
-    );
+    throw problem(`cannot read ${path}: ${jsonFileProblem(cause)}`, cause);
   }
   if (typeof value !== "object" || value === null || Array.isArray(value)) {
     throw problem(`cannot read ${path}: it is JSON, but not an object`);

@@ -2,7 +2,7 @@
 
 import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
-import { fileProblem } from "../support/file-problem.js";
+import { jsonFileProblem } from "../support/file-problem.js";
 import type { Tokenizer } from "./tokenizer.js";
 
 export interface EndTokens {
@@ -41,8 +41,7 @@ function idsIn(path: string, tokenizer: Tokenizer, onNotice: (message: string) =
   try {
     value = JSON.parse(readFileSync(path, "utf8"));
   } catch (cause) {
-    const problem = cause instanceof SyntaxError ? "it is not JSON" : fileProblem(cause);
-    onNotice(`${path} is not asked for the end of texts: ${problem}`);
+    onNotice(`${path} is not asked for the end of texts: ${jsonFileProblem(cause)}`);
     return [];
   }
   const byId = fieldOf(value, "eos_token_id");

@@ -57,8 +57,12 @@ export function loadTokenizer(path: string): Tokenizer {
 
 /** The folder of a tokenizer that `loadTokenizer` loads; none for bytes. */
 export function tokenizerFolder(path: string): string[] {
-  if (path === "bytes") return [];
-  return [isFolder(path) ? path : dirname(path)];
+  return path === "bytes" ? [] : [folderOf(path)];
+}
+
+/** A folder itself, and that of a file. */
+function folderOf(path: string): string {
+  return isFolder(path) ? path : dirname(path);
 }
 
 function isFolder(path: string): boolean {
@@ -67,8 +71,7 @@ function isFolder(path: string): boolean {
 
 /** The tokenizer.json beside a model (or in a folder of models); null for bytes as tokens, or where there is none. */
 export function tokenizerBeside(path: string, vocabulary: number): Tokenizer | null {
-  const folder = isFolder(path) ? path : dirname(path);
-  const beside = join(folder, "tokenizer.json");
+  const beside = join(folderOf(path), "tokenizer.json");
   return vocabulary !== 256 && existsSync(beside) ? loadTokenizer(beside) : null;
 }
 

@@ -15,6 +15,11 @@ const PROBLEMS: Readonly<Record<string, string>> = {
   EROFS: "the file system is read-only",
 };
 
+/** The reason why a file of JSON could not be had: that it cannot be read, or that it is something else. */
+export function jsonFileProblem(cause: unknown): string {
+  return cause instanceof SyntaxError ? "it is not JSON" : fileProblem(cause);
+}
+
 /** The reason of a failed file operation; the message of any other error. */
 export function fileProblem(cause: unknown): string {
   if (!(cause instanceof Error)) return String(cause);

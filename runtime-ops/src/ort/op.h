@@ -62,23 +62,17 @@ struct Reader {
     if (good) snprintf(missing.text, sizeof missing.text, "%s: attribute %s (%s) is missing", op.name(), name, type);
     good = false;
   }
-  int64_t whole(const char* name) {
-    int64_t value = 0;
-    if (Status* s = call<Status*>(op.api, kAttributeInt64, info, name, &value)) {
+  int64_t whole(const char* name) { return value<int64_t>(kAttributeInt64, name, "int"); }
+  float real(const char* name) { return value<float>(kAttributeFloat, name, "float"); }
+  template <class T>
+  T value(Slot slot, const char* name, const char* type) {
+    T found = 0;
+    if (Status* s = call<Status*>(op.api, slot, info, name, &found)) {
       release(op.api, s);
-      fail(name, "int");
+      fail(name, type);
       return 0;
     }
-    return value;
-  }
-  float real(const char* name) {
-    float value = 0;
-    if (Status* s = call<Status*>(op.api, kAttributeFloat, info, name, &value)) {
-      release(op.api, s);
-      fail(name, "float");
-      return 0;
-    }
-    return value;
+    return found;
   }
 };
 
